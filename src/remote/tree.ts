@@ -1,0 +1,143 @@
+// A directory: names, attributes, and a blob behind each file.
+import type { Store } from './store.js'
+
+/**
+ * A path below the tree's root: '' is the root itself, parts are joined by '/', and each char is one byte (latin1),
+ * since names are bytes and need not be UTF-8.
+ */
+export type Path = string
+
+/** Opaque; equal versions mean equal bytes of the file (attributes do not count). */
+export type Version = string
+
+/** POSIX attributes. Times are nanoseconds since the epoch and may be negative. `mode` includes the type (S_IFMT). */
+export interface Attributes {
+  mode: number
+  uid: number
+  gid: number
+  atimeNs: bigint
+  mtimeNs: bigint
+}
+
+/** One name in a directory and what is behind it. */
+export interface Entry extends Attributes {
+  /** The last part of the path; '' for the root. */
+  name: string
+  /** Bytes of a file; the length of a symlink's target; 0 for what else there is. */
+  size: number
+  /** Bytes really allocated, if the remote knows; else the size. */
+  allocated: number
+  rdev: number
+  nlink: number
+  ctimeNs: bigint
+  version: Version
+  /** Two names with one id are one file (hard links). Absent when the remote has none. */
+  id?: string
+  /** A symlink's target, as bytes (latin1). */
+  link?: string
+}
+
+export interface TreeCapabilities {
+  write: boolean
+  hardLinks: boolean
+  symlinks: boolean
+  /** Devices, FIFOs and sockets. */
+  specialFiles: boolean
+  /** mode, uid and gid are kept; otherwise `mount` shows what its options say. */
+  owners: boolean
+  /** Bytes of all extended attributes of one file together; 0: none are kept. */
+  xattrBytesMax: number
+  nameBytesMax: number
+  pathBytesMax: number
+  fileBytesMax: number
+  /** Part of a file can be changed in place. Otherwise every change sends the file whole. */
+  patch: boolean
+}
+
+/** Extended attributes by name; names and values are bytes. */
+export type Xattrs = Map<string, Uint8Array>
+
+export interface Usage {
+  bytesTotal: number
+  bytesFree: number
+  filesTotal: number
+  filesFree: number
+}
+
+/** A new thing without content: a directory, symlink, device, FIFO, socket, or an empty file. */
+export interface NewNode extends Attributes {
+  rdev: number
+  link?: string
+}
+
+/**
+ * A directory tree. The first group is all that the engine reads with; the second is what `rollforward` stands on and nobody
+ * else calls (see commits.ts for how the engine writes). Arguments can be cloned to another thread, but for `signal`.
+ * Every method rejects with a FerryError. `null` and NOT_FOUND are positive knowledge that nothing is there: a remote that
+ * cannot be reached says UNREACHABLE or DEADLINE instead. The tree hides `.pageferry` in its root from `list` and `stat`.
+ */
+export interface Tree {
+  readonly shape: 'tree'
+  /** Without credentials: may be printed. */
+  readonly url: string
+  readonly capabilities: TreeCapabilities
+  stat(path: Path, signal?: AbortSignal): Promise<Entry | null>
+  /** A page of at most 1,000 entries in an order of the remote's own; go on with `cursor` until there is none. */
+  list(path: Path, cursor?: string, signal?: AbortSignal): Promise<{ entries: Entry[]; cursor?: string }>
+  /** Bytes of a file; fewer only at its end. With `version`: STALE if the file is another version now. */
+  read(path: Path, range: { at: number; length: number; version?: Version }, signal?: AbortSignal): Promise<Uint8Array>
+  xattrs(path: Path, signal?: AbortSignal): Promise<Xattrs>
+  usage(signal?: AbortSignal): Promise<Usage | null>
+  close(): Promise<void>
+
+  /** The objects under `.pageferry/`: intents, lease, small staged things. */
+  readonly hidden: Store
+  /** Bytes into a file that exists. */
+  write(path: Path, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
+  /** Cut or extend (with zeros) to `size` bytes. */
+  truncate(path: Path, size: number, signal?: AbortSignal): Promise<void>
+  /** These bytes read as zeros from now on; the size stays. */
+  punch(path: Path, at: number, length: number, signal?: AbortSignal): Promise<void>
+  make(path: Path, node: NewNode, signal?: AbortSignal): Promise<void>
+  /** Another name for a file that exists; EXISTS if the new name is taken. */
+  link(source: Path, target: Path, signal?: AbortSignal): Promise<void>
+  /** Atomic. Replaces a file, or an empty directory by a directory. */
+  rename(source: Path, target: Path, signal?: AbortSignal): Promise<void>
+  /** A file, or an empty directory. */
+  remove(path: Path, signal?: AbortSignal): Promise<void>
+  setAttributes(path: Path, attributes: Partial<Attributes>, signal?: AbortSignal): Promise<void>
+  /** All of them: those not named are removed. */
+  setXattrs(path: Path, xattrs: Xattrs, signal?: AbortSignal): Promise<void>
+  /** What was changed at these paths, and the names in their directories, survives a crash of the remote. */
+  sync(paths: Path[], signal?: AbortSignal): Promise<void>
+}
+
+/** The prefix in a tree's root under which everything of ours lies. */
+export const HIDDEN = '.pageferry'
+
+/** Bytes of a changed file: inside the change itself, or staged before under an id. Extents are ascending and do not overlap. */
+export type Content =
+  | { inline: { at: number; bytes: Uint8Array }[] }
+  | { staged: string; extents: { at: number; length: number }[] }
+
+/**
+ * One line of a batch: what is different at the remote after it. `path` and `to` are names as they are *after* the batch;
+ * `from` and the `path` of a removal are names as they were *before* it. The order of the lines does not matter.
+ *
+ * `expect` is the version that must still be there (null: nothing may be there; undefined: do not look). If it is not, theirs
+ * keeps the name and ours is placed at `otherwise`, which stands in the intent, so that whoever finishes the batch does the same.
+ */
+export type TreeChange =
+  /** A committed name is gone. A directory is removed after everything in it. Somebody else's newer version stays. */
+  | { do: 'remove'; path: Path; expect?: Version }
+  /** A committed name, with all that is below it, is at another place now. */
+  | { do: 'move'; from: Path; to: Path; otherwise: Path }
+  /** Something without content is new. */
+  | { do: 'make'; path: Path; node: NewNode; xattrs?: Xattrs; otherwise: Path }
+  /** A file, whole: what `content` does not cover is zeros. Replaces what was there. */
+  | { do: 'put'; path: Path; size: number; attributes: Attributes; xattrs?: Xattrs; content: Content; expect?: Version | null; otherwise: Path }
+  /** A file changed in place: these bytes, then this size. `zeros` are punched. `floor`: the smallest size it had meanwhile (bytes from there on that `content` does not cover are zeros). */
+  | { do: 'patch'; path: Path; size: number; floor: number; attributes: Attributes; xattrs?: Xattrs; content: Content; expect?: Version; otherwise: Path }
+  /** Another name for the file that is at `target` after the batch. */
+  | { do: 'link'; path: Path; target: Path }
+  | { do: 'attributes'; path: Path; attributes: Attributes; xattrs?: Xattrs }
