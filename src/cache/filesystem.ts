@@ -1,0 +1,125 @@
+// What a tree looks like to a front door: inodes, names and bytes. Every method answers at once when it can (a hit) and
+// otherwise with a promise; a door must not await a value that is already there. All errors are FerryErrors.
+
+/** The value, or a promise of it when something has to be waited for. */
+export type Maybe<T> = T | Promise<T>
+
+/** Persistent per cache directory, below 2^53, never used twice. The root is 1. */
+export type Ino = number
+
+export const ROOT: Ino = 1
+
+/** An inode's attributes. The object is live: read it before the next await, do not change it. Times in ns since the epoch. */
+export interface InodeAttributes {
+  readonly ino: Ino
+  /** Type (S_IFMT) and permissions. */
+  readonly mode: number
+  readonly uid: number
+  readonly gid: number
+  readonly rdev: number
+  readonly nlink: number
+  readonly size: number
+  /** Units of 512 B. */
+  readonly blocks: number
+  /** Of I/O, in bytes. */
+  readonly blksize: number
+  readonly atimeNs: bigint
+  readonly mtimeNs: bigint
+  readonly ctimeNs: bigint
+}
+
+export interface AttributeChange {
+  /** Permission bits only; the type stays. */
+  mode?: number
+  uid?: number
+  gid?: number
+  size?: number
+  atimeNs?: bigint
+  mtimeNs?: bigint
+  ctimeNs?: bigint
+}
+
+export interface NewInode {
+  /** Type and permissions. */
+  mode: number
+  uid: number
+  gid: number
+  rdev?: number
+  /** Target of a symlink, as bytes. */
+  link?: string
+}
+
+export interface DirectoryEntry {
+  name: string
+  ino: Ino
+  /** S_IFMT bits of its mode. */
+  type: number
+  /** Grows along the listing and is never used twice in one directory: a listing goes on after it. Starts at 3. */
+  cookie: number
+}
+
+export interface Space {
+  blockBytes: number
+  blocksTotal: number
+  blocksFree: number
+  filesTotal: number
+  filesFree: number
+  nameBytesMax: number
+}
+
+/** What the kernel has cached and must be told about; a door installs it. */
+export interface KernelCache {
+  /** Attributes and data of an inode changed behind the kernel's back. */
+  invalidateInode(ino: Ino): void
+  /** A name points elsewhere or nowhere. */
+  invalidateEntry(parent: Ino, name: string): void
+}
+
+/** A file tree. Names are bytes (latin1 strings), without '/' and NUL; `.` and `..` are the door's affair. */
+export interface FileSystem {
+  readonly readOnly: boolean
+  kernel: KernelCache
+
+  /** null: known not to be there. */
+  lookup(parent: Ino, name: string): Maybe<InodeAttributes | null>
+  attributes(ino: Ino): Maybe<InodeAttributes>
+  setAttributes(ino: Ino, change: AttributeChange): Maybe<InodeAttributes>
+  /** The kernel holds one more reference (a reply with an entry went out). The inode stays until `forget`, though it be unlinked. */
+  remember(ino: Ino): void
+  forget(ino: Ino, count: number): void
+
+  readLink(ino: Ino): Maybe<string>
+  /** A new file, directory, symlink or special file; EXISTS if the name is taken. */
+  make(parent: Ino, name: string, node: NewInode): Maybe<InodeAttributes>
+  link(ino: Ino, parent: Ino, name: string): Maybe<InodeAttributes>
+  /** A name of anything but a directory. */
+  unlink(parent: Ino, name: string): Maybe<void>
+  removeDirectory(parent: Ino, name: string): Maybe<void>
+  rename(source: { parent: Ino; name: string }, target: { parent: Ino; name: string }, how: 'replace' | 'noreplace' | 'exchange'): Maybe<void>
+  /** Entries with a cookie above `after`, in the order of their cookies, as they are now. The array is the caller's. */
+  entries(ino: Ino, after: number, countMax: number): Maybe<DirectoryEntry[]>
+  /** The directory's parent; the root's is the root. */
+  parentOf(ino: Ino): Ino
+
+  /** `writable` handles may hide dirty pages in the kernel. */
+  opened(ino: Ino, writable: boolean): void
+  released(ino: Ino, writable: boolean): void
+  /** Fills `into`; fewer bytes only at the end of the file. */
+  read(ino: Ino, at: number, into: Uint8Array): Maybe<number>
+  /** `from` is not used after the call has returned or its promise has resolved. */
+  write(ino: Ino, at: number, from: Uint8Array): Maybe<void>
+  /** Resolves when all that was acknowledged before is durable as `--fsync` says. */
+  fsync(ino: Ino): Maybe<void>
+  /** fallocate(2): `allocate` extends the size unless `keepSize`; `punch` and `zero` make bytes read as zeros. */
+  allocate(ino: Ino, range: { at: number; length: number }, how: { kind: 'allocate' | 'punch' | 'zero'; keepSize: boolean }): Maybe<void>
+  /** lseek(2) SEEK_DATA and SEEK_HOLE; RANGE beyond the end (ENXIO at the door). */
+  seek(ino: Ino, at: number, wanted: 'data' | 'hole'): Maybe<number>
+  /** Bytes copied: may be fewer than asked. */
+  copy(source: { ino: Ino; at: number }, target: { ino: Ino; at: number }, length: number): Maybe<number>
+
+  getXattr(ino: Ino, name: string): Maybe<Uint8Array>
+  listXattrs(ino: Ino): Maybe<string[]>
+  setXattr(ino: Ino, name: string, value: Uint8Array, how: 'set' | 'create' | 'replace'): Maybe<void>
+  removeXattr(ino: Ino, name: string): Maybe<void>
+  space(): Maybe<Space>
+}
