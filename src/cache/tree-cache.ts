@@ -1,0 +1,113 @@
+// The engine behind a mounted tree, as its owner (the daemon, the library) sees it. `openTreeCache` makes one.
+import type { Commits } from '../remote/commits.js'
+import type { Tree, TreeChange } from '../remote/tree.js'
+import type { FileSystem } from './filesystem.js'
+import type { Storage } from './storage.js'
+
+/** Validated at the edge (zod, in `src/options.ts`); the engine takes them as they are. */
+export interface TreeCacheOptions {
+  /** Directory of the local database, journal and data file; exists, is ours (0700) and is locked by this process. */
+  cacheDir: string
+  storage: Storage
+  /** Stable for this cache directory; names its writer in the remote's lease. */
+  readOnly: boolean
+  shared: boolean
+  takeOver: boolean
+  /** Clean and dirty bytes on the local disk, at most. Default 10 GiB. */
+  cacheBytesMax: number
+  /** Kept free on the cache's disk. Default 1 GiB, at most a tenth of the disk. */
+  cacheBytesFreeMin: number
+  /** Buffers of fetches and pushes in flight, at most. Default 256 MiB. */
+  memoryBytesMax: number
+  /** One request to the remote, at most. Default 1 MiB, at most 8 MiB. */
+  fetchBytesMax: number
+  fsync: 'local' | 'remote'
+  /** A cut is due this long after the first change. Default 2,000 ms. */
+  flushIntervalMs: number
+  /** Default 30,000 ms. */
+  maxDelayMs: number
+  /** Bytes not yet at the remote, at most; then writers wait. Default 1 GiB. */
+  dirtyBytesMax: number
+  /** Changes not yet at the remote, at most. Default 1,000,000. */
+  dirtyOperationsMax: number
+  whenFull: 'wait' | 'error'
+  pull: 'on-demand' | 'all'
+  pullWorkers: number
+  pushWorkers: number
+  prefetch: 'auto' | 'off' | { file: string }
+  /** The order of first touches is written here at close. */
+  record: string | undefined
+  leaseMs: number
+  /** Of every remote call. Default 30,000 ms. */
+  deadlineMs: number
+  /** How long a listing or attribute of the remote is believed. Default 1,000 ms for readers; see --dir-ttl. */
+  dirTtlMs: number
+  /** Globs of names that never travel. Default ['*-shm']. */
+  localOnly: string[]
+  /** Bytes the kernel may hold dirty for this mount: kept free as a reserve. */
+  kernelBytesMax: number
+}
+
+export interface Lag {
+  /** Not at the remote yet. */
+  bytes: number
+  operations: number
+  /** Of the oldest change that the remote does not have; 0: it has all. */
+  ageMs: number
+  /** Dirty in the kernel's page cache, as far as it can be known. */
+  kernelBytes: number
+}
+
+/** What `status --json` prints of a mount, but for what only its door knows (mountpoint, pid). */
+export interface TreeCacheStatus {
+  readOnly: boolean
+  /** 'remote': the commit contract holds at the remote. 'local': only local durability. */
+  contract: 'remote' | 'local'
+  lag: Lag
+  cache: { bytes: number; bytesMax: number; dirtyBytes: number; chunks: number; corrupt: number }
+  memory: { bytes: number; bytesMax: number }
+  reads: { hits: number; misses: number; bytes: number }
+  prefetch: { bytes: number; usedBytes: number }
+  batches: { committed: number; inFlight: number | null; lastError: string | null }
+  lease: { holder: string; epoch: number } | null
+  conflicts: Conflict[]
+  quarantine: { path: string; code: string; detail: string }[]
+  /** Plain sentences about what is wrong now; empty when all is well. */
+  problems: string[]
+  inodes: { memory: number; known: number }
+}
+
+export interface Conflict {
+  path: string
+  keptAs: string
+  atMs: number
+}
+
+export interface Progress {
+  bytesDone: number
+  bytesTotal: number
+  operationsDone: number
+  operationsTotal: number
+}
+
+export interface TreeCache extends FileSystem, AsyncDisposable {
+  /**
+   * Commits everything acknowledged so far and returns when the remote has it (applied). `flushKernel` first makes the kernel
+   * hand over its dirty pages. Rejects with what stands in the way only when `signal` aborts; otherwise it goes on trying.
+   */
+  sync(options?: { flushKernel?: () => Promise<void>; onProgress?: (progress: Progress) => void; signal?: AbortSignal }): Promise<void>
+  status(): TreeCacheStatus
+  /** Paths of what is not at the remote yet, at most `countMax`. */
+  unsent(countMax: number): string[]
+  /** Make local: a file, or everything below a directory. Path: bytes relative to the root. */
+  pull(path: string, options?: { onProgress?: (progress: Progress) => void; signal?: AbortSignal }): Promise<{ files: number; bytes: number }>
+  /** Give back the space of clean chunks. */
+  evict(path: string): Promise<{ files: number; bytes: number }>
+  /** Look at the remote again. */
+  refresh(path: string): Promise<{ entries: number; changed: number }>
+  conflicts(): Conflict[]
+  /** Locally durable, lease released, not drained. Closing twice is fine. */
+  close(): Promise<void>
+}
+
+export type CommittingTree = Tree & Commits<TreeChange>
