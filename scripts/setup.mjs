@@ -1,0 +1,125 @@
+// Gets a checkout ready for `demo`, `test` or `bench`: npm packages, Debian packages, the build. Plain Node, nothing to install first.
+//
+//   node scripts/setup.mjs demo|test|bench|build
+//
+// What is there already is left alone, so a second run takes a moment.
+import { spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { existsSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs'
+import { delimiter, dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)))
+const goal = process.argv[2]
+const goals = ['demo', 'test', 'bench', 'build']
+
+const say = line => process.stderr.write(`setup: ${line}\n`)
+const fail = line => {
+  say(line)
+  process.exit(1)
+}
+
+/** Debian package -> how one sees that it is there, and which goals want it. */
+const debian = [
+  { name: 'fuse3', has: () => program('fusermount3'), goals: ['demo', 'test', 'bench'] },
+  { name: 'sqlite3', has: () => program('sqlite3'), goals: ['demo', 'test', 'bench'] },
+  { name: 'ffmpeg', has: () => program('ffmpeg') && program('ffprobe'), goals: ['demo', 'test'] },
+  { name: 'python3', has: () => program('python3'), goals: ['demo', 'test'] },
+  { name: 'fio', has: () => program('fio'), goals: ['test', 'bench'] },
+  { name: 'gcc', has: () => program('gcc') && program('cc'), goals: ['test', 'bench'] },
+  { name: 'make', has: () => program('make'), goals: ['test'] },
+  { name: 'libc6-dev', has: () => existsSync('/usr/include/stdio.h'), goals: ['test', 'bench'] },
+  { name: 'libfuse3-dev', has: () => existsSync('/usr/include/fuse3/fuse_lowlevel.h'), goals: ['test', 'bench'] },
+  { name: 'pkg-config', has: () => program('pkg-config'), goals: ['test', 'bench'] },
+  { name: 'git', has: () => program('git'), goals: ['test'] },
+  { name: 'rsync', has: () => program('rsync'), goals: ['test'] },
+  { name: 'attr', has: () => program('getfattr'), goals: ['test'] },
+  { name: 'procps', has: () => program('ps'), goals: ['test'] },
+  { name: 'util-linux', has: () => program('fallocate') && program('mount'), goals: ['test'] },
+]
+
+function program(name) {
+  return (process.env.PATH ?? '').split(delimiter).some(folder => folder && existsSync(join(folder, name)))
+}
+
+function run(command, args, options = {}) {
+  return spawnSync(command, args, { cwd: root, stdio: ['ignore', 'inherit', 'inherit'], ...options }).status ?? 1
+}
+
+const modified = path => statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0
+
+/** npm's packages, exactly as the lock file says. */
+function npmPackages() {
+  const lock = join(root, 'package-lock.json')
+  const installed = join(root, 'node_modules', '.package-lock.json')
+  const stamp = join(root, 'node_modules', '.pageferry-lock')
+  // A checkout touches the lock file without changing it, so its digest decides where a run of ours left one.
+  const digest = createHash('sha256').update(readFileSync(lock)).digest('hex')
+  const fresh = existsSync(stamp) ? readFileSync(stamp, 'utf8') === digest : modified(installed) >= modified(lock)
+  if (existsSync(installed) && fresh) return
+  say('installing npm packages (npm ci)')
+  // Without install scripts: every native package of ours carries its binaries, and npm 11 would only warn about each script.
+  const args = ['ci', '--no-audit', '--no-fund', '--ignore-scripts', '--loglevel=error']
+  if (run('npm', args) !== 0) fail('npm ci failed; its output is above')
+  writeFileSync(stamp, digest)
+}
+
+/** Programs from Debian; false when some are missing and cannot be installed from here. */
+function debianPackages() {
+  const missing = debian.filter(each => each.goals.includes(goal) && !each.has()).map(each => each.name)
+  if (missing.length === 0) return true
+  const line = `apt-get install -y --no-install-recommends ${missing.join(' ')}`
+  if (!program('apt-get')) {
+    say(`missing programs; on Debian they come from: ${line}`)
+    return false
+  }
+  if (process.getuid() !== 0) {
+    say(`missing Debian packages; as root, run: apt-get update && ${line}`)
+    return false
+  }
+  say(`installing Debian packages: ${missing.join(' ')}`)
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
+  // Quiet unless it fails: then what apt said is all that helps.
+  for (const args of [
+    ['-qq', 'update'],
+    ['-qq', '-o', 'Dpkg::Use-Pty=0', ...line.split(' ').slice(1)],
+  ]) {
+    const done = spawnSync('apt-get', args, { env, stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8' })
+    if (done.status === 0 || args.includes('update')) continue
+    process.stderr.write(`${done.stdout}${done.stderr}`)
+    return false
+  }
+  return true
+}
+
+/** The newest change below a path, in ms. */
+function newest(path) {
+  const entry = statSync(path, { throwIfNoEntry: false })
+  if (!entry) return 0
+  if (!entry.isDirectory()) return entry.mtimeMs
+  return readdirSync(path).reduce((latest, name) => Math.max(latest, newest(join(path, name))), entry.mtimeMs)
+}
+
+function build() {
+  const stamp = join(root, 'dist', '.built')
+  const sources = ['cli.ts', 'src', 'bench', 'demo', 'examples', 'package.json', 'tsconfig.json', 'tsconfig.build.json']
+  const changed = Math.max(
+    ...sources.map(name => newest(join(root, name))),
+    modified(join(root, 'node_modules', '.package-lock.json')),
+  )
+  if (existsSync(join(root, 'dist', 'cli.js')) && modified(stamp) >= changed) return
+  const started = new Date()
+  say('building')
+  if (run(process.execPath, [join('node_modules', 'typescript', 'bin', 'tsc'), '-p', 'tsconfig.build.json']) !== 0)
+    fail('the build failed; the compiler says why above')
+  writeFileSync(stamp, '')
+  // What was edited while the compiler ran is newer than the build.
+  utimesSync(stamp, started, started)
+}
+
+if (!goals.includes(goal)) fail(`usage: node scripts/setup.mjs ${goals.join('|')}`)
+if (process.platform !== 'linux') fail(`pageferry needs Linux; this is ${process.platform}`)
+if (Number(process.versions.node.split('.')[0]) < 20) fail(`Node 20 or newer is needed; this is ${process.version}`)
+npmPackages()
+if (goal !== 'build' && !debianPackages() && goal === 'demo') process.exit(1)
+build()
