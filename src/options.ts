@@ -1,0 +1,351 @@
+// Every option in one table: name, what it may be, default, help. Flags, environment variables, config keys and the library's
+// camelCase options are all read from it.
+import { readFileSync } from 'node:fs'
+import { parse as parseToml } from 'smol-toml'
+import { z } from 'zod'
+import { FerryError } from './base/errors.js'
+import { levels } from './base/log.js'
+import { formatBytes } from './base/units.js'
+import {
+  choice,
+  count,
+  type Kind,
+  list,
+  loopback,
+  octal,
+  path,
+  size,
+  text,
+  time,
+  toggle,
+  wordOrFile,
+} from './option-kinds.js'
+
+type Group = 'cache' | 'remote' | 'mount' | 'process'
+
+/** One option. `fallback` is its default, as a user would write it. */
+interface Row<Schema extends z.ZodType = z.ZodType> {
+  group: Group
+  placeholder: string | undefined
+  help: string
+  fallback: unknown
+  schema: Schema
+}
+
+const optional = <Output, Input>(
+  group: Group,
+  { placeholder, schema }: Kind<Output, Input>,
+  help: string,
+): Row<z.ZodOptional<z.ZodType<Output, Input>>> => ({
+  group,
+  placeholder,
+  help,
+  fallback: undefined,
+  schema: schema.optional(),
+})
+
+const defaulted = <Output, Input>(
+  group: Group,
+  { placeholder, schema }: Kind<Output, Input>,
+  fallback: Input,
+  help: string,
+): Row<z.ZodPrefault<z.ZodType<Output, Input>>> => ({
+  group,
+  placeholder,
+  help,
+  fallback,
+  schema: schema.prefault(fallback as z.core.util.NoUndefined<Input>),
+})
+
+const anySize = (like: string) => size({ min: '64K', max: '4096T', like })
+
+/** What `mountTree` takes. */
+const mountTable = {
+  cacheDir: optional(
+    'cache',
+    path('DIR'),
+    'where cached and unsent bytes live (default: one per remote, under $XDG_CACHE_HOME/pageferry)',
+  ),
+  cacheSize: defaulted(
+    'cache',
+    size({ min: '16M', max: '4096T', like: '10G' }),
+    '10G',
+    'local disk for cached and unsent bytes, at most',
+  ),
+  cacheMinFree: optional(
+    'cache',
+    size({ min: '0', max: '4096T', like: '1G' }),
+    "leave this much of the cache's disk free (default: 1G, or a tenth of a small disk)",
+  ),
+  memory: defaulted(
+    'cache',
+    size({ min: '16M', max: '1T', like: '256M' }),
+    '256M',
+    'buffers of fetches and pushes in flight, at most',
+  ),
+  dirtyLimit: optional(
+    'cache',
+    size({ min: '1M', max: '4096T', like: '1G' }),
+    'bytes not yet at the remote, at most; then writers wait (default: 1G, or half of a small --cache-size)',
+  ),
+  whenFull: defaulted(
+    'cache',
+    choice('wait', 'error'),
+    'wait',
+    'at the dirty limit, let writers wait, or refuse with ENOSPC',
+  ),
+  fsync: defaulted(
+    'cache',
+    choice('local', 'remote'),
+    'local',
+    'fsync(2) returns when the change is durable here, or at the remote',
+  ),
+  flushInterval: defaulted(
+    'cache',
+    time({ min: '10ms', max: '24h', like: '2s' }),
+    '2s',
+    'send changes at the latest this long after the first one',
+  ),
+  maxDelay: defaulted(
+    'cache',
+    time({ min: '10ms', max: '24h', like: '30s' }),
+    '30s',
+    'the longest a file that only grows may stay at its last sent length',
+  ),
+  pull: defaulted(
+    'cache',
+    choice('on-demand', 'all'),
+    'on-demand',
+    'fetch what is touched, or everything, in the background',
+  ),
+  pullWorkers: defaulted(
+    'cache',
+    count({ min: 0, max: 64 }),
+    4,
+    'requests at once for bytes that nobody waits for; 0: none',
+  ),
+  pushWorkers: defaulted(
+    'cache',
+    count({ min: 1, max: 64 }),
+    4,
+    'requests at once for changes on their way to the remote',
+  ),
+  prefetch: defaulted(
+    'cache',
+    wordOrFile('auto', 'off'),
+    'auto',
+    'read ahead of readers, not at all, or also as recorded in a file',
+  ),
+  record: optional('cache', path('FILE'), 'at unmount, write the order of first touches here, for --prefetch'),
+  localOnly: defaulted(
+    'cache',
+    list('GLOB', 'names with * and ?, such as *-shm'),
+    ['*-shm'],
+    'names that exist here only and never travel; repeatable',
+  ),
+
+  fetchSize: defaulted(
+    'remote',
+    size({ min: '128K', max: '8M', like: '1M' }),
+    '1M',
+    'one request to the remote, at most',
+  ),
+  uploadLimit: optional('remote', anySize('10M'), 'bytes per second to the remote, at most'),
+  downloadLimit: optional('remote', anySize('10M'), 'bytes per second from the remote, at most'),
+  deadline: defaulted(
+    'remote',
+    time({ min: '10ms', max: '24h', like: '30s' }),
+    '30s',
+    'how long a read may wait for the remote before it fails',
+  ),
+  dirTtl: defaulted(
+    'remote',
+    time({ min: '0', max: '24h', like: '1s' }),
+    '1s',
+    'how long a listing of the remote is believed',
+  ),
+  lease: defaulted(
+    'remote',
+    time({ min: '1s', max: '1h', like: '30s' }),
+    '30s',
+    'the right to write is lost after this long without renewal',
+  ),
+  takeOver: defaulted('remote', toggle(), false, 'take the right to write from whoever has it'),
+  simulate: optional(
+    'remote',
+    text('SPEC', 'settings such as rtt=20ms,rate=25M,errors=0.01,seed=7'),
+    'make the remote slow or unreliable: rtt=20ms,rate=25M,errors=0.01,seed=7',
+  ),
+
+  readOnly: defaulted('mount', toggle(), false, 'refuse changes, and take no lease'),
+  uid: optional('mount', count({ min: 0, max: 2 ** 32 - 2 }), 'show everything as owned by this user'),
+  gid: optional('mount', count({ min: 0, max: 2 ** 32 - 2 }), 'show everything as owned by this group'),
+  umask: optional('mount', octal(), 'permission bits to take away from everything shown'),
+  allowOther: defaulted(
+    'mount',
+    toggle(),
+    false,
+    'let other users in (unprivileged: needs user_allow_other in /etc/fuse.conf)',
+  ),
+  suid: defaulted('mount', toggle(), false, 'honour set-uid bits'),
+  dev: defaulted('mount', toggle(), false, 'let device files open'),
+  driver: defaulted(
+    'mount',
+    choice('kernel', 'fuse-native'),
+    'kernel',
+    'speak to /dev/fuse directly, or through the package fuse-native',
+  ),
+}
+
+/** What the program around it takes. */
+const programTable = {
+  daemon: defaulted('process', toggle(), false, 'return when the mount is ready, and go on in the background'),
+  metrics: optional('process', loopback(), 'serve Prometheus metrics on this address of this machine'),
+  logLevel: defaulted('process', choice(...levels), 'info', 'say what is at least this urgent'),
+  logFile: optional(
+    'process',
+    path('FILE'),
+    'append JSON lines here (a daemon without it: daemon.log in the cache directory)',
+  ),
+}
+
+type Table = Record<string, Row>
+type Schemas<T extends Table> = { [Name in keyof T]: T[Name]['schema'] }
+
+const schemaOf = <T extends Table>(table: T) =>
+  z.strictObject(Object.fromEntries(Object.entries(table).map(([name, row]) => [name, row.schema])) as Schemas<T>)
+
+const mountSchema = schemaOf(mountTable)
+const commandSchema = schemaOf({ ...mountTable, ...programTable })
+
+/** Options of `mountTree`: the command line's, in camelCase. Sizes are bytes or text like '256M'; times are ms or text like '30s'. */
+export type MountOptions = Partial<z.input<typeof mountSchema>>
+/** The same, read and checked; sizes in bytes, times in ms. */
+export type MountSettings = Settled<z.output<typeof mountSchema>>
+export type CommandSettings = Settled<z.output<typeof commandSchema>>
+
+/** What follows from several options together. */
+type Settled<T> = Omit<T, 'dirtyLimit'> & { dirtyLimit: number }
+
+export interface OptionRow {
+  /** In camelCase, as the library calls it. */
+  name: string
+  flag: string
+  variable: string
+  /** Absent: a switch. */
+  placeholder: string | undefined
+  fallback: unknown
+  help: string
+  group: string
+  repeatable: boolean
+}
+
+const kebab = (name: string) => name.replace(/[A-Z]/g, letter => `-${letter.toLowerCase()}`)
+
+/** All options of `mount`, in the order of the help. */
+export const mountOptionRows: OptionRow[] = Object.entries<Table[string]>({
+  ...mountTable,
+  ...programTable,
+} as Table).map(([name, row]) => ({
+  name,
+  flag: kebab(name),
+  variable: `PAGEFERRY_${kebab(name).toUpperCase().replaceAll('-', '_')}`,
+  placeholder: row.placeholder,
+  fallback: row.fallback,
+  help: row.help,
+  group: row.group,
+  repeatable: Array.isArray(row.fallback),
+}))
+
+/** Options by name, each with what it is called where it was given (`--fetch-size`, `PAGEFERRY_FETCH_SIZE`, `fetch-size in FILE`). */
+interface Given {
+  values: Record<string, unknown>
+  calledAs: Record<string, string>
+}
+
+const usage = (detail: string) => new FerryError('USAGE', { detail })
+
+/** Checks options as a caller of the library gives them. USAGE names the first one that is wrong. */
+export function mountSettings(options: MountOptions = {}): MountSettings {
+  return settle(check(mountSchema, { values: { ...options }, calledAs: {} }), name => name)
+}
+
+/** Checks what the command line collected. USAGE names the first one that is wrong, and where it was given. */
+export function commandSettings(sources: {
+  flags: Record<string, unknown>
+  env: NodeJS.ProcessEnv
+  config?: string
+}): CommandSettings {
+  const given = collect(sources)
+  return settle(check(commandSchema, given), name => given.calledAs[name] ?? `--${kebab(name)}`)
+}
+
+function check<S extends z.ZodType>(schema: S, { values, calledAs }: Given): z.output<S> {
+  const checked = schema.safeParse(values)
+  if (checked.success) return checked.data
+  const [issue] = checked.error.issues
+  if (issue.code === 'unrecognized_keys') throw usage(`${issue.keys[0]}: there is no such option`)
+  const name = String(issue.path[0])
+  throw usage(`${calledAs[name] ?? name}: ${issue.message}`)
+}
+
+/** Defaults and refusals that depend on more than one option. */
+function settle<T extends { cacheSize: number; dirtyLimit?: number | undefined; readOnly: boolean; takeOver: boolean }>(
+  settings: T,
+  called: (name: string) => string,
+): Settled<T> {
+  const { cacheSize, dirtyLimit = Math.min(2 ** 30, cacheSize / 2), readOnly, takeOver } = settings
+  if (dirtyLimit > cacheSize)
+    throw usage(
+      `${called('dirtyLimit')}: got ${formatBytes(dirtyLimit)}; allowed: at most the ${formatBytes(cacheSize)} of ${called('cacheSize')}`,
+    )
+  if (readOnly && takeOver)
+    throw usage(`${called('takeOver')}: a mount with ${called('readOnly')} has nothing to take over`)
+  return { ...settings, dirtyLimit }
+}
+
+/** Flag before environment before config file; what is not given anywhere keeps its default. */
+function collect({
+  flags,
+  env,
+  config,
+}: {
+  flags: Record<string, unknown>
+  env: NodeJS.ProcessEnv
+  config?: string
+}): Given {
+  const given: Given = { values: {}, calledAs: {} }
+  const file = config === undefined ? {} : readConfig(config)
+  for (const { name, flag, variable } of mountOptionRows) {
+    const [value, calledAs] =
+      flags[name] !== undefined
+        ? [flags[name], `--${flag}`]
+        : env[variable] !== undefined && env[variable] !== ''
+          ? [env[variable], variable]
+          : [file[flag], `${flag} in ${config}`]
+    if (value === undefined) continue
+    given.values[name] = value
+    given.calledAs[name] = calledAs
+  }
+  return given
+}
+
+function readConfig(file: string): Record<string, unknown> {
+  let source: string
+  try {
+    source = readFileSync(file, 'utf8')
+  } catch (error) {
+    throw usage(`--config: ${file} cannot be read (${(error as NodeJS.ErrnoException).code})`)
+  }
+  let table: Record<string, unknown>
+  try {
+    table = parseToml(source)
+  } catch (error) {
+    // The rest of the message draws the line in question.
+    throw usage(`--config: ${file} is not TOML: ${(error as Error).message.split('\n')[0]}`)
+  }
+  const known = new Set(mountOptionRows.map(row => row.flag))
+  const unknown = Object.keys(table).find(key => !known.has(key))
+  if (unknown) throw usage(`${unknown} in ${file}: there is no such option`)
+  return table
+}
