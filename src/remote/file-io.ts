@@ -1,0 +1,269 @@
+// What the three shapes of `file:` share: a root that may vanish, errors, open files, and versions.
+import fs, { type BigIntStats } from 'node:fs'
+import { promisify } from 'node:util'
+import { LRUCache } from 'lru-cache'
+import { throwIfAborted } from '../base/async.js'
+import { type Code, FerryError, toFerryError } from '../base/errors.js'
+import { checkPath, printable } from './path.js'
+
+// The callback functions, since these take plain descriptors. A path is always a Buffer: names are bytes.
+export const lstat = (path: Buffer) =>
+  new Promise<BigIntStats>((resolve, reject) =>
+    fs.lstat(path, { bigint: true }, (error, stats) => (error ? reject(error) : resolve(stats))),
+  )
+export const fstat = (fd: number) =>
+  new Promise<BigIntStats>((resolve, reject) =>
+    fs.fstat(fd, { bigint: true }, (error, stats) => (error ? reject(error) : resolve(stats))),
+  )
+export const open = promisify(fs.open) as (path: Buffer, flags: number, mode?: number) => Promise<number>
+export const close = promisify(fs.close)
+export const fsync = promisify(fs.fsync)
+export const fdatasync = promisify(fs.fdatasync)
+export const ftruncate = promisify(fs.ftruncate)
+export const unlink = promisify(fs.unlink)
+export const rmdir = promisify(fs.rmdir) as (path: Buffer) => Promise<void>
+export const mkdir = promisify(fs.mkdir) as (path: Buffer, mode: number) => Promise<void>
+export const rename = promisify(fs.rename)
+export const link = promisify(fs.link)
+export const readNames = (path: Buffer) =>
+  new Promise<string[]>((resolve, reject) =>
+    fs.readdir(path, { encoding: 'latin1' }, (error, names) => (error ? reject(error) : resolve(names))),
+  )
+export const readLink = (path: Buffer) =>
+  new Promise<string>((resolve, reject) =>
+    fs.readlink(path, { encoding: 'latin1' }, (error, target) => (error ? reject(error) : resolve(target))),
+  )
+
+const { O_RDONLY, O_WRONLY, O_NOFOLLOW, O_NONBLOCK, O_DIRECTORY } = fs.constants
+
+/** Where it differs from the general table in errors.ts. */
+const fileErrors: Record<string, Code> = {
+  ELOOP: 'INVALID',
+  ENXIO: 'INVALID',
+  E2BIG: 'TOO_LARGE',
+  ETXTBSY: 'BUSY',
+  // A network file system below us that lost its server, or a disk that was pulled out.
+  ESTALE: 'UNREACHABLE',
+  ENODEV: 'UNREACHABLE',
+  EHOSTDOWN: 'UNREACHABLE',
+}
+
+/** The name of the errno behind an error of `fs` or of `linux/`. */
+export function errnoName(error: unknown): string | undefined {
+  const { code, cause } = (error ?? {}) as { code?: unknown; cause?: unknown }
+  if (typeof code === 'string' && /^E[A-Z0-9]+$/.test(code) && !(error instanceof FerryError)) return code
+  return cause === undefined ? undefined : errnoName(cause)
+}
+
+/** Any error as ours, with the path that was given rather than the whole one. What `linux/` could not place better it gave as IO. */
+export function fileError(error: unknown, path: string): FerryError {
+  if (error instanceof FerryError && error.code !== 'IO' && error.code !== 'STALE') return error
+  const ours = fileErrors[errnoName(error) ?? '']
+  return ours ? new FerryError(ours, { cause: error, detail: printable(path) }) : toFerryError(error, printable(path))
+}
+
+/** Opaque for everybody else. Neither a chmod nor a rename changes it; other bytes do, but for a change in place within one tick of the clock that leaves size and mtime. */
+export const versionOf = ({ ino, size, mtimeNs }: BigIntStats): string => `${ino}-${size}-${mtimeNs}`
+
+/** A directory on this host under which everything lies. It may vanish (a disk that is unmounted): that is no answer about its files. */
+export class FileRoot {
+  readonly #ino: bigint
+  private constructor(
+    /** As bytes, without symlinks and without a slash at the end. */
+    readonly directory: Buffer,
+    ino: bigint,
+  ) {
+    this.#ino = ino
+  }
+
+  /** NOT_FOUND, NOT_DIRECTORY, FORBIDDEN. A symlink to a directory is fine here: the user named it. */
+  static async open(directory: string | Buffer): Promise<FileRoot> {
+    const shown = Buffer.from(directory).toString('latin1')
+    try {
+      const real = await fs.promises.realpath(directory, { encoding: 'buffer' })
+      const stats = await lstat(real)
+      if (!stats.isDirectory()) throw new FerryError('NOT_DIRECTORY', { detail: printable(shown) })
+      return new FileRoot(real.equals(Buffer.from('/')) ? Buffer.alloc(0) : real, stats.ino)
+    } catch (error) {
+      throw fileError(error, shown)
+    }
+  }
+
+  /** The file's whole path. INVALID for what would lead out of the root. */
+  at(path: string): Buffer {
+    checkPath(path)
+    const below = path === '' ? '' : `/${path}`
+    const whole = Buffer.concat([this.directory, Buffer.from(below, 'latin1')])
+    return whole.length ? whole : Buffer.from('/')
+  }
+
+  /**
+   * UNREACHABLE unless the root is the directory that it was. (Only the inode number counts: the device's changes when the same
+   * disk is mounted again.)
+   */
+  async check(): Promise<void> {
+    try {
+      const stats = await lstat(this.at(''))
+      if (stats.isDirectory() && stats.ino === this.#ino) return
+    } catch (error) {
+      throw this.#gone(error)
+    }
+    throw this.#gone()
+  }
+
+  #gone(cause?: unknown) {
+    return new FerryError('UNREACHABLE', {
+      cause,
+      detail: `${printable(this.directory.toString('latin1'))} is gone, or another directory`,
+    })
+  }
+
+  /** Runs `work` on `path`; every error becomes ours, and "not found" is only said while the root is there. */
+  async try<T>(path: string, signal: AbortSignal | undefined, work: (whole: Buffer) => Promise<T>): Promise<T> {
+    throwIfAborted(signal)
+    const whole = this.at(path)
+    try {
+      return await work(whole)
+    } catch (thrown) {
+      const error = fileError(thrown, path)
+      if (error.code === 'NOT_FOUND' || error.code === 'NOT_DIRECTORY') await this.check()
+      throw error
+    }
+  }
+
+  /** The same for what changes something: never in a directory that stands where the root was. */
+  async change<T>(path: string, signal: AbortSignal | undefined, work: (whole: Buffer) => Promise<T>): Promise<T> {
+    throwIfAborted(signal)
+    await this.check()
+    return this.try(path, signal, work)
+  }
+}
+
+/** fsync of a directory: its names survive a crash. fsync(2) */
+export async function syncDirectory(path: Buffer): Promise<void> {
+  const fd = await open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
+  try {
+    await fsync(fd)
+  } finally {
+    await close(fd)
+  }
+}
+
+/** All of `from`: write(2) may do less than it was asked. */
+export async function writeAll(fd: number, from: Uint8Array, at: number): Promise<void> {
+  const write = (done: number) =>
+    new Promise<number>((resolve, reject) =>
+      fs.write(fd, from, done, from.byteLength - done, at + done, (error, count) =>
+        error ? reject(error) : resolve(count),
+      ),
+    )
+  for (let done = 0; done < from.byteLength; ) done += await write(done)
+}
+
+/** Up to `length` bytes from `at`: fewer only at the end of the file. The bytes own their memory. */
+export async function readUpTo(fd: number, at: number, length: number): Promise<Uint8Array> {
+  const into = Buffer.allocUnsafeSlow(length)
+  const read = (done: number) =>
+    new Promise<number>((resolve, reject) =>
+      fs.read(fd, into, done, Math.min(length - done, 2 ** 30), at + done, (error, count) =>
+        error ? reject(error) : resolve(count),
+      ),
+    )
+  let done = 0
+  while (done < length) {
+    const count = await read(done)
+    if (count === 0) break
+    done += count
+  }
+  return done === length ? new Uint8Array(into.buffer) : new Uint8Array(into.buffer.slice(0, done))
+}
+
+interface OpenFile {
+  fd: number
+  dev: bigint
+  ino: bigint
+  users: number
+  evicted: boolean
+}
+
+/** Descriptors kept open per root, for each of reading and writing. */
+const OPEN_FILES_MAX = 128
+
+/**
+ * Files that are kept open, by path. Before each use the path is looked at again, and the descriptor serves only if it is that
+ * very inode (whose number cannot come back while we have it open): a file that was replaced or removed is noticed at once.
+ */
+export class OpenFiles {
+  readonly #files: LRUCache<string, OpenFile>
+  readonly #access: number
+
+  constructor(how: 'read' | 'write') {
+    this.#access = how === 'read' ? O_RDONLY : O_WRONLY
+    this.#files = new LRUCache({
+      max: OPEN_FILES_MAX,
+      dispose: file => {
+        file.evicted = true
+        if (file.users === 0) fs.close(file.fd)
+      },
+    })
+  }
+
+  /** Runs `work` with the open file at `path` and what lstat(2) just said of it. IS_DIRECTORY, INVALID for what is no file. */
+  async use<T>(path: Buffer, work: (fd: number, stats: BigIntStats) => Promise<T>): Promise<T> {
+    const key = path.toString('latin1')
+    const stats = await lstat(path)
+    if (stats.isDirectory()) throw new FerryError('IS_DIRECTORY', { detail: printable(key) })
+    if (!stats.isFile()) throw new FerryError('INVALID', { detail: `${printable(key)} is no regular file` })
+    let file = this.#files.get(key)
+    if (file?.dev !== stats.dev || file.ino !== stats.ino) {
+      file = await this.#open(path, stats)
+      this.#files.set(key, file)
+    }
+    file.users++
+    try {
+      return await work(file.fd, stats)
+    } finally {
+      file.users--
+      if (file.users === 0 && file.evicted) fs.close(file.fd)
+    }
+  }
+
+  async #open(path: Buffer, { dev, ino, uid, mode }: BigIntStats): Promise<OpenFile> {
+    const flags = this.#access | O_NOFOLLOW | O_NONBLOCK
+    const fd = await open(path, flags).catch(async error => {
+      if (errnoName(error) === 'EMFILE') this.clear()
+      else if (errnoName(error) !== 'EACCES' || Number(uid) !== process.geteuid?.()) throw error
+      // Ours, but its mode shuts us out too (0444 when writing): open the door for a moment.
+      else await fs.promises.chmod(path, Number(mode & 0o7777n) | 0o600)
+      try {
+        return await open(path, flags)
+      } finally {
+        if (errnoName(error) === 'EACCES') await fs.promises.chmod(path, Number(mode & 0o7777n))
+      }
+    })
+    const opened = await fstat(fd)
+    if (opened.dev === dev && opened.ino === ino) return { fd, dev, ino, users: 0, evicted: false }
+    await close(fd)
+    throw new FerryError('STALE', { detail: `${printable(path.toString('latin1'))} was replaced just now` })
+  }
+
+  clear(): void {
+    this.#files.clear()
+  }
+}
+
+/** `length` bytes of a file from `at`, fewer at its end; with `version`, all of them are of that version, else STALE. */
+export function readFile(
+  files: OpenFiles,
+  path: Buffer,
+  { at, length, version }: { at: number; length: number; version?: string },
+): Promise<Uint8Array> {
+  return files.use(path, async (fd, before) => {
+    const stale = () => new FerryError('STALE', { detail: printable(path.toString('latin1')) })
+    if (version !== undefined && versionOf(before) !== version) throw stale()
+    const bytes = await readUpTo(fd, at, Math.max(0, Math.min(length, Number(before.size) - at)))
+    // The kernel changes mtime before it changes bytes: what is the same afterwards was the same meanwhile.
+    if (version !== undefined && versionOf(await fstat(fd)) !== version) throw stale()
+    return bytes
+  })
+}

@@ -1,0 +1,49 @@
+// Paths and object names are strings in which each char is one byte. What all backends refuse, they refuse here.
+import { FerryError } from '../base/errors.js'
+import { HIDDEN, type Path } from './tree.js'
+
+/** INVALID for what is no path of ours: a char beyond one byte, NUL, an empty part, '.' or '..'. '' (the root) is fine. */
+export function checkPath(path: Path): void {
+  if (path === '') return
+  let partStart = 0
+  for (let i = 0; i <= path.length; i++) {
+    const char = i === path.length ? 0x2f : path.charCodeAt(i)
+    if (char === 0 || char > 0xff) refuse(path, 'each char must be a byte, and not NUL')
+    if (char !== 0x2f) continue
+    const part = path.slice(partStart, i)
+    if (part === '' || part === '.' || part === '..') refuse(path, "'.', '..' and empty parts are not allowed")
+    partStart = i + 1
+  }
+}
+
+const refuse = (path: string, why: string): never => {
+  throw new FerryError('INVALID', { detail: `${printable(path)}: ${why}` })
+}
+
+/** INVALID unless both are whole numbers from 0 on whose sum is below 2^53. */
+export function checkRange({ at, length }: { at: number; length: number }): void {
+  if (
+    at >= 0 &&
+    length >= 0 &&
+    Number.isSafeInteger(at) &&
+    Number.isSafeInteger(length) &&
+    Number.isSafeInteger(at + length)
+  )
+    return
+  throw new FerryError('INVALID', { detail: `${length} bytes at ${at}` })
+}
+
+/** The directory that a path lies in; '' for the root's own names, and for the root. */
+export const parentPath = (path: Path): Path => path.slice(0, Math.max(0, path.lastIndexOf('/')))
+
+/** The last part. */
+export const lastName = (path: Path): string => path.slice(path.lastIndexOf('/') + 1)
+
+export const joinPath = (directory: Path, name: string): Path =>
+  directory && name ? `${directory}/${name}` : directory || name
+
+/** Whether a tree hides this very path from `list` and `stat`. What is below it can be reached by who knows its name. */
+export const isHidden = (path: Path): boolean => path === HIDDEN
+
+/** A path for a message: as UTF-8 if it is that, quoted. */
+export const printable = (path: Path): string => JSON.stringify(Buffer.from(path, 'latin1').toString())
