@@ -1,5 +1,6 @@
 // Reads what follows a fixed header (names, data, lists) and never past the end.
 
+import assert from 'node:assert/strict'
 import { FerryError } from '../base/errors.js'
 import type { Fields, Struct, Value } from './struct.js'
 
@@ -25,9 +26,15 @@ export function latin1(bytes: Uint8Array, at: number, end: number): string {
 }
 const latin1Slice = (Buffer.prototype as unknown as { latin1Slice(at: number, end: number): string }).latin1Slice
 
-/** Writes such a string at `at`; the caller has made sure that it fits. A character above 255 would lose bits: it is an assertion failure elsewhere. */
+/** Writes such a string at `at`; the caller has made sure that it fits. A character above 255 is no byte: an assertion failure. */
 export function putLatin1(target: Uint8Array, at: number, name: string): void {
-  for (let i = 0; i < name.length; i++) target[at + i] = name.charCodeAt(i)
+  let all = 0
+  for (let i = 0; i < name.length; i++) {
+    const byte = name.charCodeAt(i)
+    all |= byte
+    target[at + i] = byte
+  }
+  if (all > 255) assert.fail(`${JSON.stringify(name)} is text, not bytes`)
 }
 
 /** A forward reader over `bytes[at, end)`. Everything that would read past `end` throws FerryError PROTOCOL and moves nothing. */
@@ -37,6 +44,7 @@ export class Reader {
   #at: number
 
   constructor(bytes: Uint8Array, at = 0, end = bytes.length) {
+    assert(at <= end && end <= bytes.length)
     this.#bytes = bytes
     this.#at = at
     this.#end = end

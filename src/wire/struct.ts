@@ -227,7 +227,7 @@ function layOut(fields: Fields, packed: boolean) {
   assert(at % align === 0, `the struct ends at ${at}, off its alignment of ${align}: add explicit padding`)
   return { members, size: at, align }
 }
-const reserved = new Set(['bind', 'view', 'at', 'constructor'])
+const reserved = new Set(['bind', 'constructor']) // of a cursor
 
 /**
  * The struct as straight-line code. The text consists of field names (checked in layOut), offsets and fixed phrases, and is compiled while modules
@@ -244,10 +244,10 @@ function generate(members: Member[], little: boolean) {
         ${members.map(({ name, at }, i) => `put${i}(view, at + ${at}, value.${name}, ${little})`).join('\n')}
       },
       Cursor: class {
-        view = undefined
-        at = 0
-        bind(view, at) { this.view = view; this.at = at; return this }
-        ${loud.map(i => `get ${members[i].name}() { return ${read(i, 'this.view', 'this.at')} }`).join('\n')}
+        #view = undefined
+        #at = 0
+        bind(view, at) { this.#view = view; this.#at = at; return this }
+        ${loud.map(i => `get ${members[i].name}() { return ${read(i, 'this.#view', 'this.#at')} }`).join('\n')}
       },
     }`
   return new Function('members', text)(members)
@@ -257,20 +257,22 @@ function generate(members: Member[], little: boolean) {
 function interpret(members: Member[], little: boolean): Compiled {
   const loud = members.filter(member => !member.silent)
   class Cursor {
-    view!: DataView
-    at = 0
+    #view!: DataView
+    #at = 0
     bind(view: DataView, at: number) {
-      this.view = view
-      this.at = at
+      this.#view = view
+      this.#at = at
       return this
     }
-  }
-  for (const { name, field, at } of loud) {
-    Object.defineProperty(Cursor.prototype, name, {
-      get(this: Cursor) {
-        return field.get(this.view, this.at + at, little)
-      },
-    })
+    static {
+      for (const { name, field, at } of loud) {
+        Object.defineProperty(Cursor.prototype, name, {
+          get(this: Cursor) {
+            return field.get(this.#view, this.#at + at, little)
+          },
+        })
+      }
+    }
   }
   return {
     decode(view, at) {

@@ -233,7 +233,7 @@ export function packDirentplus(target: Uint8Array, at: number, dirent: Directory
   return size
 }
 
-/** A message with unique 0: the header, `size` bytes for `fill`, and `tail`. */
+/** A message with unique 0: its header and `parts`. `following` bytes are counted that the caller will send along. */
 function notification(code: number, parts: readonly Uint8Array[], following = 0): Uint8Array {
   const size = s.OutHeader.size + parts.reduce((sum, part) => sum + part.length, 0)
   const message = new Uint8Array(size)

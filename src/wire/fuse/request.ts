@@ -71,15 +71,16 @@ export function parseRequest(bytes: Uint8Array, length = bytes.length, dialect =
     uid,
     gid,
     pid,
-    args: operation === undefined ? { data: bytes.subarray(InHeader.size, end) } : parseArgs(operation, bytes, end),
+    args:
+      operation === undefined ? { data: bytes.subarray(InHeader.size, end) } : parseArgs(operation, bytes, view, end),
     extensions,
   } as Request
 }
 
-function parseArgs({ input, trail, name: op }: Operation, bytes: Uint8Array, end: number): object {
+function parseArgs({ input, trail, name: op }: Operation, bytes: Uint8Array, view: DataView, end: number): object {
   const tailAt = InHeader.size + input.size
   if (end < tailAt) throw malformed(`${op} with ${end - InHeader.size} bytes of arguments instead of ${input.size}`)
-  const args: Record<string, unknown> = input.decode(viewOf(bytes), InHeader.size)
+  const args: Record<string, unknown> = input.decode(view, InHeader.size)
   const reader = new Reader(bytes, tailAt, end)
   for (const name in trail) args[name] = trail[name](reader, args)
   reader.finish()
