@@ -1,5 +1,6 @@
 // The connection to the kernel: requests in, replies out, notifications on the side. Knows of a message only what fuse_in_header says.
 
+import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { setTimeout } from 'node:timers/promises'
@@ -56,9 +57,9 @@ type State = 'ready' | 'serving' | 'ended' | 'closed'
 export class FuseChannel {
   readonly #options: FuseChannelOptions
   readonly #fd: number
-  readonly #request: Uint8Array
+  #request: Uint8Array
   /** fuse_in_header: len, opcode, … */
-  readonly #header: Uint32Array
+  #header: Uint32Array
   readonly #joined = new Uint8Array(COPY_BYTES_MAX)
   readonly #watcher: Watcher
   readonly #pollMs: number
@@ -103,6 +104,16 @@ export class FuseChannel {
     if (this.#state !== 'ready') return
     this.#state = 'serving'
     this.#watcher.start()
+  }
+
+  /**
+   * The request being handled stays where it is, for as long as the caller likes: the next ones go into `fresh`, which is
+   * as long as the buffer it replaces and begins its ArrayBuffer, too.
+   */
+  exchange(fresh: Uint8Array): void {
+    assert(fresh.byteLength === this.#request.byteLength && fresh.byteOffset === 0)
+    this.#request = fresh
+    this.#header = new Uint32Array(fresh.buffer, 0, 2)
   }
 
   /** Stops reading; requests stay in the kernel. Replies can still be written. */

@@ -1,0 +1,138 @@
+// A file system at a mount point: the connection, the session on it, and what the kernel is told about caching.
+
+import { deferred } from '../base/async.js'
+import { isFerryError } from '../base/errors.js'
+import { logger } from '../base/log.js'
+import type { FileSystem } from '../cache/filesystem.js'
+import { tuneBdi } from '../linux/bdi.js'
+import { mountFuse, unmountFuse } from '../linux/mount.js'
+import { type MountInfo, mountAt } from '../linux/mountinfo.js'
+import { PAYLOAD_BYTES_MAX } from './answer.js'
+import { FuseChannel } from './channel.js'
+import { prepareMountPoint } from './mountpoint.js'
+import { REQUEST_BYTES_MAX, Session, type SessionOptions } from './session.js'
+
+const log = logger('fs')
+
+export interface MountOptions extends SessionOptions {
+  /** First column of /proc/mounts. Default `pageferry`. */
+  source?: string
+  /** Other users than ours may enter. */
+  allowOther?: boolean
+  suid?: boolean
+  dev?: boolean
+  /** Mount over files that are there already. */
+  nonEmpty?: boolean
+  /** How long to look for the next request before sleeping. */
+  pollUs?: number
+  bdi?: {
+    /** How far the kernel reads ahead, and its largest buffered READ. Default 4096. */
+    readAheadKb?: number
+    /** Dirty bytes it may hold back from us. Default 256 MiB. */
+    bytesMax?: number
+  }
+}
+
+/** What a driver gives for a mount. */
+export interface Mounted {
+  /** Absolute and without symlinks. */
+  readonly mountpoint: string
+  /** Resolves when the kernel has let go: unmounted by us or somebody else. Rejects if the connection broke. */
+  readonly closed: Promise<void>
+  /** Requests answered so far, and those that wait for the file system now. */
+  readonly requests: number
+  readonly waiting: number
+  /** The kernel's dirty pages have come to the file system when this resolves. */
+  flushKernel(): Promise<void>
+  /** Bytes that the kernel holds back, as far as it tells. */
+  kernelBytes(): Promise<number>
+  /** BUSY if somebody is in it; `lazy` takes it out of sight at once and lets them finish. */
+  unmount(options?: { lazy?: boolean }): Promise<void>
+  /** Unmounts, lazily if somebody is in it. Twice is fine. */
+  [Symbol.asyncDispose](): Promise<void>
+}
+
+const BDI_BYTES_MAX = 256 << 20
+const READ_AHEAD_KB = 4096
+
+/** Mounts `fs` and answers for it until it is unmounted. The mount is ready for use when this resolves. */
+export async function mountFileSystem(
+  fs: FileSystem,
+  mountpoint: string,
+  options: MountOptions = {},
+): Promise<Mounted> {
+  const { source = 'pageferry', allowOther, suid, dev, nonEmpty, pollUs, bdi = {} } = options
+  const point = await prepareMountPoint(mountpoint, { nonEmpty, note: line => log.info(line) })
+  const { fd } = await mountFuse({
+    target: point,
+    source,
+    readOnly: fs.readOnly,
+    allowOther,
+    suid,
+    dev,
+    readBytesMax: PAYLOAD_BYTES_MAX,
+  })
+  const closed = deferred()
+  closed.promise.catch(() => {}) // whoever wants to know asks for it
+  const channel = new FuseChannel({
+    fd,
+    pollUs,
+    requestBytesMax: REQUEST_BYTES_MAX,
+    onRequest: message => session.receive(message),
+    onClosed: error => {
+      session.close()
+      void channel.close()
+      if (error) closed.reject(error)
+      else closed.resolve()
+    },
+  })
+  const session = new Session(
+    fs,
+    {
+      reply: (bytes, length) => channel.reply(bytes, length),
+      notify: message => channel.notify(message),
+      exchange: fresh => channel.exchange(fresh),
+    },
+    options,
+  )
+  channel.start()
+  await Promise.race([session.ready, closed.promise]) // INIT sets the readahead anew
+  const device = mountAt(point)
+  if (device) {
+    const { readAheadKb = READ_AHEAD_KB, bytesMax = BDI_BYTES_MAX } = bdi
+    const refused = await tuneBdi(device, { readAheadKb, maxBytes: bytesMax, strictLimit: true })
+    for (const reason of refused) log.warn('the kernel keeps its own cache limit for this mount', { reason })
+  }
+
+  const unmount = async ({ lazy = false } = {}) => {
+    await unmountFuse(point, { lazy })
+    if (!lazy) await closed.promise
+  }
+  return {
+    mountpoint: point,
+    closed: closed.promise,
+    get requests() {
+      return session.requests
+    },
+    get waiting() {
+      return session.waiting
+    },
+    flushKernel: () => session.flushKernel(),
+    kernelBytes: () => bytesHeldBack(device),
+    unmount,
+    async [Symbol.asyncDispose]() {
+      try {
+        await unmount()
+      } catch (error) {
+        if (isFerryError(error, 'INVALID', 'NOT_FOUND')) return // nothing there any more
+        if (!isFerryError(error, 'BUSY')) throw error
+        await unmount({ lazy: true })
+      }
+    },
+  }
+}
+
+/** Dirty and under writeback, from debugfs, which only root may read and which may not be there: then 0. */
+async function bytesHeldBack(_device: MountInfo | undefined): Promise<number> {
+  return 0
+}

@@ -1,0 +1,70 @@
+// INIT: what we ask of the kernel, and why.
+import {
+  type Args,
+  type Dialect,
+  InitFlag,
+  InitFlag2,
+  InitOut,
+  KERNEL_MINOR_VERSION,
+  KERNEL_VERSION,
+} from '../wire/fuse.js'
+import { PAYLOAD_AT, PAYLOAD_BYTES_MAX } from './answer.js'
+
+/** Requests that the kernel sends without a program waiting for them (readahead, writeback): at most, and when it begins to hold back. */
+const BACKGROUND_MAX = 128
+const CONGESTION_THRESHOLD = 96
+const PAGE_BYTES = 4096
+
+const wanted =
+  InitFlag.ASYNC_READ |
+  InitFlag.ATOMIC_O_TRUNC | // OPEN truncates: one request less
+  InitFlag.BIG_WRITES |
+  InitFlag.DO_READDIRPLUS |
+  InitFlag.READDIRPLUS_AUTO |
+  InitFlag.ASYNC_DIO |
+  InitFlag.PARALLEL_DIROPS |
+  InitFlag.MAX_PAGES |
+  InitFlag.CACHE_SYMLINKS |
+  InitFlag.NO_OPENDIR_SUPPORT |
+  InitFlag.EXPLICIT_INVAL_DATA | // the page cache goes when we say so, not whenever an mtime differs
+  // We clear set-uid bits when told to. Without it every write(2) would ask for the xattr security.capability.
+  InitFlag.HANDLE_KILLPRIV_V2 |
+  InitFlag.SETXATTR_EXT |
+  InitFlag.INIT_EXT
+// Not POSIX_LOCKS nor FLOCK_LOCKS: without them the kernel keeps the locks of this mount itself. Not DONT_MASK: it applies the umask.
+
+/** What RESEND needs, so that another daemon can take the connection over. */
+const wanted2 = InitFlag2.HAS_RESEND
+
+export interface Settled {
+  dialect: Dialect
+  /** Writes the answer behind the header; returns its bytes. */
+  encode(view: DataView): number
+}
+
+export function negotiate(kernel: Args<'INIT'>, { readOnly }: { readOnly: boolean }): Settled {
+  // The kernel collects dirty pages and knows size and times of a file best: right for one writer, wrong for a tree that others change.
+  const flags = (wanted | (readOnly ? 0 : InitFlag.WRITEBACK_CACHE)) & kernel.flags
+  const flags2 = kernel.flags & InitFlag.INIT_EXT ? wanted2 & kernel.flags2 : 0
+  return {
+    dialect: { setxattrExt: (flags & InitFlag.SETXATTR_EXT) !== 0 },
+    encode(view) {
+      InitOut.encode(view, PAYLOAD_AT, {
+        major: KERNEL_VERSION,
+        minor: Math.min(KERNEL_MINOR_VERSION, kernel.major === KERNEL_VERSION ? kernel.minor : KERNEL_MINOR_VERSION),
+        maxReadahead: kernel.maxReadahead,
+        flags: flags >>> 0,
+        maxBackground: BACKGROUND_MAX,
+        congestionThreshold: CONGESTION_THRESHOLD,
+        maxWrite: PAYLOAD_BYTES_MAX,
+        timeGran: 1,
+        maxPages: PAYLOAD_BYTES_MAX / PAGE_BYTES,
+        mapAlignment: 0,
+        flags2,
+        maxStackDepth: 0,
+        requestTimeout: 0,
+      })
+      return InitOut.size
+    },
+  }
+}

@@ -1,0 +1,537 @@
+// What each operation of the protocol asks of the file system, and how the answer is written: a row each. A row that gets its value at once
+// is answered in the same turn, so nothing here makes a promise, or awaits one, unless the file system did.
+import { FerryError } from '../base/errors.js'
+import type {
+  AttributeChange,
+  DirectoryEntry,
+  FileSystem,
+  Ino,
+  InodeAttributes,
+  Maybe,
+  NewInode,
+  Space,
+} from '../cache/filesystem.js'
+import { ROOT } from '../cache/filesystem.js'
+import {
+  AttrOut,
+  CopyFileRangeOut,
+  EntryOut,
+  GetxattrOut,
+  LseekOut,
+  OpenOut,
+  StatfsOut,
+  WriteOut,
+} from '../wire/fuse/structs.js'
+import {
+  type Args,
+  encodeAttrOut,
+  encodeEntry,
+  encodeNegativeEntry,
+  FallocateMode,
+  OpenFlag,
+  OpenInFlag,
+  OpenOutFlag,
+  type OpName,
+  packDirent,
+  packDirentplus,
+  RenameFlag,
+  type RequestOf,
+  SetattrValid,
+  timeNs,
+  Whence,
+  WriteFlag,
+  XattrFlag,
+} from '../wire/fuse.js'
+import { putLatin1 } from '../wire/reader.js'
+import { type Answer, PAYLOAD_AT, PAYLOAD_BYTES_MAX } from './answer.js'
+import { E2BIG, EFBIG, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, ERANGE } from './errno.js'
+import type { Handles } from './handles.js'
+import type { Invalidations } from './invalidate.js'
+import type { Ttls } from './session.js'
+
+/** What a handler may use. */
+export interface Door {
+  readonly fs: FileSystem
+  readonly ttls: Ttls
+  readonly handles: Handles
+  readonly invalidations: Invalidations
+  readonly nowNs: () => bigint
+  /** Attributes as this mount shows them. */
+  readonly present: (attributes: InodeAttributes) => InodeAttributes
+  /** Where the answer to the current request will be written. */
+  readonly answer: Answer
+}
+
+export interface Handler<N extends OpName = OpName, T = unknown> {
+  /** The value to answer with. What it throws is the answer as well. */
+  ask(door: Door, request: RequestOf<N>): Maybe<T>
+  /** Writes the payload behind the header; returns its bytes. Without it the answer is empty. */
+  reply?(door: Door, value: T, request: RequestOf<N>, answer: Answer): number
+  /** Nobody waits for an answer. */
+  silent?: boolean
+  /** `ask` writes the payload into `door.answer` itself, and goes on doing so while it waits. */
+  fillsAnswer?: boolean
+  /** `ask` uses bytes of the request while it waits. */
+  holdsRequest?: boolean
+  /** Nothing has happened until the answer, so it can be given up when its program dies. */
+  abandonable?: boolean
+  /** Where an errno means something else to this operation. */
+  errnos?: Readonly<Record<number, number>>
+}
+
+type Row = <N extends OpName, T>(
+  ask: (door: Door, request: RequestOf<N>) => Maybe<T>,
+  reply?: (door: Door, value: T, request: RequestOf<N>, answer: Answer) => number,
+  traits?: Omit<Handler, 'ask' | 'reply'>,
+) => Handler<N>
+
+const row: Row = (ask, reply, traits) => ({ ask, reply, ...traits }) as Handler<never>
+
+/** Goes on with a value when it is there: at once if it is. */
+const then = <T, U>(value: Maybe<T>, next: (value: T) => Maybe<U>): Maybe<U> =>
+  value instanceof Promise ? value.then(next) : next(value)
+
+const refuse = (code: ConstructorParameters<typeof FerryError>[0]) => () => {
+  throw new FerryError(code)
+}
+/** The kernel remembers for this connection that there is no such operation, and helps itself. */
+const absent = { ...row(refuse('UNSUPPORTED')), errnos: { [EOPNOTSUPP]: ENOSYS } }
+const abandonable = { abandonable: true }
+const silent = { silent: true }
+
+// --- names -------------------------------------------------------------------------------------------------------------
+
+const S_IFMT = 0o170000
+const S_IFDIR = 0o040000
+const S_IFREG = 0o100000
+const S_IFLNK = 0o120000
+const S_ISUID = 0o4000
+const S_ISGID = 0o2000
+const S_IXGRP = 0o010
+
+/** One entry object for all answers: the encoder keeps nothing of it. */
+const entry = { nodeid: 0, generation: 0, entryTtlMs: 0, attrTtlMs: 0, attr: undefined as unknown as InodeAttributes }
+
+/** With this answer the kernel holds one reference more. */
+function replyEntry(door: Door, attributes: InodeAttributes | null, _request: unknown, { view }: Answer): number {
+  if (attributes === null) encodeNegativeEntry(view, PAYLOAD_AT, door.ttls.negativeTtlMs)
+  else {
+    encodeEntry(view, PAYLOAD_AT, entryOf(door, attributes))
+    door.fs.remember(attributes.ino)
+  }
+  return EntryOut.size
+}
+
+function entryOf({ ttls, present }: Door, attributes: InodeAttributes) {
+  entry.nodeid = attributes.ino
+  entry.entryTtlMs = ttls.entryTtlMs
+  entry.attrTtlMs = ttls.attrTtlMs
+  entry.attr = present(attributes)
+  return entry
+}
+
+function lookup({ fs }: Door, parent: Ino, name: string): Maybe<InodeAttributes | null> {
+  if (name === '.') return fs.attributes(parent)
+  if (name === '..') return fs.attributes(fs.parentOf(parent))
+  return fs.lookup(parent, name)
+}
+
+/** In a directory with the set-group-id bit, what is new belongs to the directory's group. */
+function make({ fs }: Door, parent: Ino, name: string, node: NewInode): Maybe<InodeAttributes> {
+  return then(fs.attributes(parent), directory => {
+    if (directory.mode & S_ISGID) {
+      node.gid = directory.gid
+      if ((node.mode & S_IFMT) === S_IFDIR) node.mode |= S_ISGID
+    }
+    return fs.make(parent, name, node)
+  })
+}
+
+function rename(door: Door, source: Ino, { newdir, name, newName, flags }: Args<'RENAME2'>): Maybe<void> {
+  if (flags & ~(RenameFlag.NOREPLACE | RenameFlag.EXCHANGE)) throw new FerryError('INVALID')
+  if (flags === (RenameFlag.NOREPLACE | RenameFlag.EXCHANGE)) throw new FerryError('INVALID')
+  const how = flags & RenameFlag.EXCHANGE ? 'exchange' : flags & RenameFlag.NOREPLACE ? 'noreplace' : 'replace'
+  return door.fs.rename({ parent: source, name }, { parent: newdir, name: newName }, how)
+}
+
+// --- attributes --------------------------------------------------------------------------------------------------------
+
+function replyAttributes(door: Door, attributes: InodeAttributes, _request: unknown, { view }: Answer): number {
+  encodeAttrOut(view, PAYLOAD_AT, door.present(attributes), door.ttls.attrTtlMs)
+  return AttrOut.size
+}
+
+const V = SetattrValid
+
+function changeOf({ nowNs }: Door, args: Args<'SETATTR'>): AttributeChange {
+  const { valid } = args
+  const change: AttributeChange = {}
+  if (valid & V.MODE) change.mode = args.mode & ~S_IFMT
+  if (valid & V.UID) change.uid = args.uid
+  if (valid & V.GID) change.gid = args.gid
+  if (valid & V.SIZE) change.size = args.size
+  if (valid & V.ATIME_NOW) change.atimeNs = nowNs()
+  else if (valid & V.ATIME) change.atimeNs = timeNs(args.atime, args.atimensec)
+  if (valid & V.MTIME_NOW) change.mtimeNs = nowNs()
+  else if (valid & V.MTIME) change.mtimeNs = timeNs(args.mtime, args.mtimensec)
+  if (valid & V.CTIME) change.ctimeNs = timeNs(args.ctime, args.ctimensec)
+  return change
+}
+
+/** A change of owner, content or size takes the right to run as somebody else away. `apply` is told the mode to set, if it differs. */
+function killingPrivileges<T>({ fs }: Door, ino: Ino, apply: (mode?: number) => Maybe<T>): Maybe<T> {
+  return then(fs.attributes(ino), ({ mode }) => {
+    if ((mode & S_IFMT) === S_IFDIR) return apply()
+    const groupToo = (mode & (S_ISGID | S_IXGRP)) === (S_ISGID | S_IXGRP)
+    const left = mode & ~S_ISUID & ~(groupToo ? S_ISGID : 0)
+    return apply(left === mode ? undefined : left & ~S_IFMT)
+  })
+}
+
+function setAttributes(door: Door, ino: Ino, args: Args<'SETATTR'>): Maybe<InodeAttributes> {
+  const change = changeOf(door, args)
+  if (!(args.valid & V.KILL_SUIDGID)) return door.fs.setAttributes(ino, change)
+  return killingPrivileges(door, ino, mode => {
+    if (mode !== undefined) change.mode ??= mode
+    return door.fs.setAttributes(ino, change)
+  })
+}
+
+// --- open files --------------------------------------------------------------------------------------------------------
+
+const writes = (flags: number) => (flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY
+
+/** What OPEN does to a file before it is open. */
+function prepareOpen(door: Door, ino: Ino, flags: number, kill: boolean): Maybe<unknown> {
+  if (writes(flags) && door.fs.readOnly) throw new FerryError('READ_ONLY')
+  if (!(flags & OpenFlag.TRUNC)) return undefined
+  const now = door.nowNs()
+  const change: AttributeChange = { size: 0, mtimeNs: now, ctimeNs: now }
+  if (!kill) return door.fs.setAttributes(ino, change)
+  return killingPrivileges(door, ino, mode => {
+    if (mode !== undefined) change.mode = mode
+    return door.fs.setAttributes(ino, change)
+  })
+}
+
+const open = (door: Door, ino: Ino, { flags, openFlags }: { flags: number; openFlags: number }): Maybe<number> =>
+  then(prepareOpen(door, ino, flags, (openFlags & OpenInFlag.KILL_SUIDGID) !== 0), () => door.handles.open(ino, flags))
+
+/** Pages that the kernel has stay good: it is told when they are not. Unless that message is still on its way. */
+function putOpen({ invalidations }: Door, ino: Ino, fh: number, view: DataView, at: number) {
+  const openFlags = invalidations.isPending(ino) ? 0 : OpenOutFlag.KEEP_CACHE
+  OpenOut.encode(view, at, { fh, openFlags, backingId: 0 })
+}
+
+interface Created {
+  attributes: InodeAttributes
+  fh: number
+}
+
+/** The kernel sends CREATE for a name that it believes to be free; without O_EXCL it opens what is there after all. */
+function create(door: Door, { nodeid, uid, gid, args }: RequestOf<'CREATE'>): Maybe<Created> {
+  const { name, mode, flags, openFlags } = args
+  const opened = (attributes: InodeAttributes) => ({ attributes, fh: door.handles.open(attributes.ino, flags) })
+  const openOther = () =>
+    then(lookup(door, nodeid, name), found => {
+      if (!found) throw new FerryError('NOT_FOUND')
+      if ((found.mode & S_IFMT) === S_IFDIR) throw new FerryError('IS_DIRECTORY')
+      const { ino } = found
+      return then(open(door, ino, { flags, openFlags }), fh =>
+        then(door.fs.attributes(ino), attributes => ({ attributes, fh })),
+      )
+    })
+  const orOther = (error: unknown) => {
+    if (flags & OpenFlag.EXCL || !(error instanceof FerryError && error.code === 'EXISTS')) throw error
+    return openOther()
+  }
+  let made: Maybe<InodeAttributes>
+  try {
+    made = make(door, nodeid, name, { mode: (mode & ~S_IFMT) | S_IFREG, uid, gid })
+  } catch (error) {
+    return orOther(error)
+  }
+  return made instanceof Promise ? made.then(opened, orOther) : opened(made)
+}
+
+function read({ fs, answer }: Door, { nodeid, args }: RequestOf<'READ'>): Maybe<number> {
+  if (args.size > PAYLOAD_BYTES_MAX) throw new FerryError('INVALID')
+  return fs.read(nodeid, args.offset, answer.payload(args.size))
+}
+
+function write(door: Door, { nodeid, args }: RequestOf<'WRITE'>): Maybe<void> {
+  const { offset, data, writeFlags } = args
+  if (!(writeFlags & WriteFlag.KILL_SUIDGID)) return door.fs.write(nodeid, offset, data)
+  return killingPrivileges(door, nodeid, mode =>
+    then(mode === undefined ? undefined : door.fs.setAttributes(nodeid, { mode }), () =>
+      door.fs.write(nodeid, offset, data),
+    ),
+  )
+}
+
+function putWritten(view: DataView, size: number): number {
+  WriteOut.encode(view, PAYLOAD_AT, { size })
+  return WriteOut.size
+}
+
+const { KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE } = FallocateMode
+const allocations = new Map<number, { kind: 'allocate' | 'punch' | 'zero'; keepSize: boolean }>([
+  [0, { kind: 'allocate', keepSize: false }],
+  [KEEP_SIZE, { kind: 'allocate', keepSize: true }],
+  [PUNCH_HOLE | KEEP_SIZE, { kind: 'punch', keepSize: true }],
+  [ZERO_RANGE, { kind: 'zero', keepSize: false }],
+  [ZERO_RANGE | KEEP_SIZE, { kind: 'zero', keepSize: true }],
+])
+
+function allocate({ fs }: Door, { nodeid, args }: RequestOf<'FALLOCATE'>): Maybe<void> {
+  const how = allocations.get(args.mode)
+  if (!how) throw new FerryError('UNSUPPORTED')
+  return fs.allocate(nodeid, { at: args.offset, length: args.length }, how)
+}
+
+function seek(door: Door, { nodeid, args: { offset, whence } }: RequestOf<'LSEEK'>): Maybe<number> {
+  if (whence !== Whence.DATA && whence !== Whence.HOLE) throw new FerryError('INVALID')
+  const wanted = whence === Whence.DATA ? 'data' : 'hole'
+  return door.handles.isWritable(nodeid)
+    ? seekBehindDirtyPages(door, nodeid, offset, wanted)
+    : door.fs.seek(nodeid, offset, wanted)
+}
+
+/** Beyond the last byte. */
+const NOWHERE = Number.POSITIVE_INFINITY
+/** What a program waits for is where the map of a file that is being written may change: a few rounds settle it. */
+const SEEK_ROUNDS_MAX = 64
+
+/**
+ * The kernel may have bytes that the engine does not: they can only turn holes into data. So a place that the engine calls data is data, and
+ * before a hole is believed, the kernel must have written what it has there. The seeker holds the inode's lock, which writing pages
+ * back does not need; but it does need us, so this waits without holding anything up.
+ */
+async function seekBehindDirtyPages({ fs, invalidations }: Door, ino: Ino, at: number, wanted: 'data' | 'hole') {
+  const next = async (from: number, what: 'data' | 'hole') => {
+    try {
+      return await fs.seek(ino, from, what)
+    } catch (error) {
+      if (error instanceof FerryError && error.code === 'RANGE') return NOWHERE
+      throw error
+    }
+  }
+  let writtenTo = at // everything in [at, writtenTo) has come
+  for (let round = 0; ; round++) {
+    const found = await next(at, wanted)
+    // The hole that the answer rests on: the one that was skipped, or the one that was found.
+    const hole =
+      wanted === 'data'
+        ? { from: at, to: found }
+        : { from: found === NOWHERE ? at : found, to: await next(found, 'data') }
+    const believed = wanted === 'data' ? writtenTo >= hole.to : writtenTo > hole.from
+    if (believed || round === SEEK_ROUNDS_MAX) {
+      if (found === NOWHERE) throw new FerryError('RANGE')
+      return found
+    }
+    const from = Math.max(hole.from, writtenTo)
+    await invalidations.launder(ino, { at: from, length: hole.to === NOWHERE ? 0 : hole.to - from })
+    writtenTo = hole.to
+  }
+}
+
+/** What fits in the answer of COPY_FILE_RANGE, and a whole number of pages. */
+const COPY_BYTES_MAX = 0x7ffff000
+
+function copy({ fs }: Door, { nodeid, args }: RequestOf<'COPY_FILE_RANGE' | 'COPY_FILE_RANGE_64'>): Maybe<number> {
+  if (args.flags !== 0n) throw new FerryError('INVALID')
+  const length = Math.min(args.len, COPY_BYTES_MAX)
+  return fs.copy({ ino: nodeid, at: args.offIn }, { ino: args.nodeidOut, at: args.offOut }, length)
+}
+
+// --- directories -------------------------------------------------------------------------------------------------------
+
+/** Cookies of the two names that every directory has; the engine's begin behind them. */
+const DOT = 1
+const DOT_DOT = 2
+/** Bytes of a typical entry: how many to ask for. One too few costs a part of an answer, one too many some work for nothing. */
+const ENTRY_BYTES = 48
+const ENTRY_PLUS_BYTES = 176
+
+type Listing = RequestOf<'READDIR' | 'READDIRPLUS'>
+
+const list =
+  (entryBytes: number) =>
+  (door: Door, { nodeid, args }: Listing) => {
+    const countMax = Math.ceil(Math.min(args.size, PAYLOAD_BYTES_MAX) / entryBytes)
+    return door.fs.entries(nodeid, args.offset, countMax)
+  }
+
+/** Calls `pack` for every entry after `offset`, until one does not fit. Returns the bytes written. */
+function packAll(
+  { fs }: Door,
+  entries: DirectoryEntry[],
+  { nodeid, args: { offset } }: Listing,
+  pack: (at: number, dirent: { ino: Ino; next: number; type: number; name: string }) => number,
+): number {
+  let at = 0
+  if (offset < DOT) at += pack(at, { ino: nodeid, next: DOT, type: S_IFDIR >> 12, name: '.' })
+  if (offset < DOT_DOT) at += pack(at, { ino: fs.parentOf(nodeid), next: DOT_DOT, type: S_IFDIR >> 12, name: '..' })
+  for (const { ino, cookie, type, name } of entries) {
+    const bytes = pack(at, { ino, next: cookie, type: type >> 12, name })
+    if (bytes === 0) break
+    at += bytes
+  }
+  return at
+}
+
+function replyEntries(door: Door, entries: DirectoryEntry[], request: Listing, answer: Answer): number {
+  const target = answer.payload(Math.min(request.args.size, PAYLOAD_BYTES_MAX))
+  return packAll(door, entries, request, (at, dirent) => packDirent(target, at, dirent))
+}
+
+function replyEntriesPlus(door: Door, entries: DirectoryEntry[], request: Listing, answer: Answer): number {
+  const target = answer.payload(Math.min(request.args.size, PAYLOAD_BYTES_MAX))
+  return packAll(door, entries, request, (at, dirent) => {
+    const attributes = dirent.next > DOT_DOT ? attributesNow(door, dirent.ino) : undefined
+    if (!attributes) return packDirentplus(target, at, dirent)
+    const bytes = packDirentplus(target, at, dirent, entryOf(door, attributes))
+    if (bytes > 0) door.fs.remember(dirent.ino)
+    return bytes
+  })
+}
+
+/** Attributes if they need not be waited for: a listing does not wait for each of its entries. */
+function attributesNow({ fs }: Door, ino: Ino): InodeAttributes | undefined {
+  try {
+    const attributes = fs.attributes(ino)
+    if (!(attributes instanceof Promise)) return attributes
+    attributes.catch(() => {})
+  } catch {}
+  return undefined
+}
+
+// --- extended attributes -----------------------------------------------------------------------------------------------
+
+/** Access control lists would be stored but not obeyed: refused rather than pretended. */
+function checkName(name: string) {
+  if (name.startsWith('system.')) throw new FerryError('UNSUPPORTED')
+}
+
+/** With `size` 0 the program asks how much room it needs. */
+function replyBytes(bytes: Uint8Array, size: number, { bytes: target, view }: Answer): number {
+  if (size === 0) {
+    GetxattrOut.encode(view, PAYLOAD_AT, { size: bytes.length })
+    return GetxattrOut.size
+  }
+  if (bytes.length > size) throw new FerryError('RANGE')
+  target.set(bytes, PAYLOAD_AT)
+  return bytes.length
+}
+
+const setHow = (flags: number) =>
+  flags & XattrFlag.CREATE ? 'create' : flags & XattrFlag.REPLACE ? 'replace' : ('set' as const)
+
+function zeroTerminated(names: string[]): Uint8Array {
+  const bytes = new Uint8Array(names.reduce((sum, name) => sum + name.length + 1, 0))
+  let at = 0
+  for (const name of names) {
+    putLatin1(bytes, at, name)
+    at += name.length + 1
+  }
+  return bytes
+}
+
+// --- the file system as a whole ----------------------------------------------------------------------------------------
+
+function replySpace(_door: Door, space: Space, _request: unknown, { view }: Answer): number {
+  const { blockBytes, blocksTotal, blocksFree, filesTotal, filesFree, nameBytesMax } = space
+  StatfsOut.encode(view, PAYLOAD_AT, {
+    st: {
+      blocks: blocksTotal,
+      bfree: blocksFree,
+      bavail: blocksFree,
+      files: filesTotal,
+      ffree: filesFree,
+      bsize: blockBytes,
+      namelen: nameBytesMax,
+      frsize: blockBytes,
+    },
+  })
+  return StatfsOut.size
+}
+
+/** Every operation but INIT and INTERRUPT, which are the session's own. */
+// biome-ignore format: a table
+export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N> } = {
+  LOOKUP: row((door, { nodeid, args }) => lookup(door, nodeid, args.name), replyEntry, abandonable),
+  FORGET: row(({ fs }, { nodeid, args }) => fs.forget(nodeid, args.nlookup), undefined, silent),
+  BATCH_FORGET: row(({ fs }, { args }) => { for (const { nodeid, nlookup } of args.forgets) fs.forget(nodeid, nlookup) }, undefined, silent),
+
+  GETATTR: row(({ fs }, { nodeid }) => fs.attributes(nodeid), replyAttributes, abandonable),
+  SETATTR: row((door, { nodeid, args }) => setAttributes(door, nodeid, args), replyAttributes),
+  STATX: absent, // the kernel asks with GETATTR instead; there is no time of birth
+  ACCESS: absent, // default_permissions: the kernel checks by the mode
+
+  READLINK: row(({ fs }, { nodeid }) => fs.readLink(nodeid), (_door, target, _request, answer) => {
+    putLatin1(answer.bytes, PAYLOAD_AT, target)
+    return target.length
+  }, abandonable),
+  SYMLINK: row((door, { nodeid, uid, gid, args }) => make(door, nodeid, args.name, { mode: S_IFLNK | 0o777, uid, gid, link: args.target }), replyEntry),
+  MKNOD: row((door, { nodeid, uid, gid, args }) => make(door, nodeid, args.name, { mode: args.mode, uid, gid, rdev: args.rdev }), replyEntry),
+  MKDIR: row((door, { nodeid, uid, gid, args }) => make(door, nodeid, args.name, { mode: S_IFDIR | (args.mode & ~S_IFMT), uid, gid }), replyEntry),
+  LINK: row(({ fs }, { nodeid, args }) => fs.link(args.oldnodeid, nodeid, args.name), replyEntry),
+  UNLINK: row(({ fs }, { nodeid, args }) => fs.unlink(nodeid, args.name)),
+  RMDIR: row(({ fs }, { nodeid, args }) => fs.removeDirectory(nodeid, args.name)),
+  RENAME: row((door, { nodeid, args }) => rename(door, nodeid, { ...args, flags: 0 })),
+  RENAME2: row((door, { nodeid, args }) => rename(door, nodeid, args)),
+
+  OPEN: row((door, { nodeid, args }) => open(door, nodeid, args), (door, fh, { nodeid }, { view }) => {
+    putOpen(door, nodeid, fh, view, PAYLOAD_AT)
+    return OpenOut.size
+  }),
+  CREATE: row(create, (door, { attributes, fh }, request, answer) => {
+    replyEntry(door, attributes, request, answer)
+    putOpen(door, attributes.ino, fh, answer.view, PAYLOAD_AT + EntryOut.size)
+    return EntryOut.size + OpenOut.size
+  }),
+  RELEASE: row(({ handles }, { nodeid, args }) => handles.release(nodeid, args.fh)),
+  TMPFILE: absent, // programs then make a file with a name and remove it
+  READ: row(read, (_door, bytes) => bytes, { fillsAnswer: true, abandonable: true }),
+  WRITE: row(write, (_door, _value, { args }, { view }) => putWritten(view, args.size), { holdsRequest: true }),
+  FLUSH: absent, // close(2) writes the dirty pages by itself before it would ask; there is nothing else to do
+  FSYNC: row(({ fs }, { nodeid }) => fs.fsync(nodeid)),
+  FALLOCATE: row(allocate),
+  LSEEK: row(seek, (_door, offset, _request, { view }) => {
+    LseekOut.encode(view, PAYLOAD_AT, { offset })
+    return LseekOut.size
+  }, { errnos: { [ERANGE]: ENXIO } }),
+  COPY_FILE_RANGE: row(copy, (_door, bytes, _request, { view }) => putWritten(view, bytes)),
+  COPY_FILE_RANGE_64: row(copy, (_door, bytesCopied, _request, { view }) => {
+    CopyFileRangeOut.encode(view, PAYLOAD_AT, { bytesCopied })
+    return CopyFileRangeOut.size
+  }),
+
+  OPENDIR: absent, // cookies are positions that need no handle, so neither OPENDIR nor RELEASEDIR is sent again
+  RELEASEDIR: row(() => {}),
+  READDIR: row(list(ENTRY_BYTES), replyEntries, abandonable),
+  READDIRPLUS: row(list(ENTRY_PLUS_BYTES), replyEntriesPlus, abandonable),
+  FSYNCDIR: row(({ fs }, { nodeid }) => fs.fsync(nodeid)),
+
+  GETXATTR: row(({ fs }, { nodeid, args }) => { checkName(args.name); return fs.getXattr(nodeid, args.name) },
+    (_door, value, { args }, answer) => replyBytes(value, args.size, answer), abandonable),
+  LISTXATTR: row(({ fs }, { nodeid }) => fs.listXattrs(nodeid),
+    (_door, names, { args }, answer) => replyBytes(zeroTerminated(names), args.size, answer), abandonable),
+  SETXATTR: row(({ fs }, { nodeid, args }) => { checkName(args.name); return fs.setXattr(nodeid, args.name, args.value, setHow(args.flags)) },
+    undefined, { holdsRequest: true, errnos: { [EFBIG]: E2BIG } }),
+  REMOVEXATTR: row(({ fs }, { nodeid, args }) => { checkName(args.name); return fs.removeXattr(nodeid, args.name) }),
+
+  STATFS: row(({ fs }) => fs.space(), replySpace, abandonable),
+  SYNCFS: row(({ fs }) => fs.fsync(ROOT)),
+  DESTROY: row(() => {}),
+
+  IOCTL: { ...row(refuse('UNSUPPORTED')), errnos: { [EOPNOTSUPP]: ENOTTY } },
+  GETLK: absent, // locks were not announced, so the kernel keeps them itself
+  SETLK: absent,
+  SETLKW: absent,
+  POLL: absent, // files are always ready
+  BMAP: absent, // for block devices only
+  SETUPMAPPING: absent, // virtiofs only, as the next
+  REMOVEMAPPING: absent,
+  NOTIFY_REPLY: row(() => {}, undefined, silent), // to a RETRIEVE, which we do not send
+}

@@ -1,0 +1,282 @@
+// One connection to the kernel: settles INIT, hands each request to its handler and sends what comes of it. A request that the file
+// system answers at once is answered in the same turn, with nothing kept; what has to wait is remembered until then.
+import { channel } from 'node:diagnostics_channel'
+import { deferred } from '../base/async.js'
+import { toFerryError } from '../base/errors.js'
+import { logger } from '../base/log.js'
+import type { FileSystem, InodeAttributes } from '../cache/filesystem.js'
+import { opsByCode, parseRequest, type Request, type Unique, uniqueOf } from '../wire/fuse.js'
+import { Answer, PAYLOAD_BYTES_MAX, Pool } from './answer.js'
+import { EINTR, EIO, ENOSYS, errnoOf } from './errno.js'
+import { Handles } from './handles.js'
+import { isDoomed } from './interrupt.js'
+import { Invalidations, type Notify } from './invalidate.js'
+import { negotiate } from './negotiate.js'
+import { type Door, type Handler, handlers } from './ops.js'
+
+const log = logger('fs')
+const requests = channel('pageferry:fs')
+
+/** What a subscriber of the channel `pageferry:fs` gets for each answered request. */
+export interface RequestRecord {
+  op: string
+  nodeid: number
+  args: unknown
+  /** Positive; 0 for success. */
+  errno: number
+  /** Bytes of the answer behind its header. */
+  bytes: number
+}
+
+/** How long the kernel may believe what we said. It is told about every change, so these bound only what we were not told ourselves. */
+export interface Ttls {
+  entryTtlMs: number
+  attrTtlMs: number
+  /** For names that are not there. */
+  negativeTtlMs: number
+}
+
+export interface SessionOptions extends Partial<Ttls> {
+  /** Owner to show instead of the real one. */
+  uid?: number
+  gid?: number
+  /** Permission bits never to show. */
+  umask?: number
+  nowNs?: () => bigint
+}
+
+/** What carries our messages. */
+export interface Link {
+  /** One answer, sent as one write. */
+  reply(bytes: Uint8Array, length: number): unknown
+  /** A notification, on the thread pool. */
+  notify: Notify
+  /** The request being handled stays where it is: the next ones go into `fresh`. */
+  exchange(fresh: Uint8Array): void
+}
+
+/** A request that waits for the file system. */
+interface Waiting {
+  request: Request
+  handler: Handler
+  answer: Answer
+  abandoned: boolean
+}
+
+/** An hour: longer than anything lasts that nobody invalidates, short enough to mend what somebody forgot. */
+const TTL_MS = 3_600_000
+/** The longest request: a WRITE with its header, and what read(2) on /dev/fuse insists on. */
+export const REQUEST_BYTES_MAX = PAYLOAD_BYTES_MAX + 4096
+/** Buffers kept for requests that wait, beyond those that do: 8 MiB of each kind. */
+const SPARES = 8
+/** How often a request that was interrupted by a signal looks whether its process is going to die. */
+const DOOM_POLL_MS = 50
+
+const hour: Ttls = { entryTtlMs: TTL_MS, attrTtlMs: TTL_MS, negativeTtlMs: TTL_MS }
+
+export class Session implements Door {
+  readonly fs: FileSystem
+  readonly ttls: Ttls
+  readonly handles: Handles
+  readonly invalidations: Invalidations
+  readonly nowNs: () => bigint
+  readonly present: (attributes: InodeAttributes) => InodeAttributes
+  answer = new Answer()
+  /** Requests so far. */
+  requests = 0
+  readonly #link: Link
+  readonly #ready = deferred()
+  readonly #answers = new Pool(SPARES, () => new Answer())
+  readonly #buffers = new Pool<Uint8Array>(SPARES, () => new Uint8Array(REQUEST_BYTES_MAX))
+  readonly #waiting = new Map<number, Waiting>()
+  readonly #interrupted = new Set<Waiting>()
+  #doomTimer: NodeJS.Timeout | undefined
+  #buffer: Uint8Array = new Uint8Array(0)
+  #dialect = { setxattrExt: false }
+
+  constructor(fs: FileSystem, link: Link, options: SessionOptions = {}) {
+    this.fs = fs
+    this.#link = link
+    const { entryTtlMs, attrTtlMs, negativeTtlMs } = { ...hour, ...withoutUndefined(options) }
+    this.ttls = { entryTtlMs, attrTtlMs, negativeTtlMs }
+    this.nowNs = options.nowNs ?? (() => BigInt(Date.now()) * 1_000_000n)
+    this.present = presentation(options)
+    this.handles = new Handles(fs)
+    this.invalidations = new Invalidations(message => link.notify(message))
+    fs.kernel = this.invalidations
+  }
+
+  /** Resolves when the kernel has been answered what it began with. */
+  get ready(): Promise<void> {
+    return this.#ready.promise
+  }
+
+  /** Requests that wait for the file system. */
+  get waiting() {
+    return this.#waiting.size
+  }
+
+  /**
+   * One message of the kernel: the first bytes of a buffer that the next one will be read into as well. Never throws: whatever
+   * goes wrong is the error of that request.
+   */
+  receive(message: Uint8Array): void {
+    this.requests++
+    // Views of a buffer are made once and not for each message in it.
+    if (message.buffer !== this.#buffer.buffer) this.#buffer = new Uint8Array(message.buffer)
+    const bytes = this.#buffer
+    const length = message.byteLength
+    let request: Request
+    try {
+      request = parseRequest(bytes, length, this.#dialect)
+    } catch (error) {
+      log.error('the kernel sent a malformed request', { error })
+      const to = uniqueOf(bytes, length)
+      if (to) this.#link.reply(this.answer.bytes, this.answer.fail(to, EIO))
+      return
+    }
+    if (request.op === 'UNKNOWN') this.#fail(request, ENOSYS)
+    else if (request.op === 'INIT') this.#init(request)
+    else if (request.op === 'INTERRUPT') this.#interrupt(request.args)
+    else this.#handle(request, handlers[request.op] as Handler, bytes)
+  }
+
+  #handle(request: Request, handler: Handler, bytes: Uint8Array) {
+    const { answer } = this
+    try {
+      const value = handler.ask(this, request as never)
+      if (!(value instanceof Promise)) {
+        this.#reply(request, handler, value, answer)
+        return
+      }
+      if (handler.fillsAnswer) this.answer = this.#answers.take()
+      if (handler.holdsRequest) this.#link.exchange(this.#buffers.take())
+      this.#wait({ request, handler, answer, abandoned: false }, value, bytes)
+    } catch (error) {
+      this.#refuse(request, handler, error)
+    }
+  }
+
+  /** The kernel's dirty pages of every file that somebody has open for writing, or mapped so, have come when this resolves. */
+  async flushKernel(): Promise<void> {
+    await Promise.all(this.handles.writable().map(ino => this.invalidations.launder(ino, { at: 0 })))
+  }
+
+  /** No more requests will come: what still waits has nobody to answer to. */
+  close() {
+    clearInterval(this.#doomTimer)
+    for (const waiting of this.#waiting.values()) waiting.abandoned = true
+    this.#waiting.clear()
+    this.#interrupted.clear()
+  }
+
+  async #wait(waiting: Waiting, value: Promise<unknown>, bytes: Uint8Array) {
+    const { request, handler, answer } = waiting
+    const key = keyOf(request)
+    this.#waiting.set(key, waiting)
+    try {
+      const result = await value
+      // Unless it was filled meanwhile, the answer is written and sent at once, so all can share one.
+      if (!waiting.abandoned) this.#reply(request, handler, result, handler.fillsAnswer ? answer : this.answer)
+    } catch (error) {
+      if (!waiting.abandoned) this.#refuse(request, handler, error)
+    }
+    if (this.#waiting.get(key) === waiting) this.#waiting.delete(key)
+    this.#interrupted.delete(waiting)
+    if (handler.fillsAnswer) this.#answers.give(answer)
+    if (handler.holdsRequest) this.#buffers.give(bytes)
+  }
+
+  #reply(request: Request, handler: Handler, value: unknown, answer: Answer) {
+    if (handler.silent) return
+    let bytes: number
+    try {
+      bytes = handler.reply ? handler.reply(this, value, request as never, answer) : 0
+    } catch (error) {
+      this.#refuse(request, handler, error)
+      return
+    }
+    this.#link.reply(answer.bytes, answer.finish(request, bytes))
+    if (requests.hasSubscribers) this.#publish(request, 0, bytes)
+  }
+
+  #refuse(request: Request, handler: Handler, error: unknown) {
+    let errno = errnoOf(error)
+    if (errno === undefined) {
+      // Not an operating error of the engine but a bug, here or there. One request fails, the mount lives on.
+      log.error('a request failed unexpectedly', { op: request.op, nodeid: request.nodeid, error: toFerryError(error) })
+      errno = EIO
+    }
+    if (!handler.silent) this.#fail(request, handler.errnos?.[errno] ?? errno)
+  }
+
+  #fail(request: Request, errno: number) {
+    this.#link.reply(this.answer.bytes, this.answer.fail(request, errno))
+    if (requests.hasSubscribers) this.#publish(request, errno, 0)
+  }
+
+  #publish({ op, nodeid, args }: Request, errno: number, bytes: number) {
+    requests.publish({ op, nodeid, args, errno, bytes } satisfies RequestRecord)
+  }
+
+  #init(request: Request & { op: 'INIT' }) {
+    const { dialect, encode } = negotiate(request.args, { readOnly: this.fs.readOnly })
+    this.#dialect = dialect
+    const { answer } = this
+    this.#link.reply(answer.bytes, answer.finish(request, encode(answer.view)))
+    this.#ready.resolve()
+  }
+
+  /**
+   * A signal reached the program that waits. Only if it will die of it is the request given up: other signals have handlers, and hardly any
+   * program expects EINTR from a file. The kernel says it once only, so a later and deadly signal has to be looked for.
+   */
+  #interrupt(to: Unique) {
+    const waiting = this.#waiting.get(keyOf(to))
+    if (!waiting?.handler.abandonable) return
+    if (isDoomed(waiting.request.pid)) {
+      this.#abandon(waiting)
+      return
+    }
+    this.#interrupted.add(waiting)
+    this.#doomTimer ??= setInterval(() => this.#look(), DOOM_POLL_MS).unref()
+  }
+
+  #look() {
+    for (const waiting of this.#interrupted) if (isDoomed(waiting.request.pid)) this.#abandon(waiting)
+    if (this.#interrupted.size > 0) return
+    clearInterval(this.#doomTimer)
+    this.#doomTimer = undefined
+  }
+
+  #abandon(waiting: Waiting) {
+    waiting.abandoned = true
+    this.#interrupted.delete(waiting)
+    this.#waiting.delete(keyOf(waiting.request))
+    this.#fail(waiting.request, EINTR)
+  }
+}
+
+/** The top bit says that a request was delivered again; it is still the same one. Unique counts up from 2: below 2^53 for centuries. */
+const keyOf = ({ uniqueHigh, uniqueLow }: Unique) => (uniqueHigh & 0x7fffffff) * 2 ** 32 + uniqueLow
+
+const withoutUndefined = <T extends object>(options: T): T =>
+  Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T
+
+/** How attributes are shown, as the mount's options have it. */
+function presentation({ uid, gid, umask }: SessionOptions): (attributes: InodeAttributes) => InodeAttributes {
+  if (uid === undefined && gid === undefined && umask === undefined) return attributes => attributes
+  const hidden = umask ?? 0
+  return attributes => ({
+    ...attributes,
+    uid: uid ?? attributes.uid,
+    gid: gid ?? attributes.gid,
+    mode: attributes.mode & ~hidden,
+  })
+}
+
+/** Every operation of the protocol has a handler: checked once, when the module loads. */
+for (const operation of opsByCode) {
+  if (operation && !(operation.name in handlers) && operation.name !== 'INIT' && operation.name !== 'INTERRUPT')
+    throw new Error(`no handler for ${operation.name}`)
+}
