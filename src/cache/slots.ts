@@ -23,13 +23,14 @@ const DONE = Promise.resolve()
 
 export class Slots {
   readonly #file: StorageFile
-  readonly #slotsMax: number
+  readonly #limit: number
   readonly #group = new GroupSync(() => this.#syncNow())
   /** A bit for each slot that is not free. */
   #taken = new Uint32Array(64)
   /** No word below this one has a free slot. */
   #wordHint = 0
   #takenCount = 1
+  #slotsMax = 0
   /** Freed and not reusable yet, in the order in which they were freed: from `#freedFrom` to `#freedTo`. */
   #freed = new Float64Array(64)
   #freedFrom = 0
@@ -43,9 +44,9 @@ export class Slots {
   #failure: FerryError | undefined
   #closed = false
 
-  private constructor(file: StorageFile, slotsMax: number) {
+  private constructor(file: StorageFile, limit: number) {
     this.#file = file
-    this.#slotsMax = slotsMax
+    this.#limit = limit
     this.#taken[0] = 1
   }
 
@@ -73,6 +74,11 @@ export class Slots {
     return this.#takenCount - 1
   }
 
+  /** The highest slot that was ever in use. */
+  get slotsMax(): number {
+    return this.#slotsMax
+  }
+
   /** Slots that were freed and wait for a checkpoint, or for their hole. */
   get pendingSlots(): number {
     let holes = 0
@@ -92,19 +98,39 @@ export class Slots {
     this.#wordHint = word
     const bits = word < this.#taken.length ? this.#taken[word] : 0
     const slot = word * WORD_BITS + 31 - Math.clz32(~bits & (bits + 1))
-    if (slot >= this.#slotsMax)
-      throw new FerryError('NO_SPACE', { detail: `the cache's data file is limited to ${this.#slotsMax} chunks` })
+    if (slot >= this.#limit)
+      throw new FerryError('NO_SPACE', { detail: `the cache's data file is limited to ${this.#limit} chunks` })
     this.#set(slot)
     return slot
   }
 
-  /** At the start: the database says that this slot is in use. BAD_FORMAT when it cannot be. */
+  /** At the start: the database or a journal record names this slot. Again is fine. BAD_FORMAT when there can be no such slot. */
   markUsed(slot: number): void {
-    if (!(Number.isSafeInteger(slot) && slot > 0 && slot < this.#slotsMax) || this.isUsed(slot))
-      throw new FerryError('BAD_FORMAT', {
-        detail: `slot ${slot} of the cache's data file is named twice or out of range`,
-      })
-    this.#set(slot)
+    if (!(Number.isSafeInteger(slot) && slot > 0 && slot < this.#limit))
+      throw new FerryError('BAD_FORMAT', { detail: `there is no slot ${slot} in the cache's data file` })
+    if (!this.isUsed(slot)) this.#set(slot)
+  }
+
+  /**
+   * After the start, when every used slot is marked: gives back what a crash left in the others, in turns. Without it that space
+   * stays taken until the slots are used again.
+   * @returns when it is done. Never rejects
+   */
+  reclaim(): Promise<void> {
+    const end = this.#slotsMax + 1
+    this.#punch(end, this.#limit - end)
+    for (let slot = 1; slot < end; ) {
+      const word = Math.floor(slot / WORD_BITS)
+      if (this.#taken[word] === 0xffff_ffff) {
+        slot = (word + 1) * WORD_BITS
+        continue
+      }
+      const first = slot
+      for (; slot < end && !this.isUsed(slot); slot++) this.#set(slot)
+      if (slot > first) this.#holes.push(first, slot - first)
+      else slot++
+    }
+    return this.#punchDue()
   }
 
   isUsed(slot: number): boolean {
@@ -144,7 +170,7 @@ export class Slots {
       this.#freedBefore += count
       this.#queue(due)
     }
-    return (this.#punching ??= this.#holes.length > 0 ? this.#punchAll() : undefined) ?? DONE
+    return this.#punchDue()
   }
 
   /** Bytes that are in memory, without blocking: how many were read, or -1. */
@@ -233,6 +259,7 @@ export class Slots {
     }
     this.#taken[word] |= 1 << (slot % WORD_BITS)
     this.#takenCount++
+    if (slot > this.#slotsMax) this.#slotsMax = slot
   }
 
   #clear(slot: number) {
@@ -261,7 +288,13 @@ export class Slots {
     }
   }
 
+  #punchDue(): Promise<void> {
+    if (this.#holes.length > 0) this.#punching ??= this.#punchAll()
+    return this.#punching ?? DONE
+  }
+
   async #punchAll() {
+    await null // so that the caller has stored this promise before it can end
     for (let punched = 1; this.#holes.length > 0 && !this.#closed; punched++) {
       const count = this.#holes.pop()!
       const first = this.#holes.pop()!
