@@ -104,6 +104,14 @@ describe('what is malformed is refused, and only with PROTOCOL', () => {
     expect(() => parseRequest(bytes)).toThrow(protocol)
   })
 
+  test('a header whose length is not that of the read, though the body is right', () => {
+    for (const len of [0, 40, 55, 57, 2 ** 31]) {
+      const bytes = frameOf('GETATTR').bytes.slice()
+      viewOf(bytes).setUint32(0, len, true)
+      expect(() => parseRequest(bytes)).toThrow(protocol)
+    }
+  })
+
   test('a length beyond the buffer', () => {
     expect(() => parseRequest(write(), 10_000)).toThrow(protocol)
     expect(() => parseRequest(write(), Number.NaN)).toThrow(protocol)

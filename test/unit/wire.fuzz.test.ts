@@ -12,7 +12,7 @@ import { compose, relabel } from '../fixtures/fuse.frames.js'
 const INPUTS_MIN = 100_000
 let inputs = 0
 let accepted = 0
-fc.configureGlobal({ baseSize: 'max' }) // arrays up to the length that is said, not up to some ten
+fc.configureGlobal({ baseSize: 'xlarge' }) // arrays up to the length that is said, not up to some ten
 const stackTraceLimit = Error.stackTraceLimit
 beforeAll(() => {
   Error.stackTraceLimit = 0 // most of a hundred thousand refusals would be spent on their stacks
