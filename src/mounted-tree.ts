@@ -1,0 +1,255 @@
+// A tree that is mounted: what one can ask of it, and how it ends.
+import { throwIfAborted } from './base/async.js'
+import { FerryError, isFerryError, toFerryError } from './base/errors.js'
+import { logger } from './base/log.js'
+import type { Conflict, Progress, TreeCache, TreeCacheStatus } from './cache/tree-cache.js'
+import { drain } from './drain.js'
+import type { Mounted } from './fs/mount.js'
+import { type Holder, holdersOf } from './linux/holders.js'
+import { abortFuse } from './linux/mount.js'
+import { type MountInfo, mountAt, mounts } from './linux/mountinfo.js'
+import { hasWork } from './registry.js'
+
+const log = logger('mount')
+
+/** What went to and came from the remote. */
+export interface RemoteStatus {
+  /** Without credentials. */
+  url: string
+  requests: number
+  bytesRead: number
+  bytesWritten: number
+  errors: number
+  /** False: the last requests failed because it could not be reached. */
+  reachable: boolean
+}
+
+/** What `status --json` prints of a mount. */
+export interface MountStatus extends TreeCacheStatus {
+  mountpoint: string
+  /** Of the process that answers requests. */
+  pid: number
+  /** `draining`: unmounted, and sending what is left. */
+  state: 'mounted' | 'draining'
+  cacheDir: string
+  remote: RemoteStatus
+}
+
+/** What a mounted tree is made of. */
+export interface MountParts {
+  cache: TreeCache
+  door: Mounted
+  cacheDir: string
+  remote: () => RemoteStatus
+  /** Closes what lies below the cache, and lets others have its directory. */
+  release: () => Promise<void>
+}
+
+export interface UnmountOptions {
+  /** Give up sending when nothing got through for this long. Default 60,000 ms; 0 sends nothing. */
+  stalledMsMax?: number
+  onProgress?: (progress: Progress) => void
+  /** Leaves everything as it is, unless it is unmounted already. */
+  signal?: AbortSignal
+}
+
+/** What the remote does not have when a mount ends; the journal keeps it for the next one. */
+export interface Unsent {
+  /** Some of them. */
+  paths: string[]
+  operations: number
+  bytes: number
+  /** What stood in the way. */
+  reason: string | null
+}
+
+export const STALLED_MS_MAX = 60_000
+/** Paths of unsent changes to be listed, at most. */
+const PATHS_MAX = 100
+/** Holders to be named, at most. */
+const HOLDERS_MAX = 5
+
+/**
+ * A remote directory that is mounted. `close` ends it: locally durable, then released, not drained (call `sync` first).
+ * A program must not touch, with synchronous calls, a mount that it serves itself: it would wait for its own answer.
+ */
+export class MountedTree implements AsyncDisposable {
+  /** Absolute and without symlinks. */
+  readonly mountpoint: string
+  readonly cacheDir: string
+  /** Resolves when the kernel has let go of the mount: by `close`, `unmount`, or umount(8). */
+  readonly ended: Promise<void>
+  readonly #parts: MountParts
+  readonly #device: MountInfo | undefined
+  #kernelBytes = 0
+  #ended = false
+  #closing: Promise<void> | undefined
+
+  constructor(parts: MountParts) {
+    this.#parts = parts
+    this.mountpoint = parts.door.mountpoint
+    this.cacheDir = parts.cacheDir
+    this.#device = mountAt(this.mountpoint)
+    this.ended = parts.door.closed
+      .catch(error => log.error('the connection to the kernel broke', { error: toFerryError(error) }))
+      .then(() => {
+        this.#ended = true
+      })
+  }
+
+  /** False once the kernel has let go. */
+  get mounted(): boolean {
+    return !this.#ended
+  }
+
+  /** Out of sight, by umount(8) or umount -l, though programs may still use it. */
+  get hidden(): boolean {
+    const device = this.#device
+    return (
+      this.#ended ||
+      (device !== undefined && !mounts().some(each => each.major === device.major && each.minor === device.minor))
+    )
+  }
+
+  /** The same object that `status --json` prints. */
+  status(): MountStatus {
+    const { cache, remote } = this.#parts
+    const status = cache.status()
+    return {
+      mountpoint: this.mountpoint,
+      pid: process.pid,
+      state: this.hidden ? 'draining' : 'mounted',
+      cacheDir: this.cacheDir,
+      ...status,
+      lag: { ...status.lag, kernelBytes: status.lag.kernelBytes + this.#kernelBytes },
+      remote: remote(),
+    }
+  }
+
+  /** Asks the kernel how much it holds back: `status` shows what it last said. */
+  async measure(): Promise<void> {
+    this.#kernelBytes = this.#ended ? 0 : await this.#parts.door.kernelBytes().catch(() => 0)
+  }
+
+  /** The remote has everything written before when this resolves; it goes on trying until then, or until `signal`. */
+  async sync(options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {}): Promise<void> {
+    const { cache, door } = this.#parts
+    await cache.sync({ ...options, ...(this.#ended ? {} : { flushKernel: () => door.flushKernel() }) })
+  }
+
+  /** Makes a file, or everything below a directory, local. Paths are bytes (latin1) relative to the mount point. */
+  pull(path: string, options?: { onProgress?: (progress: Progress) => void; signal?: AbortSignal }) {
+    return this.#parts.cache.pull(path, options)
+  }
+
+  /** Gives back the local space of what the remote has as well. */
+  evict(path: string) {
+    return this.#parts.cache.evict(path)
+  }
+
+  /** Looks at the remote again. */
+  refresh(path: string) {
+    return this.#parts.cache.refresh(path)
+  }
+
+  conflicts(): Conflict[] {
+    return this.#parts.cache.conflicts()
+  }
+
+  /**
+   * Sends everything, unmounts, closes. Null when the remote has it all, else what is left for the next mount.
+   * @throws BUSY (names who uses the mount; it stays as it is), ABORTED (likewise)
+   */
+  async unmount({ stalledMsMax = STALLED_MS_MAX, onProgress, signal }: UnmountOptions = {}): Promise<Unsent | null> {
+    const parts = { committed: () => this.#parts.cache.status().batches.committed, sync: this.sync.bind(this) }
+    const send = (signal?: AbortSignal) => drain(parts, { stalledMsMax, onProgress, signal })
+    await this.#refuseIfBusy()
+    let stopped = stalledMsMax > 0 ? await send(signal) : null
+    throwIfAborted(signal)
+    await this.#leave()
+    // The kernel may have had more, and programs could write until just now. From here there is no way back.
+    if (!stopped && stalledMsMax > 0) stopped = await send()
+    const { lag } = this.status()
+    const unsent = hasWork(lag)
+      ? {
+          paths: this.#parts.cache.unsent(PATHS_MAX),
+          operations: lag.operations,
+          bytes: lag.bytes,
+          reason: stopped && stopped.code !== 'ABORTED' ? stopped.message : null,
+        }
+      : null
+    await this.close()
+    return unsent
+  }
+
+  /**
+   * Unmounts and ends everything behind the mount, with what was acknowledged durable here. Closing twice is fine.
+   * @param options.evenIfBusy takes the mount away from programs that use it: their calls fail from now on
+   * @throws BUSY (names who uses the mount; it stays as it is)
+   */
+  close({ evenIfBusy = false } = {}): Promise<void> {
+    this.#closing ??= this.#close(evenIfBusy).catch(error => {
+      this.#closing = undefined
+      throw error
+    })
+    return this.#closing
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  async #close(evenIfBusy: boolean): Promise<void> {
+    try {
+      await this.#leave()
+    } catch (error) {
+      if (!evenIfBusy || !isFerryError(error, 'BUSY')) throw error
+      await this.#takeAway()
+    }
+    await this.#parts.cache.close()
+    await this.#parts.release()
+  }
+
+  /** Unmounts, if it is still mounted. The kernel writes its dirty pages back meanwhile. */
+  async #leave(): Promise<void> {
+    if (this.#ended) return
+    if (this.hidden) {
+      // umount(8) may have returned before we saw the end of the connection; after umount -l it comes with the last user's leave.
+      await Promise.race([this.ended, new Promise(resolve => setTimeout(resolve, HIDDEN_MS).unref())])
+      if (this.#ended) return
+      throw new FerryError('BUSY', { detail: `${this.mountpoint} was detached, and programs still use files of it` })
+    }
+    try {
+      await this.#parts.door.unmount()
+    } catch (error) {
+      if (isFerryError(error, 'BUSY')) await this.#refuseIfBusy(error)
+      // INVALID: somebody was faster.
+      if (!isFerryError(error, 'INVALID', 'NOT_FOUND')) throw error
+    }
+    await this.ended
+  }
+
+  async #takeAway(): Promise<void> {
+    await this.#parts.door.flushKernel().catch(error => log.warn('the kernel kept dirty pages', { error }))
+    if (!this.hidden) await this.#parts.door.unmount({ lazy: true })
+    if (this.#device) await abortFuse(this.#device.minor).catch(error => log.debug('not aborted', { error }))
+  }
+
+  async #refuseIfBusy(cause?: unknown): Promise<void> {
+    if (this.hidden) return
+    const holders = (await holdersOf(this.mountpoint)).filter(({ pid }) => pid !== process.pid)
+    if (holders.length === 0) return
+    throw new FerryError('BUSY', { cause, detail: `${this.mountpoint} is used by ${named(holders)}` })
+  }
+}
+
+/** How long the end of the connection may come after the mount is out of sight. */
+const HIDDEN_MS = 1000
+
+const named = (holders: Holder[]) => {
+  const names = holders
+    .slice(0, HOLDERS_MAX)
+    .map(({ pid, command, what }) => `${command}${pid ? ` (pid ${pid})` : ''}, ${what}`)
+  if (holders.length > HOLDERS_MAX) names.push(`and ${holders.length - HOLDERS_MAX} more`)
+  return names.join('; ')
+}
