@@ -3,7 +3,7 @@ import { FerryError } from './errors.js'
 import type { Random } from './random.js'
 
 /** A promise and the two ways to settle it. */
-export interface Deferred<T> {
+export interface Deferred<T = void> {
   readonly promise: Promise<T>
   resolve(value: T): void
   reject(error: unknown): void
@@ -187,4 +187,13 @@ export class KeyedMutex {
       if (this.#tails.get(key) === tail) this.#tails.delete(key)
     }
   }
+}
+
+/** A controller that is aborted together with `signal`, until `unlink`. (AbortSignal.any leaks on long-lived signals in Node 20.) */
+export function linkedAbort(signal: AbortSignal | undefined): { controller: AbortController; unlink: () => void } {
+  const controller = new AbortController()
+  const abort = () => controller.abort(signal?.reason)
+  if (signal?.aborted) abort()
+  signal?.addEventListener('abort', abort, { once: true })
+  return { controller, unlink: () => signal?.removeEventListener('abort', abort) }
 }

@@ -1,0 +1,156 @@
+// URLs become remotes here, and only here.
+import { resolve } from 'node:path'
+import { FerryError, isFerryError } from './base/errors.js'
+import { parseSize } from './base/units.js'
+import { fileBlob } from './remote/file-blob.js'
+import { fileStore, fileStoreBeside } from './remote/file-store.js'
+import { fileTree } from './remote/file-tree.js'
+import { inWorker } from './remote/in-worker.js'
+import { memBlob } from './remote/mem-blob.js'
+import { memStore } from './remote/mem-store.js'
+import { memTree } from './remote/mem-tree.js'
+import type { Store } from './remote/store.js'
+import type { Remote, Shape, Shapes } from './remote/wrap.js'
+
+export interface OpenOptions<S extends Shape = Shape> {
+  /** What the caller wants to see in it: a directory is a tree or a store, a file is a blob. */
+  shape: S
+  /** In a thread of its own. Default false. */
+  worker?: boolean
+}
+
+/** A URL, taken apart. */
+interface Location {
+  /** As given, but without what may be a secret: for messages. */
+  shown: string
+  /** Percent-decoded bytes (latin1) of what stands between the scheme and the query. */
+  path: string
+  query: URLSearchParams
+}
+
+/** How a scheme opens each shape that it has, and which query keys that takes. */
+interface Scheme {
+  query: { [S in Shape]?: readonly string[] }
+  open: { [S in Shape]?: (location: Location) => Shapes[S] | Promise<Shapes[S]> }
+}
+
+const schemes: Record<string, Scheme> = {
+  file: {
+    query: { blob: ['size'] },
+    open: {
+      tree: ({ path }) => fileTree(bytes(path)),
+      store: ({ path }) => fileStore(bytes(path)),
+      blob: ({ path, query }) => fileBlob(bytes(path), sizeOf(query)),
+    },
+  },
+  mem: {
+    query: { blob: ['size'] },
+    open: {
+      tree: ({ path }) => memTree(nameOf(path)),
+      store: ({ path }) => memStore(nameOf(path).name),
+      blob: ({ path, query }) => memBlob({ ...nameOf(path), ...sizeOf(query) }),
+    },
+  },
+}
+
+const bytes = (path: string) => Buffer.from(path, 'latin1')
+const nameOf = (path: string) => (path === '' ? {} : { name: path })
+const sizeOf = (query: URLSearchParams) => (query.has('size') ? { size: parseSize(query.get('size')!, 'size') } : {})
+
+/**
+ * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob. A blob's URL may say `?size=1G`: the file
+ * is made, or a blob in memory gets that size. USAGE, in one line, for what is not such a URL, for what is not there or is not
+ * what `shape` asks for, and for credentials in it: these come from the environment.
+ */
+export async function openRemote<S extends Shape>(
+  url: string,
+  { shape, worker = false }: OpenOptions<S>,
+): Promise<Shapes[S] & AsyncDisposable> {
+  const { scheme, location } = parse(url)
+  const open = scheme.open[shape] as ((location: Location) => Promise<Shapes[S]>) | undefined
+  if (!open) throw usage(`${location.shown} cannot be a ${shape}`)
+  const allowed = scheme.query[shape] ?? []
+  for (const key of location.query.keys())
+    if (!(allowed as readonly string[]).includes(key))
+      throw usage(`${location.shown}: unknown "${key}" in the query of a ${shape}; there ${known(allowed)}`)
+  if (worker) {
+    const opener = { module: import.meta.url, name: 'openRemote', args: [url, { shape }] }
+    return disposable(await inWorker(shape, opener))
+  }
+  try {
+    return disposable(await open(location))
+  } catch (error) {
+    throw mistakeOf(error, location, shape)
+  }
+}
+
+/** Where the intents and the lease of a blob are kept: beside a file. null: there is no such place, it needs a `--commit-store`. */
+export async function openBeside(url: string): Promise<Store | null> {
+  const { name, location } = parse(url)
+  return name === 'file' ? fileStoreBeside(bytes(location.path)) : null
+}
+
+/** A URL as it may be printed: without the password, and without what looks like a secret in the query. */
+export function redact(url: string): string {
+  if (!schemeOf(url)) return url
+  return url
+    .replace(/^([a-z][a-z0-9+.-]*:\/\/[^/?#:@]*):[^/?#]*@/i, '$1:***@')
+    .replace(/([?&])([^=&#]*)=([^&#]*)/g, (whole, mark, key) => (isSecret(key) ? `${mark}${key}=***` : whole))
+}
+
+const isSecret = (key: string) => /secret|token|passw|pass$|pwd|credential|signature|^sig$|key/i.test(key)
+
+const schemeOf = (url: string) => /^([a-z][a-z0-9+.-]*):/i.exec(url)?.[1].toLowerCase()
+
+const usage = (detail: string, cause?: unknown) => new FerryError('USAGE', { detail, cause })
+
+const known = (keys: readonly string[]) => (keys.length ? `may be ${keys.join(', ')}` : 'is none')
+
+function parse(url: string): { name: string; scheme: Scheme; location: Location } {
+  const shown = redact(url)
+  // An argument that is a path is a path, whatever chars are in it.
+  if (/^\.{0,2}\//.test(url) || url === '.' || url === '..') {
+    const path = Buffer.from(resolve(url)).toString('latin1')
+    return { name: 'file', scheme: schemes.file, location: { shown, path, query: new URLSearchParams() } }
+  }
+  const name = schemeOf(url)
+  const allowed = `/path, ./path, ${Object.keys(schemes).join(':, ')}:`
+  if (!name) throw usage(`${JSON.stringify(shown)} is not a remote: ${allowed}`)
+  if (!Object.hasOwn(schemes, name)) throw usage(`${shown}: unknown scheme "${name}:"; there are ${allowed}`)
+  const [, rest, query = '', fragment] = /^[^:]*:([^?#]*)(?:\?([^#]*))?(#.*)?$/s.exec(url)!
+  if (fragment) throw usage(`${shown}: a "#" must be written %23`)
+  const parameters = new URLSearchParams(query)
+  const secret = [...parameters.keys()].find(isSecret)
+  if (secret) throw usage(`${shown}: "${secret}" does not belong into a URL: credentials come from the environment`)
+  if (/^\/\/[^/]*:[^/]*@/.test(rest))
+    throw usage(`${shown}: a password does not belong into a URL: credentials come from the environment`)
+  const path = name === 'file' ? filePath(rest, shown) : rest
+  return { name, scheme: schemes[name], location: { shown, path: unescapeBytes(path, shown), query: parameters } }
+}
+
+function filePath(rest: string, shown: string): string {
+  const [, host, path] = /^(?:\/\/([^/]*))?(\/.*)$/s.exec(rest) ?? []
+  if (path === undefined) throw usage(`${shown}: a file URL has an absolute path, like file:///path`)
+  if (host && host !== 'localhost') throw usage(`${shown}: "${host}" is another host; a file URL begins with file:///`)
+  return path
+}
+
+/** Percent escapes are bytes; other chars are their UTF-8. */
+function unescapeBytes(path: string, shown: string): string {
+  if (/%(?![0-9a-f]{2})/i.test(path)) throw usage(`${shown}: a "%" must be written %25`)
+  const utf8 = Buffer.from(path).toString('latin1')
+  return utf8.replace(/%([0-9a-f]{2})/gi, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
+}
+
+/** What is wrong with what the user gave is said in their words; everything else stays as it is. */
+function mistakeOf(error: unknown, { shown }: Location, shape: Shape): unknown {
+  const what = shape === 'blob' ? 'file' : 'directory'
+  if (isFerryError(error, 'NOT_FOUND')) return usage(`${shown}: no such ${what}`, error)
+  if (isFerryError(error, 'NOT_DIRECTORY')) return usage(`${shown} is not a directory`, error)
+  if (isFerryError(error, 'IS_DIRECTORY')) return usage(`${shown} is a directory, not a file`, error)
+  if (isFerryError(error, 'INVALID')) return usage(`${shown}: ${error.message.replace(/^[^:]*: /, '')}`, error)
+  return error
+}
+
+const disposable = <R extends Remote>(remote: R): R & AsyncDisposable =>
+  Object.assign(remote, { [Symbol.asyncDispose]: () => remote.close() })

@@ -1,0 +1,83 @@
+// What the two threads of a remote in a worker say to each other, and how bytes and errors cross over.
+import { type Code, codes, FerryError, toFerryError } from '../base/errors.js'
+import { isMap, methods, type Remote, type Shape } from './wrap.js'
+
+/** How the worker makes its remote: what `name`, exported by `module`, returns or resolves with for these arguments. */
+export interface Opener {
+  /** A file: URL of compiled JavaScript. */
+  module: string
+  name: string
+  args: unknown[]
+}
+
+/** What of a remote the other thread has to know. */
+export interface Described {
+  shape: Shape
+  url: string
+  capabilities: unknown
+  size?: number
+  /** Those of the table in wrap.ts that it has. */
+  methods: string[]
+  hidden?: Described
+}
+
+export type Request =
+  | { id: number; hidden: boolean; method: string; args: unknown[] }
+  | { id: number; cancel: true }
+  | { id: number; close: true }
+
+export type Reply =
+  | { opened: Described }
+  | { failed: ErrorMessage }
+  | { id: number; result: unknown }
+  | { id: number; error: ErrorMessage }
+
+export interface ErrorMessage {
+  code: Code
+  detail: string
+}
+
+export function describe(remote: Remote): Described {
+  const has = (name: string) => typeof Reflect.get(remote, name) === 'function'
+  return {
+    shape: remote.shape,
+    url: remote.url,
+    capabilities: remote.capabilities,
+    methods: Object.keys(methods[remote.shape]).filter(has),
+    ...(remote.shape === 'blob' && { size: remote.size }),
+    ...(remote.shape === 'tree' && { hidden: describe(remote.hidden) }),
+  }
+}
+
+export function packError(error: unknown): ErrorMessage {
+  const { code, message } = toFerryError(error)
+  return { code, detail: message.slice(codes[code].length).replace(/^: /, '') }
+}
+
+export const unpackError = ({ code, detail }: ErrorMessage): FerryError =>
+  new FerryError(code, detail ? { detail } : {})
+
+/**
+ * A value to be posted, and the buffers to be transferred with it. `copy`: the bytes stay with the caller, so copies are
+ * transferred (and not, as the structured clone would have it, all of the memory that a small view is a part of). Otherwise
+ * they are given away if they are all there is in their buffer. Shared memory stays shared.
+ */
+export function pack(value: unknown, { copy }: { copy: boolean }): { value: unknown; transfer: ArrayBuffer[] } {
+  const transfer = new Set<ArrayBuffer>()
+  const packBytes = (bytes: Uint8Array): Uint8Array => {
+    if (!(bytes.buffer instanceof ArrayBuffer)) return bytes
+    const alone = bytes.byteLength === bytes.buffer.byteLength && !transfer.has(bytes.buffer)
+    // Never a Buffer's own slice(), which would not copy.
+    const mine = alone && !copy ? bytes : new Uint8Array(bytes)
+    transfer.add(mine.buffer as ArrayBuffer)
+    return mine
+  }
+  const walk = (one: unknown): unknown => {
+    if (typeof one !== 'object' || one === null) return one
+    if (one instanceof Uint8Array) return packBytes(one)
+    if (Array.isArray(one)) return one.map(walk)
+    if (isMap(one)) return new Map([...one].map(([key, inner]) => [key, walk(inner)]))
+    return Object.fromEntries(Object.entries(one).map(([key, inner]) => [key, walk(inner)]))
+  }
+  return { value: walk(value), transfer: [...transfer] }
+}

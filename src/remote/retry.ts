@@ -1,0 +1,46 @@
+// Asking again, where that can do no harm: temporary errors of idempotent calls.
+import { backoff, type Clock, systemClock } from '../base/async.js'
+import { type Code, FerryError } from '../base/errors.js'
+import { type Random, random as seeded } from '../base/random.js'
+import { type Remote, wrap } from './wrap.js'
+
+/** Errors that may be gone the next time. None of them is permanent as `isPermanent` has it; NO_SPACE is the engine's affair. */
+export const temporaryCodes: readonly Code[] = [
+  'UNREACHABLE',
+  'DEADLINE',
+  'INTERRUPTED',
+  'SHORT_READ',
+  'CORRUPT',
+  'BUSY',
+  'IO',
+]
+const temporary = new Set<Code>(temporaryCodes)
+
+export interface RetryOptions {
+  /** How often a call is made at most. Default 5. */
+  attempts?: number
+  /** The wait before the second attempt; it doubles, and half of it is left to chance. Default 100 ms. */
+  firstMs?: number
+  /** Default 10,000 ms. */
+  maxMs?: number
+  random?: Random
+  clock?: Clock
+}
+
+/** The last error is thrown when all attempts have failed; an aborted call is not made again. */
+export function retry<R extends Remote>(remote: R, options: RetryOptions = {}): R {
+  const { attempts = 5, firstMs, maxMs, random = seeded(), clock = systemClock } = options
+  const waitMs = backoff({ firstMs, maxMs, random })
+  return wrap(remote, async (call, next) => {
+    if (!call.idempotent || call.compound) return next()
+    for (let attempt = 0; ; attempt++) {
+      try {
+        return await next()
+      } catch (error) {
+        const again = error instanceof FerryError && temporary.has(error.code)
+        if (!again || attempt + 1 >= attempts || call.signal?.aborted) throw error
+      }
+      await clock.sleep(waitMs(attempt), call.signal)
+    }
+  })
+}
