@@ -95,7 +95,11 @@ export interface FileSystem {
   /** A name of anything but a directory. */
   unlink(parent: Ino, name: string): Maybe<void>
   removeDirectory(parent: Ino, name: string): Maybe<void>
-  rename(source: { parent: Ino; name: string }, target: { parent: Ino; name: string }, how: 'replace' | 'noreplace' | 'exchange'): Maybe<void>
+  rename(
+    source: { parent: Ino; name: string },
+    target: { parent: Ino; name: string },
+    how: 'replace' | 'noreplace' | 'exchange',
+  ): Maybe<void>
   /** Entries with a cookie above `after`, in the order of their cookies, as they are now. The array is the caller's. */
   entries(ino: Ino, after: number, countMax: number): Maybe<DirectoryEntry[]>
   /** The directory's parent; the root's is the root. */
@@ -111,7 +115,11 @@ export interface FileSystem {
   /** Resolves when all that was acknowledged before is durable as `--fsync` says. */
   fsync(ino: Ino): Maybe<void>
   /** fallocate(2): `allocate` extends the size unless `keepSize`; `punch` and `zero` make bytes read as zeros. */
-  allocate(ino: Ino, range: { at: number; length: number }, how: { kind: 'allocate' | 'punch' | 'zero'; keepSize: boolean }): Maybe<void>
+  allocate(
+    ino: Ino,
+    range: { at: number; length: number },
+    how: { kind: 'allocate' | 'punch' | 'zero'; keepSize: boolean },
+  ): Maybe<void>
   /** lseek(2) SEEK_DATA and SEEK_HOLE; RANGE beyond the end (ENXIO at the door). */
   seek(ino: Ino, at: number, wanted: 'data' | 'hole'): Maybe<number>
   /** Bytes copied: may be fewer than asked. */

@@ -1,5 +1,5 @@
 // The engine behind a mounted tree, as its owner (the daemon, the library) sees it. `openTreeCache` makes one.
-import type { Commits } from '../remote/commits.js'
+import type { Claim, Commits } from '../remote/commits.js'
 import type { Tree, TreeChange } from '../remote/tree.js'
 import type { FileSystem } from './filesystem.js'
 import type { Storage } from './storage.js'
@@ -9,9 +9,9 @@ export interface TreeCacheOptions {
   /** Directory of the local database, journal and data file; exists, is ours (0700) and is locked by this process. */
   cacheDir: string
   storage: Storage
-  /** Stable for this cache directory; names its writer in the remote's lease. */
+  /** Who this is, for the remote's lease; `writer` is stable for the cache directory. */
+  identity: Omit<Claim, 'leaseMs' | 'takeOver'>
   readOnly: boolean
-  shared: boolean
   takeOver: boolean
   /** Clean and dirty bytes on the local disk, at most. Default 10 GiB. */
   cacheBytesMax: number
@@ -24,8 +24,6 @@ export interface TreeCacheOptions {
   fsync: 'local' | 'remote'
   /** A cut is due this long after the first change. Default 2,000 ms. */
   flushIntervalMs: number
-  /** Default 30,000 ms. */
-  maxDelayMs: number
   /** Bytes not yet at the remote, at most; then writers wait. Default 1 GiB. */
   dirtyBytesMax: number
   /** Changes not yet at the remote, at most. Default 1,000,000. */
@@ -95,12 +93,19 @@ export interface TreeCache extends FileSystem, AsyncDisposable {
    * Commits everything acknowledged so far and returns when the remote has it (applied). `flushKernel` first makes the kernel
    * hand over its dirty pages. Rejects with what stands in the way only when `signal` aborts; otherwise it goes on trying.
    */
-  sync(options?: { flushKernel?: () => Promise<void>; onProgress?: (progress: Progress) => void; signal?: AbortSignal }): Promise<void>
+  sync(options?: {
+    flushKernel?: () => Promise<void>
+    onProgress?: (progress: Progress) => void
+    signal?: AbortSignal
+  }): Promise<void>
   status(): TreeCacheStatus
   /** Paths of what is not at the remote yet, at most `countMax`. */
   unsent(countMax: number): string[]
   /** Make local: a file, or everything below a directory. Path: bytes relative to the root. */
-  pull(path: string, options?: { onProgress?: (progress: Progress) => void; signal?: AbortSignal }): Promise<{ files: number; bytes: number }>
+  pull(
+    path: string,
+    options?: { onProgress?: (progress: Progress) => void; signal?: AbortSignal },
+  ): Promise<{ files: number; bytes: number }>
   /** Give back the space of clean chunks. */
   evict(path: string): Promise<{ files: number; bytes: number }>
   /** Look at the remote again. */

@@ -1,0 +1,150 @@
+// The state in memory, written to the database now and then as of one LSN; the journal behind it is released.
+import { popcount } from '../chunk/geometry.js'
+import { type Row, SEALED, VERIFIED } from './chunk-table.js'
+import { sumOf } from './content.js'
+import { chunkKey, idKey, inodeKey, type Meta, nameDbKey, type Write } from './database.js'
+import type { Ino } from './filesystem.js'
+import { Changes, nameKey, type TreeState } from './state.js'
+
+/** Checksums made for one checkpoint at most: the rest follows with the next, so that the loop is not held up. */
+const SUMS_MAX = 256
+
+const changesRecord = (changes: Changes): Meta['open'] => ({
+  names: [...changes.names.values()].map(change => [change.parent, change.name, change.base]),
+  inodes: [...changes.inodes.keys()],
+  orphans: [...changes.orphans],
+  operations: changes.operations,
+  sinceMs: changes.sinceMs,
+})
+
+/** Data first, then the database, then the journal may forget. One at a time. */
+export async function checkpoint(state: TreeState): Promise<void> {
+  const { journal, slots, database } = state
+  const token = slots.beginCheckpoint()
+  const lsn = journal.headLsn
+  const sealed = sealedRows(state)
+  const writes = collect(state)
+  const meta = metaOf(state, lsn)
+  await slots.sync()
+  await database.write(writes, meta)
+  journal.release(lsn)
+  // No record that replay would look at names these slots any more.
+  for (const [row, slot] of sealed) if (state.chunks.slot[row] === slot) state.chunks.flags[row] &= ~SEALED
+  await slots.finishCheckpoint(token)
+}
+
+export const checkpointDue = (state: TreeState): number =>
+  state.persistInodes.size +
+  state.persistRows.size +
+  state.persistDentries.size +
+  state.removedRows.length +
+  state.removedInodes.length
+
+const sealedRows = (state: TreeState): [Row, number][] =>
+  [...state.persistRows].filter(row => state.chunks.flags[row] & SEALED).map(row => [row, state.chunks.slot[row]])
+
+function collect(state: TreeState): Write[] {
+  const { chunks } = state
+  const writes: Write[] = []
+  for (const { ino, index } of state.removedRows) writes.push({ key: chunkKey(ino, index), remove: true })
+  for (const ino of state.removedInodes) writes.push({ key: inodeKey(ino), remove: true })
+  for (const inode of state.persistInodes) {
+    inode.durable = true
+    writes.push({ key: inodeKey(inode.ino), value: inode.toRecord() })
+    if (inode.id) writes.push({ key: idKey(inode.id), value: inode.ino })
+  }
+  for (const { parent, name } of state.persistDentries.values()) {
+    const directory = state.inodes.get(parent)
+    const dentry = directory?.children?.get(name)
+    const key = nameDbKey(parent, name)
+    writes.push(dentry ? { key, value: [dentry.ino, dentry.type, dentry.cookie] } : { key, remove: true })
+  }
+  let sums = 0
+  for (const row of state.persistRows) {
+    const clean = chunks.dirty[row] === 0 && chunks.flight[row] === 0
+    if (clean && chunks.sumLow[row] === 0 && chunks.sumHigh[row] === 0 && chunks.valid[row] && sums++ < SUMS_MAX) {
+      const sum = sumOf(state, row)
+      chunks.sumLow[row] = sum.low
+      chunks.sumHigh[row] = sum.high
+    }
+    writes.push({
+      key: chunkKey(chunks.ino[row], chunks.index[row]),
+      value: [
+        chunks.slot[row],
+        chunks.valid[row],
+        chunks.dirty[row],
+        chunks.flight[row],
+        chunks.flightSlot[row],
+        chunks.sumLow[row],
+        chunks.sumHigh[row],
+      ],
+    })
+  }
+  state.removedRows.length = 0
+  state.removedInodes.length = 0
+  state.persistInodes.clear()
+  state.persistDentries.clear()
+  state.persistRows.clear()
+  return writes
+}
+
+function metaOf(state: TreeState, lsn: number): Meta {
+  return {
+    lsn,
+    inoReserved: state.reserveInos(),
+    batch: state.batch,
+    flightBatch: state.flightBatch,
+    open: changesRecord(state.open),
+    flight: state.flight && changesRecord(state.flight),
+    quarantine: [...state.quarantine].map(([ino, { path, code, detail }]) => [ino, path, code, detail]),
+    conflicts: state.conflicts.map(({ path, keptAs, atMs }) => [path, keptAs, atMs]),
+  }
+}
+
+/** The state as of the last checkpoint. Returns its LSN. */
+export function restore(state: TreeState, meta: Meta): number {
+  const { chunks, database, slots } = state
+  state.nextIno = meta.inoReserved
+  state.inoReserved = meta.inoReserved
+  state.batch = meta.batch
+  state.flightBatch = meta.flightBatch
+  for (const { ino, index, chunk } of database.chunks()) {
+    const row = chunks.add(ino, index)
+    ;[
+      chunks.slot[row],
+      chunks.valid[row],
+      chunks.dirty[row],
+      chunks.flight[row],
+      chunks.flightSlot[row],
+      chunks.sumLow[row],
+      chunks.sumHigh[row],
+    ] = chunk
+    if (chunks.slot[row]) slots.markUsed(chunks.slot[row])
+    state.pages += popcount(chunks.valid[row])
+    state.dirtyPages += popcount(chunks.dirty[row]) + popcount(chunks.flight[row])
+    if (chunks.flight[row] && chunks.flightSlot[row] !== chunks.slot[row]) {
+      slots.markUsed(chunks.flightSlot[row])
+      state.pages += popcount(chunks.flight[row])
+    }
+    if (chunks.dirty[row] || chunks.flight[row]) chunks.flags[row] |= VERIFIED
+    else state.settleRow(row)
+  }
+  state.open = changesOf(state, meta.open, row => chunks.dirty[row])
+  state.flight = meta.flight && changesOf(state, meta.flight, row => chunks.flight[row])
+  for (const [ino, path, code, detail] of meta.quarantine) state.quarantine.set(ino, { path, code, detail })
+  state.conflicts = meta.conflicts.map(([path, keptAs, atMs]) => ({ path, keptAs, atMs }))
+  return meta.lsn
+}
+
+function changesOf(state: TreeState, record: Meta['open'], mask: (row: number) => number): Changes {
+  const changes = new Changes()
+  for (const [parent, name, base] of record.names) changes.names.set(nameKey(parent, name), { parent, name, base })
+  for (const ino of record.inodes as Ino[]) {
+    changes.inodes.set(ino, state.inode(ino))
+    for (const row of state.chunks.rowsOf(ino)) if (mask(row)) changes.rows.add(row)
+  }
+  for (const ino of record.orphans) changes.orphans.add(ino)
+  changes.operations = record.operations
+  changes.sinceMs = record.sinceMs
+  return changes
+}

@@ -1,0 +1,447 @@
+// The bytes of files: reads that hit are answered in the same turn, writes go to a slot and the journal, never to the network.
+import { FerryError } from '../base/errors.js'
+import { digest } from '../chunk/digest.js'
+import {
+  CHUNK_BYTES,
+  CHUNK_PAGES,
+  firstRun,
+  maskCovering,
+  maskOf,
+  PAGE_BYTES,
+  popcount,
+  runEnd,
+  runLength,
+  runStart,
+} from '../chunk/geometry.js'
+import { GUESSED, type Row, SEALED, VERIFIED } from './chunk-table.js'
+import type { Maybe } from './filesystem.js'
+import { Changed, type Inode } from './inode.js'
+import type { Pull } from './pull.js'
+import { Kind, type Move, type Piece, packWrite, type TruncateRecord, unpackWrite, type ZeroRecord } from './records.js'
+import type { TreeState } from './state.js'
+
+/** Up to this many bytes of one chunk ride inside the record; a chunk that is written whole goes to a fresh slot instead. */
+const INLINE_BYTES_MAX = 64 * 1024
+/** ext4's limit, which we share: 2^44 bytes, 16 TiB. */
+export const FILE_BYTES_MAX = 2 ** 44
+/** A read that keeps losing its pages to a change at the remote gives up after this many tries. */
+const READ_TRIES_MAX = 16
+
+export class Content {
+  hits = 0
+  misses = 0
+  bytesRead = 0
+  guessedBytesUsed = 0
+  /** Extents were written that no fdatasync has covered yet. */
+  extentsUnsynced = false
+
+  constructor(
+    readonly state: TreeState,
+    readonly pull: Pull,
+  ) {}
+
+  // --- reading
+
+  read(inode: Inode, at: number, into: Uint8Array): Maybe<number> {
+    const length = Math.min(into.length, inode.size - at)
+    if (length <= 0) return 0
+    this.pull.observe(inode, at, length)
+    if (this.#readNow(inode, at, into, length)) {
+      this.hits++
+      this.bytesRead += length
+      return length
+    }
+    this.misses++
+    return this.#readSlowly(inode, at, into, length)
+  }
+
+  #readNow(inode: Inode, at: number, into: Uint8Array, length: number): boolean {
+    const { chunks, slots, clean, now } = this.state
+    for (let done = 0; done < length; ) {
+      const index = Math.floor((at + done) / CHUNK_BYTES)
+      const offset = at + done - index * CHUNK_BYTES
+      const part = Math.min(CHUNK_BYTES - offset, length - done)
+      const row = chunks.find(inode.ino, index)
+      const need = maskCovering(offset, offset + part)
+      if (row && (need & ~chunks.valid[row]) === 0) {
+        if ((chunks.flags[row] & (VERIFIED | GUESSED)) !== VERIFIED && !this.#firstTouch(row)) return false
+        if (slots.readNow(chunks.slot[row], offset, into.subarray(done, done + part)) !== part) return false
+        clean.touch(row, now.second())
+      } else if (!this.#readHoles(inode, row, index, offset, into.subarray(done, done + part))) return false
+      done += part
+    }
+    return true
+  }
+
+  /** A part of which some pages are absent: zeros, if the remote has nothing there either. */
+  #readHoles(inode: Inode, row: Row, index: number, offset: number, into: Uint8Array): boolean {
+    const { chunks, slots } = this.state
+    const valid = row ? chunks.valid[row] : 0
+    const absent = (maskCovering(offset, offset + into.length) & ~valid) >>> 0
+    if (this.#atRemote(inode, index, absent)) return false
+    into.fill(0)
+    for (let run = firstRun(valid, 0); run >= 0; run = firstRun(valid, runEnd(run))) {
+      const from = Math.max(runStart(run) * PAGE_BYTES, offset)
+      const to = Math.min(runEnd(run) * PAGE_BYTES, offset + into.length)
+      if (from < to && slots.readNow(chunks.slot[row], from, into.subarray(from - offset, to - offset)) !== to - from)
+        return false
+    }
+    return true
+  }
+
+  /** Do any of these pages show the remote's bytes? */
+  #atRemote(inode: Inode, index: number, mask: number): boolean {
+    if (mask === 0) return false
+    const lowest = 31 - Math.clz32(mask & -mask)
+    return index * CHUNK_BYTES + lowest * PAGE_BYTES < inode.baseSize
+  }
+
+  /** Once per process: the chunk that an earlier one left is what it was. */
+  #firstTouch(row: Row): boolean {
+    const { chunks, state } = { chunks: this.state.chunks, state: this.state }
+    if (chunks.flags[row] & GUESSED) {
+      this.guessedBytesUsed += popcount(chunks.valid[row]) * PAGE_BYTES
+      chunks.flags[row] &= ~GUESSED
+    }
+    if (chunks.flags[row] & VERIFIED) return true
+    chunks.flags[row] |= VERIFIED
+    if (chunks.dirty[row] || chunks.flight[row] || (chunks.sumLow[row] === 0 && chunks.sumHigh[row] === 0)) return true
+    const sum = sumOf(state, row)
+    if (sum.low === chunks.sumLow[row] && sum.high === chunks.sumHigh[row]) return true
+    state.corrupt++
+    state.dropPages(row, chunks.valid[row])
+    return false
+  }
+
+  async #readSlowly(inode: Inode, at: number, into: Uint8Array, asked: number): Promise<number> {
+    const { chunks, slots } = this.state
+    for (let tries = 0; tries < READ_TRIES_MAX; tries++) {
+      await this.pull.need(inode, at, asked)
+      const length = Math.min(asked, inode.size - at)
+      if (length <= 0) return 0
+      if (this.#readNow(inode, at, into, length)) {
+        this.bytesRead += length
+        return length
+      }
+      let whole = true
+      for (let done = 0; done < length && whole; ) {
+        const index = Math.floor((at + done) / CHUNK_BYTES)
+        const offset = at + done - index * CHUNK_BYTES
+        const part = into.subarray(done, done + Math.min(CHUNK_BYTES - offset, length - done))
+        done += part.length
+        const row = chunks.find(inode.ino, index)
+        const need = maskCovering(offset, offset + part.length)
+        const valid = row ? chunks.valid[row] : 0
+        if (this.#atRemote(inode, index, (need & ~valid) >>> 0)) whole = false
+        else if ((need & ~valid) === 0) {
+          const slot = chunks.slot[row]
+          await slots.read(slot, offset, part)
+          // The world may have changed: only bytes of a slot that is still the chunk's are its bytes.
+          whole =
+            chunks.find(inode.ino, index) === row && chunks.slot[row] === slot && (need & ~chunks.valid[row]) === 0
+        } else {
+          part.fill(0)
+          for (let run = firstRun(valid, 0); run >= 0; run = firstRun(valid, runEnd(run))) {
+            const from = Math.max(runStart(run) * PAGE_BYTES, offset)
+            const to = Math.min(runEnd(run) * PAGE_BYTES, offset + part.length)
+            if (from < to) slots.readSync(chunks.slot[row], from, part.subarray(from - offset, to - offset))
+          }
+        }
+      }
+      if (whole) {
+        this.bytesRead += length
+        return length
+      }
+    }
+    throw new FerryError('IO', { detail: 'the pages were replaced faster than they could be read' })
+  }
+
+  // --- writing
+
+  /** The caller has made room. */
+  write(inode: Inode, at: number, from: Uint8Array): Maybe<void> {
+    if (from.length === 0) return
+    if (at + from.length > FILE_BYTES_MAX) throw new FerryError('TOO_LARGE', { detail: `${at + from.length} bytes` })
+    const absent = this.#absentEdge(inode, at, at + from.length)
+    if (absent >= 0) return this.pull.need(inode, absent, PAGE_BYTES).then(() => this.write(inode, at, from))
+    this.state.ensureKnown(inode)
+    const size = Math.max(inode.size, at + from.length)
+    const pieces: Piece[] = []
+    for (let done = 0; done < from.length; ) {
+      const index = Math.floor((at + done) / CHUNK_BYTES)
+      const offset = at + done - index * CHUNK_BYTES
+      const part = Math.min(CHUNK_BYTES - offset, from.length - done)
+      pieces.push(this.#writePiece(inode, size, index, offset, from.subarray(done, done + part)))
+      done += part
+    }
+    const timeNs = nowNs(this.state)
+    const { parts, bytes } = packWrite({ ino: inode.ino, size, timeNs, pieces })
+    this.state.journal.append(Kind.write, parts, bytes)
+    this.#wrote(inode, size, timeNs, pieces)
+  }
+
+  /** Start of a page of which only a part is written, whose rest is at the remote and not here; -1: none. */
+  #absentEdge(inode: Inode, at: number, end: number): number {
+    for (const edge of [at, end]) {
+      const within = edge % PAGE_BYTES
+      const page = edge - within
+      if (within === 0 || page >= inode.baseSize || (edge === end && end >= inode.size)) continue
+      const index = Math.floor(page / CHUNK_BYTES)
+      const row = this.state.rowOf(inode, index)
+      const mask = 1 << ((page - index * CHUNK_BYTES) / PAGE_BYTES)
+      if (!row || (this.state.chunks.valid[row] & mask) === 0) return page
+    }
+    return -1
+  }
+
+  #writePiece(inode: Inode, size: number, index: number, offset: number, from: Uint8Array): Piece {
+    const { state } = this
+    const { chunks, slots } = state
+    const end = offset + from.length
+    const sizeInChunk = Math.min(size - index * CHUNK_BYTES, CHUNK_BYTES)
+    if (offset === 0 && end >= sizeInChunk && end > INLINE_BYTES_MAX) {
+      const slot = slots.take()
+      slots.writeSync(slot, 0, from)
+      const sum = halves(digest(from))
+      this.extentsUnsynced = true
+      return {
+        index,
+        slot,
+        firstPage: 0,
+        pages: Math.ceil(end / PAGE_BYTES),
+        inline: null,
+        bytes: end,
+        sumLow: sum.low,
+        sumHigh: sum.high,
+      }
+    }
+    const row = state.needRow(inode, index)
+    const firstPage = Math.floor(offset / PAGE_BYTES)
+    const pages = Math.ceil(end / PAGE_BYTES) - firstPage
+    const bytes = this.#wholePages(row, offset, from, firstPage, pages)
+    if (!chunks.slot[row]) state.moveTo(row, slots.take(), false)
+    else if (!state.mayOverwrite(row)) state.moveTo(row, slots.take(), true)
+    slots.writeSync(chunks.slot[row], firstPage * PAGE_BYTES, bytes)
+    const inline = bytes.subarray(0, Math.min(bytes.length, sizeInChunk - firstPage * PAGE_BYTES))
+    return { index, slot: chunks.slot[row], firstPage, pages, inline, bytes: inline.length, sumLow: 0, sumHigh: 0 }
+  }
+
+  /** The pages that a piece touches, whole: a record must not depend on pages that were only fetched. */
+  #wholePages(row: Row, offset: number, from: Uint8Array, firstPage: number, pages: number): Uint8Array {
+    const { chunks, slots } = this.state
+    if (offset % PAGE_BYTES === 0 && from.length % PAGE_BYTES === 0) return from
+    const bytes = new Uint8Array(pages * PAGE_BYTES)
+    for (const page of pages === 1 ? [firstPage] : [firstPage, firstPage + pages - 1]) {
+      if ((chunks.valid[row] & (1 << page)) === 0) continue
+      slots.readSync(
+        chunks.slot[row],
+        page * PAGE_BYTES,
+        bytes.subarray((page - firstPage) * PAGE_BYTES, (page - firstPage + 1) * PAGE_BYTES),
+      )
+    }
+    bytes.set(from, offset - firstPage * PAGE_BYTES)
+    return bytes
+  }
+
+  #wrote(inode: Inode, size: number, timeNs: bigint, pieces: Piece[]) {
+    const { state } = this
+    for (const piece of pieces) {
+      const row = state.needRow(inode, piece.index)
+      if (!piece.inline) {
+        state.moveTo(row, piece.slot, false)
+        state.chunks.flags[row] |= SEALED
+      }
+      state.chunks.flags[row] |= VERIFIED
+      state.dirty(row, maskOf(piece.firstPage, piece.pages))
+    }
+    inode.size = size
+    inode.mtimeNs = inode.ctimeNs = timeNs
+    state.mark(inode, Changed.data)
+  }
+
+  /** false: the bytes that the record names are not there. */
+  replayWrite(body: Uint8Array): boolean {
+    const { state } = this
+    const { slots } = state
+    const record = unpackWrite(body)
+    const inode = state.inode(record.ino)
+    for (const piece of record.pieces) {
+      if (piece.inline) continue
+      const bytes = new Uint8Array(piece.bytes)
+      slots.readSync(piece.slot, 0, bytes)
+      const sum = halves(digest(bytes))
+      if (sum.low !== piece.sumLow || sum.high !== piece.sumHigh) return false
+    }
+    for (const piece of record.pieces) {
+      slots.markUsed(piece.slot)
+      if (!piece.inline) continue
+      const row = state.needRow(inode, piece.index)
+      state.moveTo(row, piece.slot, true)
+      const bytes = new Uint8Array(piece.pages * PAGE_BYTES)
+      bytes.set(piece.inline)
+      slots.writeSync(piece.slot, piece.firstPage * PAGE_BYTES, bytes)
+    }
+    this.#wrote(inode, record.size, record.timeNs, record.pieces)
+    return true
+  }
+
+  // --- size and holes
+
+  truncate(inode: Inode, size: number, timeNs: bigint): void {
+    if (size > FILE_BYTES_MAX) throw new FerryError('TOO_LARGE', { detail: `${size} bytes` })
+    this.state.ensureKnown(inode)
+    const moves = this.#cutOff(inode, size, null)
+    const record: TruncateRecord = [inode.ino, size, timeNs, moves]
+    this.state.append(Kind.truncate, record)
+    this.#resized(inode, size, timeNs)
+  }
+
+  replayTruncate([ino, size, timeNs, moves]: TruncateRecord): void {
+    const inode = this.state.inode(ino)
+    this.#cutOff(inode, size, new Map(moves))
+    this.#resized(inode, size, timeNs)
+  }
+
+  #resized(inode: Inode, size: number, timeNs: bigint) {
+    inode.size = size
+    inode.baseSize = Math.min(inode.baseSize, size)
+    inode.floor = Math.min(inode.floor, size)
+    inode.mtimeNs = inode.ctimeNs = timeNs
+    this.state.mark(inode, Changed.data | Changed.attributes)
+  }
+
+  /** Pages beyond `size` go, and the rest of the last page becomes zeros. `replayed`: the slots that were taken then. */
+  #cutOff(inode: Inode, size: number, replayed: Map<number, number> | null): Move[] {
+    const { state } = this
+    const { chunks, slots } = state
+    const moves: Move[] = []
+    if (size >= inode.size) return moves
+    for (const row of chunks.rowsOf(inode.ino)) {
+      const start = chunks.index[row] * CHUNK_BYTES
+      if (start + CHUNK_BYTES <= size) continue
+      const keep = Math.max(0, size - start)
+      const pagesKept = Math.ceil(keep / PAGE_BYTES)
+      const within = keep % PAGE_BYTES
+      if (within && chunks.valid[row] & (1 << (pagesKept - 1))) {
+        this.#own(row, moves, replayed)
+        slots.writeSync(chunks.slot[row], keep, new Uint8Array(PAGE_BYTES - within))
+        state.setValid(row, chunks.valid[row])
+      }
+      state.dropPages(row, maskOf(pagesKept, CHUNK_PAGES - pagesKept))
+    }
+    return moves
+  }
+
+  /** The row's slot may be changed in place after this; a slot taken for it is noted, or is the one noted then. */
+  #own(row: Row, moves: Move[], replayed: Map<number, number> | null) {
+    const { state } = this
+    const noted = replayed?.get(state.chunks.index[row])
+    if (noted !== undefined) {
+      state.slots.markUsed(noted)
+      state.moveTo(row, noted, true)
+    } else if (!replayed && (!state.chunks.slot[row] || !state.mayOverwrite(row))) {
+      state.moveTo(row, state.slots.take(), true)
+      moves.push([state.chunks.index[row], state.chunks.slot[row]])
+    }
+  }
+
+  /** Whole pages from `at` on become zeros; `size` is the file's after it. */
+  zero(inode: Inode, at: number, length: number, size: number): void {
+    const { state } = this
+    state.ensureKnown(inode)
+    const moves = this.#zeroPages(inode, at, length, null)
+    const timeNs = nowNs(state)
+    const record: ZeroRecord = [inode.ino, at, length, size, timeNs, moves]
+    state.append(Kind.zero, record)
+    this.#zeroed(inode, size, timeNs)
+  }
+
+  replayZero([ino, at, length, size, timeNs, moves]: ZeroRecord): void {
+    const inode = this.state.inode(ino)
+    this.#zeroPages(inode, at, length, new Map(moves))
+    this.#zeroed(inode, size, timeNs)
+  }
+
+  #zeroed(inode: Inode, size: number, timeNs: bigint) {
+    inode.size = size
+    inode.mtimeNs = inode.ctimeNs = timeNs
+    this.state.mark(inode, Changed.data)
+  }
+
+  #zeroPages(inode: Inode, at: number, length: number, replayed: Map<number, number> | null): Move[] {
+    const { state } = this
+    const { chunks, slots } = state
+    const moves: Move[] = []
+    const end = Math.min(at + length, Math.max(inode.baseSize, inode.size))
+    for (let from = at; from < end; ) {
+      const index = Math.floor(from / CHUNK_BYTES)
+      const offset = from - index * CHUNK_BYTES
+      const to = Math.min(CHUNK_BYTES, end - index * CHUNK_BYTES)
+      from = (index + 1) * CHUNK_BYTES
+      let row = state.rowOf(inode, index)
+      const pages = maskCovering(offset, to)
+      // Beyond what the remote has, absent pages are zeros already.
+      const known = Math.max(0, Math.min(CHUNK_BYTES, inode.baseSize - index * CHUNK_BYTES))
+      const mask = (pages & ((row ? chunks.valid[row] : 0) | maskCovering(0, known))) >>> 0
+      if (mask === 0) continue
+      row = state.needRow(inode, index)
+      this.#own(row, moves, replayed)
+      for (let run = firstRun(mask, 0); run >= 0; run = firstRun(mask, runEnd(run))) {
+        slots.punch(chunks.slot[row], runStart(run) * PAGE_BYTES, runLength(run) * PAGE_BYTES)
+      }
+      chunks.flags[row] |= VERIFIED
+      state.dirty(row, mask)
+    }
+    return moves
+  }
+
+  // --- where the data is
+
+  seek(inode: Inode, at: number, wanted: 'data' | 'hole'): number {
+    if (at >= inode.size) throw new FerryError('RANGE', { detail: `offset ${at} of ${inode.size}` })
+    const { chunks } = this.state
+    const base = Math.ceil(Math.min(inode.baseSize, inode.size) / PAGE_BYTES) * PAGE_BYTES
+    const rows = chunks.rowsOf(inode.ino).filter(row => (chunks.index[row] + 1) * CHUNK_BYTES > at)
+    rows.sort((a, b) => chunks.index[a] - chunks.index[b])
+    if (wanted === 'data') {
+      if (at < base) return at
+      for (const row of rows) {
+        const start = chunks.index[row] * CHUNK_BYTES
+        const run = firstRun(chunks.valid[row], Math.max(0, Math.floor((at - start) / PAGE_BYTES)))
+        if (run >= 0) return Math.max(at, start + runStart(run) * PAGE_BYTES)
+      }
+      throw new FerryError('RANGE', { detail: 'no data beyond' })
+    }
+    let hole = Math.max(at, base)
+    for (const row of rows) {
+      const start = chunks.index[row] * CHUNK_BYTES
+      if (start + CHUNK_BYTES <= hole) continue
+      if (start > hole) break
+      const absent = ~chunks.valid[row] >>> 0
+      const run = firstRun(absent, Math.floor((hole - start) / PAGE_BYTES))
+      if (run >= 0) {
+        hole = Math.max(hole, start + runStart(run) * PAGE_BYTES)
+        break
+      }
+      hole = start + CHUNK_BYTES
+    }
+    return Math.min(hole, inode.size)
+  }
+}
+
+export const nowNs = (state: TreeState): bigint => BigInt(state.now.ms()) * 1_000_000n
+
+export const halves = (sum: bigint) => ({ low: Number(sum & 0xffffffffn), high: Number((sum >> 32n) & 0xffffffffn) })
+
+/** The checksum of a clean chunk: of its valid pages, in order. */
+export function sumOf(state: TreeState, row: Row): { low: number; high: number } {
+  const valid = state.chunks.valid[row]
+  const bytes = new Uint8Array(popcount(valid) * PAGE_BYTES)
+  let at = 0
+  for (let run = firstRun(valid, 0); run >= 0; run = firstRun(valid, runEnd(run))) {
+    const length = runLength(run) * PAGE_BYTES
+    state.slots.readSync(state.chunks.slot[row], runStart(run) * PAGE_BYTES, bytes.subarray(at, at + length))
+    at += length
+  }
+  return halves(digest(bytes))
+}

@@ -1,0 +1,107 @@
+// The namespace as of the last checkpoint, in lmdb: inodes, names, chunks, and what is not yet at the remote.
+import { type Database as Lmdb, open } from 'lmdb'
+import { FerryError } from '../base/errors.js'
+import type { Ino } from './filesystem.js'
+import type { Dentry, InodeRecord } from './inode.js'
+
+/** [slot, valid, dirty, flight, flightSlot, sumLow, sumHigh] */
+export type ChunkRecord = [number, number, number, number, number, number, number]
+
+type ChangesRecord = { names: [Ino, string, Ino][]; inodes: Ino[]; orphans: Ino[]; operations: number; sinceMs: number }
+
+/** What is true of the whole tree as of the checkpoint. */
+export interface Meta {
+  lsn: number
+  inoReserved: number
+  batch: number
+  flightBatch: number
+  open: ChangesRecord
+  flight: ChangesRecord | null
+  quarantine: [Ino, string, string, string][]
+  conflicts: [string, string, number][]
+}
+
+type Key = (string | number)[]
+
+const INODE = 'i'
+const NAME = 'n'
+const CHUNK = 'c'
+const ID = 'h'
+const META = ['meta']
+
+export type Write = { key: Key; value: unknown } | { key: Key; remove: true }
+
+export const inodeKey = (ino: Ino): Key => [INODE, ino]
+export const nameDbKey = (parent: Ino, name: string): Key => [NAME, parent, name]
+export const chunkKey = (ino: Ino, index: number): Key => [CHUNK, ino, index]
+export const idKey = (id: string): Key => [ID, id]
+
+export class Database {
+  readonly #lmdb: Lmdb<unknown, Key>
+
+  /** `directory` exists. */
+  constructor(directory: string) {
+    try {
+      this.#lmdb = open({
+        path: directory,
+        compression: false,
+        encoding: 'msgpack',
+        mapSize: 2 ** 36,
+        overlappingSync: true,
+      })
+    } catch (cause) {
+      throw new FerryError('CORRUPT', { cause, detail: `the database in ${directory} cannot be opened` })
+    }
+  }
+
+  meta(): Meta | null {
+    return (this.#lmdb.get(META) as Meta | undefined) ?? null
+  }
+
+  inode(ino: Ino): InodeRecord | undefined {
+    return this.#lmdb.get(inodeKey(ino)) as InodeRecord | undefined
+  }
+
+  byId(id: string): Ino | undefined {
+    return this.#lmdb.get(idKey(id)) as Ino | undefined
+  }
+
+  /** The names of a directory, in the order of their cookies. */
+  dentries(parent: Ino): Map<string, Dentry> {
+    const found: [string, Dentry][] = []
+    for (const { key, value } of this.#lmdb.getRange({ start: [NAME, parent], end: [NAME, parent + 1] })) {
+      const [ino, type, cookie] = value as [Ino, number, number]
+      found.push([(key as [string, Ino, string])[2], { ino, type, cookie }])
+    }
+    found.sort((a, b) => a[1].cookie - b[1].cookie)
+    return new Map(found)
+  }
+
+  *chunks(): Iterable<{ ino: Ino; index: number; chunk: ChunkRecord }> {
+    for (const { key, value } of this.#lmdb.getRange({ start: [CHUNK], end: [`${CHUNK}~`] })) {
+      const [, ino, index] = key as [string, Ino, number]
+      yield { ino, index, chunk: value as ChunkRecord }
+    }
+  }
+
+  get inodesKnown(): number {
+    return this.#lmdb.getCount({ start: [INODE], end: [`${INODE}~`] })
+  }
+
+  /** All or nothing, and durable when it resolves. */
+  async write(writes: Write[], meta: Meta): Promise<void> {
+    const done = this.#lmdb.batch(() => {
+      for (const write of writes) {
+        if ('remove' in write) void this.#lmdb.remove(write.key)
+        else void this.#lmdb.put(write.key, write.value)
+      }
+      void this.#lmdb.put(META, meta)
+    })
+    await done
+    await this.#lmdb.flushed
+  }
+
+  async close(): Promise<void> {
+    await this.#lmdb.close()
+  }
+}

@@ -1,0 +1,988 @@
+// A cached tree: what a front door asks, answered from the state at hand, from the journal's past, or from the remote.
+import fs from 'node:fs'
+import path from 'node:path'
+import { type Deferred, deferred } from '../base/async.js'
+import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
+import { PAGE_BYTES } from '../chunk/geometry.js'
+import type { Usage } from '../remote/tree.js'
+import { checkpoint, checkpointDue, restore } from './checkpoint.js'
+import { Content } from './content.js'
+import { Database } from './database.js'
+import {
+  type AttributeChange,
+  type DirectoryEntry,
+  type Ino,
+  type InodeAttributes,
+  type KernelCache,
+  type Maybe,
+  type NewInode,
+  ROOT,
+  type Space,
+} from './filesystem.js'
+import { globs } from './globs.js'
+import type { Dentry, Inode } from './inode.js'
+import { Journal, type ReplayResult } from './journal.js'
+import { Listing } from './listing.js'
+import { checkName, NAME_BYTES_MAX, Names } from './names.js'
+import { Profile } from './profile.js'
+import { Pull } from './pull.js'
+import { Push } from './push.js'
+import { replayRecord } from './replay.js'
+import { Slots } from './slots.js'
+import { rootInode, TreeState } from './state.js'
+import type { CommittingTree, Conflict, Progress, TreeCache, TreeCacheOptions, TreeCacheStatus } from './tree-cache.js'
+
+const CHECKPOINT_MS = 5_000
+/** Changed rows, inodes and names that make a checkpoint due before its time. */
+const CHECKPOINT_ITEMS = 8_192
+const CHECKPOINT_JOURNAL_BYTES = 64 * 1024 * 1024
+/** Inodes kept in memory although nobody refers to them. */
+const INODES_MAX = 100_000
+/** Bytes that one copy_file_range answers at once. */
+const COPY_BYTES_MAX = 1024 * 1024
+const USAGE_TTL_MS = 10_000
+const CLAIM_RETRY_MS = 2_000
+const XATTR_NAME_BYTES_MAX = 255
+/** The free space of the cache's disk is looked at after this many bytes were taken. */
+const FREE_LOOK_BYTES = 16 * 1024 * 1024
+const LISTINGS_OPEN_MAX = 64
+
+/** Opens the cache of a tree: restores what is at hand, takes the lease, and answers from then on. */
+export async function openTreeCache(remote: CommittingTree, options: TreeCacheOptions): Promise<TreeCache> {
+  const engine = new Engine(remote, options)
+  try {
+    await engine.open()
+  } catch (error) {
+    await engine.close().catch(() => {})
+    throw error
+  }
+  return engine
+}
+
+class Engine implements TreeCache {
+  kernel: KernelCache = { invalidateInode: () => {}, invalidateEntry: () => {} }
+  readonly state: TreeState
+  readonly names: Names
+  readonly content: Content
+  readonly pullQueue: Pull
+  readonly push: Push
+  readonly listing: Listing
+  readonly #journal: Journal
+  readonly #slots: Slots
+  readonly #database: Database
+  readonly #profile: Profile | null
+  #replayed: ReplayResult | null = null
+  #roomWaiters: Deferred<void>[] = []
+  #timers: NodeJS.Timeout[] = []
+  #checkpointing: Promise<void> | null = null
+  #claiming: AbortController | null = null
+  #claimProblem: FerryError | null = null
+  #usage: { at: number; usage: Usage | null } = { at: -Infinity, usage: null }
+  #usageLooking: Promise<void> | null = null
+  #freeBytes = Infinity
+  #freeLookDue = 0
+  #listings = new Map<Ino, { after: number; rest: Iterator<[string, Dentry]> }>()
+  #problems = new Map<string, string>()
+  #closed = false
+  #background: Promise<void> = Promise.resolve()
+  readonly #stop = new AbortController()
+
+  constructor(
+    readonly remote: CommittingTree,
+    readonly options: TreeCacheOptions,
+  ) {
+    const directory = path.join(options.cacheDir, 'names')
+    fs.mkdirSync(directory, { recursive: true, mode: 0o700 })
+    this.#journal = Journal.open(options.storage)
+    this.#slots = Slots.open(options.storage)
+    this.#database = new Database(directory)
+    const started = performance.now()
+    const clock = { ms: Date.now, second: () => Math.floor((performance.now() - started) / 1000) }
+    this.state = new TreeState(this.#journal, this.#slots, this.#database, globs(options.localOnly), clock)
+    this.names = new Names(this.state)
+    this.pullQueue = new Pull(
+      remote,
+      this.state,
+      {
+        fetchBytesMax: options.fetchBytesMax,
+        memoryBytesMax: options.memoryBytesMax,
+        workers: options.pullWorkers,
+        prefetch: options.prefetch !== 'off',
+      },
+      { makeRoom: bytes => this.#makeRoom(bytes), surprised: inode => this.#surprised(inode) },
+    )
+    this.content = new Content(this.state, this.pullQueue)
+    this.push = new Push(
+      remote,
+      this.state,
+      {
+        flushIntervalMs: options.flushIntervalMs,
+        dirtyBytesMax: options.dirtyBytesMax,
+        dirtyOperationsMax: options.dirtyOperationsMax,
+        workers: options.pushWorkers,
+        leaseMs: options.leaseMs,
+      },
+      {
+        claim: { ...options.identity, leaseMs: options.leaseMs, takeOver: options.takeOver },
+        plan: {
+          capabilities: remote.capabilities,
+          get conflictSuffix() {
+            return `.conflict-${options.identity.host}-${new Date().toISOString().replace(/[-:]|\.\d+/g, '')}`
+          },
+          complete: inode => this.pullQueue.complete(inode),
+        },
+        settled: conflicts => this.#settled(conflicts),
+        durable: () => this.#durable(),
+        random: Math.random,
+      },
+    )
+    this.listing = new Listing(
+      remote,
+      this.state,
+      { ttlMs: options.dirTtlMs, readOnly: options.readOnly },
+      {
+        kernel: () => this.kernel,
+        serial: () => this.push.serial,
+        settled: () => this.push.applying,
+      },
+    )
+    this.#profile = options.record ? new Profile(options.record) : null
+  }
+
+  get readOnly() {
+    return this.options.readOnly
+  }
+
+  // --- life
+
+  async open(): Promise<void> {
+    const { state } = this
+    const meta = this.#database.meta()
+    if (meta) restore(state, meta)
+    if (!this.#database.inode(ROOT)) {
+      const root = rootInode(BigInt(Date.now()) * 1_000_000n)
+      state.inodes.set(ROOT, root)
+      state.persist(root)
+      root.durable = true
+    }
+    state.replaying = true
+    this.#replayed = this.#journal.replay(meta?.lsn ?? 0, (_lsn, kind, body) =>
+      replayRecord(state, this.names, this.content, kind, body),
+    )
+    state.replaying = false
+    this.#afterReplay()
+    const root = this.#lookAtRoot()
+    if (this.readOnly) await root
+    else await Promise.all([root, this.#claim()])
+    this.push.start()
+    this.#every(CHECKPOINT_MS, () => this.#checkpoint())
+    this.#background = this.#pullAhead().catch(error => this.#problem('pull', error))
+  }
+
+  #afterReplay() {
+    const { state } = this
+    for (const inode of [...state.inodes.values()]) {
+      if (inode.children) inode.children = new Map([...inode.children].sort((a, b) => a[1].cookie - b[1].cookie))
+      state.reap(inode)
+    }
+    const damaged = this.#replayed?.damaged
+    if (damaged)
+      this.#problems.set(
+        'journal',
+        `the journal is damaged at record ${damaged.lsn}: what came after it was set aside in ${damaged.segment}`,
+      )
+  }
+
+  #every(ms: number, work: () => unknown) {
+    this.#timers.push(setInterval(() => void work(), ms).unref())
+  }
+
+  /** The root's attributes, and whether the remote answers at all. Offline with something at hand is fine. */
+  async #lookAtRoot(): Promise<void> {
+    const root = this.state.inode(ROOT)
+    try {
+      const entry = await this.remote.stat('', this.#stop.signal)
+      if (!entry) throw new FerryError('NOT_FOUND', { detail: this.remote.url })
+      if (!root.changed && !root.flight) {
+        root.mode = entry.mode
+        root.uid = entry.uid
+        root.gid = entry.gid
+        root.mtimeNs = entry.mtimeNs
+        root.ctimeNs = entry.ctimeNs
+        root.atimeNs = entry.atimeNs
+        this.state.persist(root)
+      }
+    } catch (error) {
+      if (!root.listed) throw error
+      this.listing.unreachable = toFerryError(error)
+    }
+  }
+
+  /** The lease now, or in the background while the remote is out of reach and there is something to go on with. */
+  async #claim(): Promise<void> {
+    const until = performance.now() + this.options.leaseMs * 1.2
+    for (;;) {
+      try {
+        await this.push.claim(this.#stop.signal)
+        return
+      } catch (caught) {
+        const error = toFerryError(caught)
+        if (error.code === 'LEASE_HELD') {
+          const holder = await this.remote.holder(this.#stop.signal)
+          if (!holder || (holder.host !== this.options.identity.host && performance.now() < until)) {
+            await new Promise(resolve => setTimeout(resolve, Math.min(1_000, this.options.leaseMs / 4)))
+            continue
+          }
+          throw new FerryError('LEASE_HELD', {
+            detail: `by pid ${holder.pid} on ${holder.host}; --take-over takes it`,
+            cause: error,
+          })
+        }
+        if (
+          !this.state.inode(ROOT).listed ||
+          !['UNREACHABLE', 'DEADLINE', 'IO', 'NO_SPACE', 'READ_ONLY', 'FORBIDDEN'].includes(error.code)
+        )
+          throw error
+        this.#claimProblem = error
+        this.#claimLater()
+        return
+      }
+    }
+  }
+
+  #claimLater() {
+    this.#claiming = new AbortController()
+    const retry = setInterval(() => {
+      this.push.claim(this.#claiming?.signal).then(
+        () => {
+          this.#claimProblem = null
+          clearInterval(retry)
+        },
+        error => {
+          this.#claimProblem = toFerryError(error)
+        },
+      )
+    }, CLAIM_RETRY_MS)
+    this.#timers.push(retry.unref())
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    for (const timer of this.#timers) clearInterval(timer)
+    this.#claiming?.abort()
+    this.#stop.abort()
+    for (const waiter of this.#roomWaiters) waiter.reject(new FerryError('CLOSED'))
+    await this.#background
+    await Promise.all([this.pullQueue.close(), this.listing.close(), this.push.close()])
+    await this.#checkpointing
+    try {
+      await this.#durable()
+      await checkpoint(this.state)
+    } finally {
+      await this.#journal.close()
+      this.#slots.close()
+      await this.#database.close()
+      this.#profile?.save()
+    }
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  // --- names
+
+  lookup(parent: Ino, name: string): Maybe<InodeAttributes | null> {
+    const directory = this.state.directory(parent)
+    const wait = this.listing.fresh(directory)
+    return wait ? wait.then(() => this.state.child(directory, name)) : this.state.child(directory, name)
+  }
+
+  attributes(ino: Ino): InodeAttributes {
+    return this.state.inode(ino)
+  }
+
+  parentOf(ino: Ino): Ino {
+    return this.state.inode(ino).parent || ROOT
+  }
+
+  remember(ino: Ino): void {
+    this.state.inode(ino).lookups++
+  }
+
+  forget(ino: Ino, count: number): void {
+    const inode = this.state.inodes.get(ino)
+    if (!inode) return
+    inode.lookups = Math.max(0, inode.lookups - count)
+    if (inode.lookups === 0) this.state.reap(inode)
+  }
+
+  readLink(ino: Ino): string {
+    return this.state.inode(ino).link
+  }
+
+  entries(ino: Ino, after: number, countMax: number): Maybe<DirectoryEntry[]> {
+    const directory = this.state.directory(ino)
+    const wait = this.listing.fresh(directory)
+    return wait ? wait.then(() => this.#entries(directory, after, countMax)) : this.#entries(directory, after, countMax)
+  }
+
+  /** A listing goes on where it stopped; a Map's iterator lives on while names come and go. */
+  #entries(directory: Inode, after: number, countMax: number): DirectoryEntry[] {
+    const paused = this.#listings.get(directory.ino)
+    this.#listings.delete(directory.ino)
+    const rest = paused?.after === after ? paused.rest : this.state.children(directory).entries()
+    const entries: DirectoryEntry[] = []
+    let last = after
+    while (entries.length < countMax) {
+      const next = rest.next()
+      if (next.done) return entries
+      const [name, dentry] = next.value
+      if (dentry.cookie <= after) continue
+      entries.push({ name, ino: dentry.ino, type: dentry.type, cookie: dentry.cookie })
+      last = dentry.cookie
+    }
+    if (this.#listings.size >= LISTINGS_OPEN_MAX) this.#listings.clear()
+    this.#listings.set(directory.ino, { after: last, rest })
+    return entries
+  }
+
+  make(parent: Ino, name: string, node: NewInode): Maybe<InodeAttributes> {
+    checkName(name)
+    return this.#change(parent, () => {
+      this.#checkSpace(0)
+      return this.names.make(parent, name, node)
+    })
+  }
+
+  link(ino: Ino, parent: Ino, name: string): Maybe<InodeAttributes> {
+    checkName(name)
+    if (!this.remote.capabilities.hardLinks)
+      throw new FerryError('NOT_PERMITTED', { detail: 'the remote has no hard links' })
+    return this.#change(parent, () => this.names.link(ino, parent, name))
+  }
+
+  unlink(parent: Ino, name: string): Maybe<void> {
+    return this.#change(parent, () => {
+      if (this.#named(parent, name).isDirectory) throw new FerryError('IS_DIRECTORY')
+      this.names.remove(parent, name)
+    })
+  }
+
+  removeDirectory(parent: Ino, name: string): Maybe<void> {
+    return this.#change(parent, () => {
+      const inode = this.#named(parent, name)
+      if (!inode.isDirectory) throw new FerryError('NOT_DIRECTORY')
+      return this.#whenListed(inode, () => {
+        if (this.state.children(inode).size) throw new FerryError('NOT_EMPTY')
+        this.names.remove(parent, name)
+      })
+    })
+  }
+
+  rename(
+    source: { parent: Ino; name: string },
+    target: { parent: Ino; name: string },
+    how: 'replace' | 'noreplace' | 'exchange',
+  ): Maybe<void> {
+    checkName(target.name)
+    return this.#change(source.parent, () =>
+      this.#whenListed(this.state.directory(target.parent), () => {
+        const inode = this.#named(source.parent, source.name)
+        const other = this.state.child(this.state.directory(target.parent), target.name)
+        if (how === 'exchange' || !other || other === inode)
+          return this.names.rename(source, target, how === 'exchange')
+        if (how === 'noreplace') throw new FerryError('EXISTS')
+        if (inode.isDirectory && !other.isDirectory) throw new FerryError('NOT_DIRECTORY')
+        if (!inode.isDirectory && other.isDirectory) throw new FerryError('IS_DIRECTORY')
+        if (!other.isDirectory) return this.names.rename(source, target, false)
+        return this.#whenListed(other, () => {
+          if (this.state.children(other).size) throw new FerryError('NOT_EMPTY')
+          this.names.rename(source, target, false)
+        })
+      }),
+    )
+  }
+
+  #named(parent: Ino, name: string): Inode {
+    const inode = this.state.child(this.state.directory(parent), name)
+    if (!inode) throw new FerryError('NOT_FOUND')
+    return inode
+  }
+
+  #whenListed<T>(directory: Inode, then: () => Maybe<T>): Maybe<T> {
+    const wait = this.listing.fresh(directory)
+    return wait ? wait.then(then) : then()
+  }
+
+  /** A change in a directory whose names are known, when there is room for one more. */
+  #change<T>(parent: Ino, change: () => Maybe<T>): Maybe<T> {
+    this.#writable()
+    const listed = () => this.#whenListed(this.state.directory(parent), () => this.#done(change()))
+    const wait = this.#room(0)
+    return wait ? wait.then(listed) : listed()
+  }
+
+  #done<T>(value: Maybe<T>): Maybe<T> {
+    if (value instanceof Promise) return value.then(result => this.#done(result))
+    this.push.poke()
+    if (checkpointDue(this.state) > CHECKPOINT_ITEMS || this.#journal.bytes > CHECKPOINT_JOURNAL_BYTES)
+      void this.#checkpoint()
+    return value
+  }
+
+  #writable() {
+    if (this.readOnly) throw new FerryError('READ_ONLY')
+    if (this.#closed) throw new FerryError('CLOSED')
+  }
+
+  // --- attributes
+
+  setAttributes(ino: Ino, change: AttributeChange): Maybe<InodeAttributes> {
+    this.#writable()
+    const { size, ...rest } = change
+    const inode = this.state.inode(ino)
+    if (size !== undefined) {
+      if (inode.isDirectory) throw new FerryError('IS_DIRECTORY')
+      if (size > inode.size) this.#checkSpace(0)
+    }
+    const apply = () => {
+      if (size !== undefined) this.content.truncate(inode, size, change.mtimeNs ?? BigInt(Date.now()) * 1_000_000n)
+      if (Object.values(rest).some(value => value !== undefined)) this.names.setAttributes(ino, rest)
+      return inode
+    }
+    const wait = this.#room(0)
+    return wait ? wait.then(() => this.#done(apply())) : this.#done(apply())
+  }
+
+  getXattr(ino: Ino, name: string): Maybe<Uint8Array> {
+    return this.#withXattrs(ino, inode => {
+      const value = inode.xattrs?.get(name)
+      if (!value) throw new FerryError('NO_DATA', { detail: name })
+      return value
+    })
+  }
+
+  listXattrs(ino: Ino): Maybe<string[]> {
+    return this.#withXattrs(ino, inode => [...(inode.xattrs?.keys() ?? [])])
+  }
+
+  setXattr(ino: Ino, name: string, value: Uint8Array, how: 'set' | 'create' | 'replace'): Maybe<void> {
+    this.#writable()
+    if (name.length > XATTR_NAME_BYTES_MAX) throw new FerryError('RANGE', { detail: name })
+    const copy = new Uint8Array(value)
+    return this.#withXattrs(ino, inode => {
+      const has = inode.xattrs?.has(name) ?? false
+      if (how === 'create' && has) throw new FerryError('EXISTS', { detail: name })
+      if (how === 'replace' && !has) throw new FerryError('NO_DATA', { detail: name })
+      let bytes = name.length + copy.length
+      for (const [other, held] of inode.xattrs ?? []) if (other !== name) bytes += other.length + held.length
+      if (this.remote.capabilities.xattrBytesMax === 0)
+        throw new FerryError('UNSUPPORTED', { detail: 'the remote has no extended attributes' })
+      if (bytes > this.remote.capabilities.xattrBytesMax)
+        throw new FerryError('NO_SPACE', { detail: `${bytes} bytes of extended attributes` })
+      this.#done(this.names.setXattr(inode, name, copy))
+    })
+  }
+
+  removeXattr(ino: Ino, name: string): Maybe<void> {
+    this.#writable()
+    return this.#withXattrs(ino, inode => {
+      if (!inode.xattrs?.has(name)) throw new FerryError('NO_DATA', { detail: name })
+      this.#done(this.names.setXattr(inode, name, null))
+    })
+  }
+
+  #withXattrs<T>(ino: Ino, use: (inode: Inode) => T): Maybe<T> {
+    const inode = this.state.inode(ino)
+    if (inode.xattrs) return use(inode)
+    const remotePath = this.state.remotePath(inode)
+    if (remotePath === null || this.remote.capabilities.xattrBytesMax === 0) {
+      inode.xattrs = new Map()
+      return use(inode)
+    }
+    return this.remote.xattrs(remotePath, this.#stop.signal).then(xattrs => {
+      inode.xattrs ??= xattrs
+      this.state.persist(inode)
+      return use(inode)
+    })
+  }
+
+  // --- bytes
+
+  opened(ino: Ino, writable: boolean): void {
+    const inode = this.state.inode(ino)
+    inode.opens++
+    if (writable) inode.writers++
+  }
+
+  released(ino: Ino, writable: boolean): void {
+    const inode = this.state.inodes.get(ino)
+    if (!inode) return
+    inode.opens--
+    if (writable) inode.writers--
+    if (inode.opens > 0) return
+    inode.heads = null
+    this.state.reap(inode)
+  }
+
+  read(ino: Ino, at: number, into: Uint8Array): Maybe<number> {
+    const inode = this.state.inode(ino)
+    this.#profile?.touch(() => this.state.path(inode), inode.ino, at, into.length)
+    return this.content.read(inode, at, into)
+  }
+
+  write(ino: Ino, at: number, from: Uint8Array): Maybe<void> {
+    this.#writable()
+    const inode = this.state.inode(ino)
+    const wait = this.#room(from.length)
+    if (wait) return wait.then(() => this.#write(inode, at, from))
+    try {
+      return this.#done(this.content.write(inode, at, from))
+    } catch (error) {
+      if (!isFerryError(error, 'NO_SPACE')) throw error
+      return this.#write(inode, at, from)
+    }
+  }
+
+  /** The disk is full: what was accepted by write(2) is never refused while anything can still be given back. */
+  async #write(inode: Inode, at: number, from: Uint8Array): Promise<void> {
+    const until = performance.now() + this.options.deadlineMs
+    for (;;) {
+      try {
+        await this.#done(this.content.write(inode, at, from))
+        this.#problems.delete('disk')
+        return
+      } catch (error) {
+        if (!isFerryError(error, 'NO_SPACE') || performance.now() > until) throw error
+        this.#problem('disk', error)
+        for (let n = 0; n < 256 && this.state.clean.evictOne(); n++);
+        await this.#checkpoint()
+        await new Promise(resolve => setTimeout(resolve, 50))
+      }
+    }
+  }
+
+  /** undefined: there is room for a change of so many bytes. Otherwise resolves when there is. */
+  #room(bytes: number): Promise<void> | undefined {
+    const { state, options } = this
+    if (bytes) this.#makeRoom(bytes)
+    const operations = state.open.operations + (state.flight?.operations ?? 0)
+    if (state.dirtyBytes + bytes <= options.dirtyBytesMax && operations < options.dirtyOperationsMax) return undefined
+    // An empty cache takes any one write: a limit below the size of a request must not stop everything.
+    if (bytes && state.dirtyBytes === 0) return undefined
+    this.push.poke()
+    const waiter = deferred()
+    this.#roomWaiters.push(waiter)
+    return waiter.promise.then(() => this.#room(bytes))
+  }
+
+  /** ENOSPC is given where a program expects it: at create, extend and fallocate, never to a page that the kernel has accepted. */
+  #checkSpace(bytes: number) {
+    const { options, state } = this
+    const left = options.cacheBytesMax - options.kernelBytesMax - state.dirtyBytes
+    if (bytes > left && bytes > 0) throw new FerryError('NO_SPACE', { detail: `${left} bytes of the cache are left` })
+    if (options.whenFull === 'error' && (state.dirtyBytes >= options.dirtyBytesMax || left <= 0))
+      throw new FerryError('NO_SPACE', { detail: 'the dirty limit is reached' })
+    if (this.#free() < options.cacheBytesFreeMin / 2 && state.clean.pages === 0)
+      throw new FerryError('NO_SPACE', { detail: 'the disk of the cache is full' })
+  }
+
+  #free(): number {
+    if (this.state.pages * PAGE_BYTES >= this.#freeLookDue) {
+      this.#freeBytes = this.options.storage.freeBytes()
+      this.#freeLookDue = this.state.pages * PAGE_BYTES + FREE_LOOK_BYTES
+    }
+    return this.#freeBytes
+  }
+
+  /** Clean chunks leave until so many bytes more fit both budgets; false: they do not fit. */
+  #makeRoom(bytes: number): boolean {
+    const { state, options } = this
+    const max = options.cacheBytesMax - options.kernelBytesMax
+    let over = state.cachedBytes + bytes - max
+    const free = this.#free()
+    if (free < options.cacheBytesFreeMin) over = Math.max(over, options.cacheBytesFreeMin - free)
+    while (over > 0) {
+      const before = state.pages
+      if (!state.clean.evictOne()) break
+      over -= (before - state.pages) * PAGE_BYTES
+    }
+    if (this.#slots.pendingSlots > CHECKPOINT_ITEMS / 8) void this.#checkpoint()
+    return over <= 0 || state.cachedBytes + bytes <= max
+  }
+
+  fsync(_ino: Ino): Maybe<void> {
+    if (this.options.fsync === 'remote') return this.#durable().then(() => this.push.flush('committed'))
+    if (!this.content.extentsUnsynced && this.#journal.durableLsn >= this.#journal.headLsn) return undefined
+    return this.#durable()
+  }
+
+  /** Data that records name, then the records. */
+  async #durable(): Promise<void> {
+    const lsn = this.#journal.headLsn
+    if (this.content.extentsUnsynced) {
+      this.content.extentsUnsynced = false
+      try {
+        await this.#slots.sync()
+      } catch (error) {
+        this.content.extentsUnsynced = true
+        throw error
+      }
+    }
+    await this.#journal.sync(lsn)
+  }
+
+  allocate(
+    ino: Ino,
+    { at, length }: { at: number; length: number },
+    how: { kind: 'allocate' | 'punch' | 'zero'; keepSize: boolean },
+  ): Maybe<void> {
+    this.#writable()
+    const inode = this.state.inode(ino)
+    if (!inode.isFile) throw new FerryError('INVALID', { detail: 'not a file' })
+    const end = at + length
+    const sizeAfter = how.keepSize || how.kind === 'punch' ? inode.size : Math.max(inode.size, end)
+    if (how.kind === 'allocate') {
+      this.#checkSpace(Math.max(0, end - inode.size))
+      if (sizeAfter > inode.size) this.#done(this.content.truncate(inode, sizeAfter, BigInt(Date.now()) * 1_000_000n))
+      return
+    }
+    return this.#zero(inode, at, Math.min(end, inode.size), sizeAfter)
+  }
+
+  /** The pages at the edges are written, those between them are dropped. */
+  #zero(inode: Inode, at: number, end: number, sizeAfter: number): Maybe<void> {
+    const firstPage = Math.ceil(at / PAGE_BYTES) * PAGE_BYTES
+    const lastPage =
+      end === inode.size ? Math.ceil(end / PAGE_BYTES) * PAGE_BYTES : Math.floor(end / PAGE_BYTES) * PAGE_BYTES
+    const edges: [number, number][] =
+      firstPage >= end
+        ? [[at, end]]
+        : [
+            [at, firstPage],
+            [Math.max(lastPage, firstPage), end],
+          ]
+    const middle = () => {
+      if (lastPage > firstPage) this.content.zero(inode, firstPage, lastPage - firstPage, inode.size)
+      if (sizeAfter > inode.size) this.content.truncate(inode, sizeAfter, BigInt(Date.now()) * 1_000_000n)
+      return this.#done(undefined)
+    }
+    let work: Maybe<void> = undefined as Maybe<void>
+    for (const [from, to] of edges) {
+      if (from >= to) continue
+      const write = () => this.write(inode.ino, from, new Uint8Array(to - from))
+      work = work instanceof Promise ? work.then(write) : write()
+    }
+    return work instanceof Promise ? work.then(middle) : middle()
+  }
+
+  seek(ino: Ino, at: number, wanted: 'data' | 'hole'): number {
+    return this.content.seek(this.state.inode(ino), at, wanted)
+  }
+
+  copy(source: { ino: Ino; at: number }, target: { ino: Ino; at: number }, length: number): Maybe<number> {
+    this.#writable()
+    const inode = this.state.inode(source.ino)
+    const bytes = new Uint8Array(Math.max(0, Math.min(length, COPY_BYTES_MAX, inode.size - source.at)))
+    if (bytes.length === 0) return 0
+    const write = (count: number): Maybe<number> => {
+      const written = this.write(target.ino, target.at, bytes.subarray(0, count))
+      return written instanceof Promise ? written.then(() => count) : count
+    }
+    const read = this.read(source.ino, source.at, bytes)
+    return read instanceof Promise ? read.then(write) : write(read)
+  }
+
+  space(): Maybe<Space> {
+    const age = performance.now() - this.#usage.at
+    if (age > USAGE_TTL_MS) {
+      this.#usageLooking ??= this.remote
+        .usage(this.#stop.signal)
+        .then(
+          usage => {
+            this.#usage = { at: performance.now(), usage }
+          },
+          () => {
+            this.#usage = { at: performance.now(), usage: this.#usage.usage }
+          },
+        )
+        .finally(() => {
+          this.#usageLooking = null
+        })
+      if (this.#usage.at === -Infinity) return this.#usageLooking.then(() => this.#space())
+    }
+    return this.#space()
+  }
+
+  #space(): Space {
+    const blockBytes = 4096
+    const usage = this.#usage.usage ?? {
+      bytesTotal: 2 ** 50,
+      bytesFree: 2 ** 50,
+      filesTotal: 2 ** 32,
+      filesFree: 2 ** 32,
+    }
+    return {
+      blockBytes,
+      blocksTotal: Math.floor(usage.bytesTotal / blockBytes),
+      blocksFree: Math.floor(usage.bytesFree / blockBytes),
+      filesTotal: usage.filesTotal,
+      filesFree: usage.filesFree,
+      nameBytesMax: Math.min(NAME_BYTES_MAX, this.remote.capabilities.nameBytesMax),
+    }
+  }
+
+  // --- what its owner asks
+
+  async sync(
+    options: {
+      flushKernel?: () => Promise<void>
+      onProgress?: (progress: Progress) => void
+      signal?: AbortSignal
+    } = {},
+  ): Promise<void> {
+    await options.flushKernel?.()
+    if (this.readOnly) return
+    await this.push.flush('settled', options)
+  }
+
+  status(): TreeCacheStatus {
+    const { state, options, push } = this
+    const oldest = state.flight?.sinceMs || state.open.sinceMs
+    const problems = [...this.#problems.values()]
+    if (push.lease.state === 'lost' && !this.readOnly)
+      problems.push(`writing has stopped: ${push.lease.why}; the journal keeps what was not sent`)
+    if (this.#claimProblem) problems.push(`the lease could not be taken yet: ${this.#claimProblem.message}`)
+    if (push.lastError && push.lastError.code !== 'LEASE_LOST')
+      problems.push(`changes cannot be sent: ${push.lastError.message}`)
+    if (this.listing.unreachable) problems.push(`the remote cannot be listed: ${this.listing.unreachable.message}`)
+    if (state.quarantine.size) problems.push(`${state.quarantine.size} refused by the remote for good: see quarantine`)
+    return {
+      readOnly: this.readOnly,
+      contract: 'remote',
+      lag: {
+        bytes: state.dirtyBytes,
+        operations: state.open.operations + (state.flight?.operations ?? 0),
+        ageMs: oldest ? Math.max(0, Date.now() - oldest) : 0,
+        kernelBytes: 0,
+      },
+      cache: {
+        bytes: state.cachedBytes,
+        bytesMax: options.cacheBytesMax,
+        dirtyBytes: state.dirtyBytes,
+        chunks: state.chunks.count,
+        corrupt: state.corrupt,
+      },
+      memory: { bytes: this.pullQueue.bytesInFlight + push.bytesInFlight, bytesMax: options.memoryBytesMax },
+      reads: { hits: this.content.hits, misses: this.content.misses, bytes: this.content.bytesRead },
+      prefetch: { bytes: this.pullQueue.guessedBytes, usedBytes: this.content.guessedBytesUsed },
+      batches: {
+        committed: push.committedCount,
+        inFlight: state.flight ? state.flightBatch : null,
+        lastError: push.lastError?.message ?? null,
+      },
+      lease:
+        push.lease.state === 'held'
+          ? { holder: `${options.identity.host}:${options.identity.pid}`, epoch: push.lease.epoch }
+          : null,
+      conflicts: this.conflicts(),
+      quarantine: [...state.quarantine.values()],
+      problems,
+      inodes: { memory: state.inodes.size, known: this.#database.inodesKnown },
+    }
+  }
+
+  unsent(countMax: number): string[] {
+    const { state } = this
+    const paths: string[] = []
+    for (const changes of [state.flight, state.open]) {
+      for (const inode of changes?.inodes.values() ?? []) {
+        const at = state.path(inode)
+        if (at !== null && !inode.isDirectory && !state.isLocalOnly(inode.name)) paths.push(at)
+        if (paths.length >= countMax) return paths
+      }
+    }
+    return paths
+  }
+
+  conflicts(): Conflict[] {
+    return this.state.conflicts
+  }
+
+  async pull(
+    at: string,
+    options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {},
+  ): Promise<{ files: number; bytes: number }> {
+    let files = 0
+    let bytes = 0
+    for await (const inode of this.#below(await this.#at(at), true)) {
+      files++
+      await this.pullQueue.whole(
+        inode,
+        count => {
+          bytes += count
+          options.onProgress?.({ bytesDone: bytes, bytesTotal: bytes, operationsDone: files, operationsTotal: files })
+        },
+        options.signal,
+      )
+    }
+    return { files, bytes }
+  }
+
+  async evict(at: string): Promise<{ files: number; bytes: number }> {
+    const { state } = this
+    let files = 0
+    const before = state.pages
+    for await (const inode of this.#below(await this.#at(at), false)) {
+      let any = false
+      for (const row of state.chunks.rowsOf(inode.ino)) {
+        if (state.chunks.dirty[row] || state.chunks.flight[row]) continue
+        state.dropRow(row)
+        any = true
+      }
+      if (any) files++
+      this.kernel.invalidateInode(inode.ino)
+    }
+    await this.#checkpoint()
+    return { files, bytes: (before - state.pages) * PAGE_BYTES }
+  }
+
+  async refresh(at: string): Promise<{ entries: number; changed: number }> {
+    const { state } = this
+    const start = await this.#at(at)
+    if (!start.isDirectory) {
+      const version = start.version
+      await this.listing.look(state.inode(start.parent || ROOT))
+      return { entries: 1, changed: start.version === version && !start.stale ? 0 : 1 }
+    }
+    let entries = 0
+    let changed = 0
+    const visit = async (directory: Inode): Promise<void> => {
+      const before = new Map(
+        [...state.children(directory)].map(([name, dentry]) => [
+          name,
+          `${dentry.ino}:${state.inode(dentry.ino).version}`,
+        ]),
+      )
+      await this.listing.look(directory)
+      const children = state.children(directory)
+      for (const [name, dentry] of children) {
+        entries++
+        if (before.get(name) !== `${dentry.ino}:${state.inode(dentry.ino).version}`) changed++
+        before.delete(name)
+      }
+      changed += before.size
+      for (const dentry of [...children.values()]) {
+        const child = state.inode(dentry.ino)
+        if (child.isDirectory && child.listed) await visit(child)
+      }
+    }
+    await visit(start)
+    return { entries, changed }
+  }
+
+  async #at(at: string): Promise<Inode> {
+    let inode = this.state.inode(ROOT)
+    for (const name of at.split('/').filter(Boolean)) {
+      const child = await this.lookup(inode.ino, name)
+      if (!child) throw new FerryError('NOT_FOUND', { detail: at })
+      inode = this.state.inode(child.ino)
+    }
+    return inode
+  }
+
+  /** The files at and below an inode; directories that were never listed are listed only if `look`. */
+  async *#below(inode: Inode, look: boolean): AsyncIterable<Inode> {
+    if (inode.isFile) yield inode
+    if (!inode.isDirectory) return
+    if (look) await this.listing.fresh(inode)
+    for (const dentry of [...this.state.children(inode).values()]) {
+      const child = this.state.inode(dentry.ino)
+      if (child.isFile || child.isDirectory) yield* this.#below(child, look)
+    }
+  }
+
+  // --- in the background
+
+  /** A recorded profile, then (`--pull all`) everything, as guesses: demand goes before. */
+  async #pullAhead(): Promise<void> {
+    const { prefetch, pull, pullWorkers, cacheBytesMax } = this.options
+    if (pullWorkers === 0) return
+    if (typeof prefetch === 'object') {
+      for (const touch of Profile.load(prefetch.file)) {
+        if (this.#closed) return
+        const inode = await this.#at(touch.path).catch(() => null)
+        if (inode?.isFile) await this.#guessed(inode, touch.at, touch.at + touch.length)
+      }
+    }
+    if (pull !== 'all') return
+    for await (const inode of this.#below(this.state.inode(ROOT), true)) {
+      for (let at = 0; at < inode.baseSize; at += this.options.fetchBytesMax) {
+        if (this.#closed || this.state.cachedBytes > cacheBytesMax * 0.9) return
+        await this.#guessed(inode, at, Math.min(inode.baseSize, at + this.options.fetchBytesMax))
+      }
+    }
+  }
+
+  #guesses: Promise<unknown>[] = []
+
+  async #guessed(inode: Inode, from: number, to: number): Promise<void> {
+    this.#guesses.push(...this.pullQueue.guess(inode, { from, to }).map(done => done.catch(() => {})))
+    while (this.#guesses.length > this.options.pullWorkers) await this.#guesses.shift()
+  }
+
+  #settled(conflicts: { parent: Ino; name: string; keptAs: string }[]) {
+    for (const { parent, name, keptAs } of conflicts) {
+      this.kernel.invalidateEntry(parent, name)
+      this.kernel.invalidateEntry(parent, keptAs.slice(keptAs.lastIndexOf('/') + 1))
+    }
+    const waiters = this.#roomWaiters
+    this.#roomWaiters = []
+    for (const waiter of waiters) waiter.resolve()
+  }
+
+  async #surprised(inode: Inode): Promise<void> {
+    if (this.#closed) throw new FerryError('CLOSED')
+    if (this.push.applying) await this.push.applying
+    await this.listing.again(inode)
+  }
+
+  #checkpoint(): Promise<void> {
+    if (this.#checkpointing) return this.#checkpointing
+    if (checkpointDue(this.state) === 0 && this.state.changesPersisted && this.#slots.pendingSlots === 0)
+      return Promise.resolve()
+    this.state.changesPersisted = true
+    this.#checkpointing = checkpoint(this.state)
+      .then(
+        () => this.#trim(),
+        error => {
+          this.state.changesPersisted = false
+          this.#problem('checkpoint', error)
+        },
+      )
+      .finally(() => {
+        this.#checkpointing = null
+      })
+    return this.#checkpointing
+  }
+
+  /** Inodes that nobody refers to and the database knows as they are leave the memory. */
+  #trim() {
+    const { state } = this
+    this.#problems.delete('checkpoint')
+    if (state.inodes.size <= INODES_MAX) return
+    const pending = new Set([...state.persistDentries.values()].map(({ parent }) => parent))
+    for (const [ino, inode] of state.inodes) {
+      if (state.inodes.size <= INODES_MAX / 2) return
+      const busy = inode.lookups || inode.opens || inode.changed || inode.flight || !inode.durable || ino === ROOT
+      if (busy || pending.has(ino) || state.persistInodes.has(inode) || state.open.inodes.has(ino)) continue
+      state.inodes.delete(ino)
+    }
+  }
+
+  #problem(about: string, error: unknown) {
+    this.#problems.set(about, `${about}: ${toFerryError(error).message}`)
+  }
+}

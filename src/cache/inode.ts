@@ -1,0 +1,221 @@
+// One inode: what it is now, what the remote has of it, and which of its changes are on their way.
+import type { Attributes, Entry, Xattrs } from '../remote/tree.js'
+import type { Ino, InodeAttributes } from './filesystem.js'
+
+export const S_IFMT = 0o170000
+export const S_IFDIR = 0o040000
+export const S_IFREG = 0o100000
+export const S_IFLNK = 0o120000
+
+/** What changed since the remote's state. */
+export const Changed = { new: 1, attributes: 2, data: 4, xattrs: 8, names: 16 } as const
+
+/** Where the remote keeps a file that lost its last name while it is still open: `.pageferry/orphans/INO`. */
+export const ORPHANS: Ino = -1
+
+export interface Dentry {
+  ino: Ino
+  /** S_IFMT bits. */
+  type: number
+  cookie: number
+}
+
+/** An inode as the database and the journal keep it. */
+export type InodeRecord = [
+  ino: Ino,
+  mode: number,
+  uid: number,
+  gid: number,
+  rdev: number,
+  nlink: number,
+  size: number,
+  atimeNs: bigint,
+  mtimeNs: bigint,
+  ctimeNs: bigint,
+  link: string,
+  xattrs: [string, Uint8Array][] | null,
+  parent: Ino,
+  name: string,
+  version: string | null,
+  baseSize: number,
+  floor: number,
+  remoteParent: Ino,
+  remoteName: string,
+  changed: number,
+  flight: [flags: number, parent: Ino, name: string, size: number, floor: number],
+  listed: boolean,
+  nextCookie: number,
+  id: string | null,
+]
+
+/** The first cookies belong to `.` and `..`. */
+const COOKIE_FIRST = 3
+
+export class Inode implements InodeAttributes {
+  mode = 0
+  uid = 0
+  gid = 0
+  rdev = 0
+  nlink = 1
+  size = 0
+  readonly blksize = 4096
+  atimeNs = 0n
+  mtimeNs = 0n
+  ctimeNs = 0n
+  /** A symlink's target. */
+  link = ''
+  /** null: the remote's, not asked for yet. */
+  xattrs: Xattrs | null = new Map()
+
+  /** One of its names now; parent 0: it has none. */
+  parent: Ino = 0
+  name = ''
+
+  /** Of the remote's bytes that show through; null: the remote has none of it. */
+  version: string | null = null
+  /** Bytes of `version` that show through where no page is here; beyond are zeros. */
+  baseSize = 0
+  /** The smallest size since the last cut. */
+  floor = 0
+  /** Its name at the remote, as last committed; parent 0: none. */
+  remoteParent: Ino = 0
+  remoteName = ''
+  /** Identity at the remote of a file with several names. */
+  id: string | null = null
+
+  /** Flags of `Changed`: since the last cut, and in the batch that is on its way. */
+  changed = 0
+  flight = 0
+  flightParent: Ino = 0
+  flightName = ''
+  flightSize = 0
+  flightFloor = 0
+
+  /** Of a directory: every name is known (as of some listing). */
+  listed = false
+  listedAtMs = -Infinity
+  nextCookie = COOKIE_FIRST
+  /** Of a directory: its names, loaded from the database when first needed. */
+  children: Map<string, Dentry> | null = null
+
+  /** The kernel's references; open handles; those of them that write. */
+  lookups = 0
+  opens = 0
+  writers = 0
+  /** The journal or the database knows it as it is: a record may name it. */
+  durable = false
+  /** Its pages at the remote are gone: somebody else replaced them while it was open here. */
+  stale = false
+  /** Of a file: read heads (prefetch), while it is read. */
+  heads: unknown = null
+
+  constructor(readonly ino: Ino) {}
+
+  get isDirectory() {
+    return (this.mode & S_IFMT) === S_IFDIR
+  }
+
+  get isFile() {
+    return (this.mode & S_IFMT) === S_IFREG
+  }
+
+  /** Units of 512 B. */
+  get blocks() {
+    return Math.ceil(this.size / 512)
+  }
+
+  get attributes(): Attributes {
+    return { mode: this.mode, uid: this.uid, gid: this.gid, atimeNs: this.atimeNs, mtimeNs: this.mtimeNs }
+  }
+
+  /** Take over what a listing of the remote says. */
+  takeEntry(entry: Entry): void {
+    this.mode = entry.mode
+    this.uid = entry.uid
+    this.gid = entry.gid
+    this.rdev = entry.rdev
+    this.nlink = entry.nlink
+    this.size = this.isDirectory ? 4096 : entry.size
+    this.atimeNs = entry.atimeNs
+    this.mtimeNs = entry.mtimeNs
+    this.ctimeNs = entry.ctimeNs
+    this.link = entry.link ?? ''
+    this.xattrs = null
+    this.version = entry.version
+    this.baseSize = entry.size
+    this.floor = entry.size
+    this.id = entry.id ?? null
+    this.stale = false
+  }
+
+  toRecord(): InodeRecord {
+    return [
+      this.ino,
+      this.mode,
+      this.uid,
+      this.gid,
+      this.rdev,
+      this.nlink,
+      this.size,
+      this.atimeNs,
+      this.mtimeNs,
+      this.ctimeNs,
+      this.link,
+      this.xattrs && [...this.xattrs],
+      this.parent,
+      this.name,
+      this.version,
+      this.baseSize,
+      this.floor,
+      this.remoteParent,
+      this.remoteName,
+      this.changed,
+      [this.flight, this.flightParent, this.flightName, this.flightSize, this.flightFloor],
+      this.listed,
+      this.nextCookie,
+      this.id,
+    ]
+  }
+
+  static fromRecord(record: InodeRecord): Inode {
+    const inode = new Inode(record[0])
+    inode.takeRecord(record)
+    return inode
+  }
+
+  takeRecord(record: InodeRecord): void {
+    let xattrs: [string, Uint8Array][] | null
+    let flight: InodeRecord[20]
+    ;[
+      ,
+      this.mode,
+      this.uid,
+      this.gid,
+      this.rdev,
+      this.nlink,
+      this.size,
+      this.atimeNs,
+      this.mtimeNs,
+      this.ctimeNs,
+      this.link,
+      xattrs,
+      this.parent,
+      this.name,
+      this.version,
+      this.baseSize,
+      this.floor,
+      this.remoteParent,
+      this.remoteName,
+      this.changed,
+      flight,
+      this.listed,
+      this.nextCookie,
+      this.id,
+    ] = record
+    this.atimeNs = BigInt(this.atimeNs)
+    this.mtimeNs = BigInt(this.mtimeNs)
+    this.ctimeNs = BigInt(this.ctimeNs)
+    this.xattrs = xattrs && new Map(xattrs)
+    ;[this.flight, this.flightParent, this.flightName, this.flightSize, this.flightFloor] = flight
+  }
+}

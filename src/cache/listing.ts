@@ -1,0 +1,278 @@
+// What the remote has, told to the namespace: directories listed when first needed, looked at again when their time is up.
+import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
+import type { Entry, Tree } from '../remote/tree.js'
+import type { Ino, KernelCache, Maybe } from './filesystem.js'
+import { Changed, Inode, S_IFMT } from './inode.js'
+import { nameKey, type TreeState, UNKNOWN_VERSION } from './state.js'
+
+/** A listing during which a batch was settled is old news; look again this often. */
+const TRIES_MAX = 5
+
+export interface ListingOptions {
+  ttlMs: number
+  readOnly: boolean
+}
+
+export interface ListingHooks {
+  kernel(): KernelCache
+  /** Grows with each settled batch. */
+  serial(): number
+  /** Resolves when names at the remote are not in motion. */
+  settled(): Promise<void> | null
+}
+
+export class Listing {
+  readonly #running = new Map<Ino, Promise<void>>()
+  readonly #abort = new AbortController()
+  /** Wall of the last failure to reach the remote; listings at hand serve meanwhile. */
+  unreachable: FerryError | null = null
+
+  constructor(
+    readonly remote: Tree,
+    readonly state: TreeState,
+    readonly options: ListingOptions,
+    readonly hooks: ListingHooks,
+  ) {}
+
+  /** Every name of the directory is known, as of a listing that is not too old. Offline, an old one serves. */
+  fresh(directory: Inode): Maybe<void> {
+    const { state, options } = this
+    if (directory.remoteParent <= 0) return
+    const age = state.now.ms() - directory.listedAtMs
+    if (directory.listed && age < options.ttlMs) {
+      if (age > options.ttlMs / 2) void this.look(directory).catch(() => {})
+      return
+    }
+    if (directory.listed && this.unreachable) {
+      void this.look(directory).catch(() => {})
+      return
+    }
+    const looked = this.look(directory)
+    if (!directory.listed) return looked
+    return looked.catch(error => {
+      if (!isFerryError(error, 'UNREACHABLE', 'DEADLINE', 'IO', 'ABORTED')) throw error
+    })
+  }
+
+  /** List it now; concurrent callers share one listing. */
+  look(directory: Inode): Promise<void> {
+    const running = this.#running.get(directory.ino)
+    if (running) return running
+    const looking = this.#list(directory).finally(() => this.#running.delete(directory.ino))
+    this.#running.set(directory.ino, looking)
+    return looking
+  }
+
+  async close(): Promise<void> {
+    this.#abort.abort()
+    await Promise.allSettled(this.#running.values())
+  }
+
+  async #list(directory: Inode): Promise<void> {
+    for (let tries = 0; tries < TRIES_MAX; tries++) {
+      await this.hooks.settled()
+      const path = this.state.remotePath(directory)
+      if (path === null) return
+      const serial = this.hooks.serial()
+      let entries: Entry[]
+      try {
+        entries = await this.#pages(path)
+        this.unreachable = null
+      } catch (caught) {
+        const error = toFerryError(caught)
+        if (isFerryError(error, 'UNREACHABLE', 'DEADLINE')) this.unreachable = error
+        if (isFerryError(error, 'NOT_FOUND', 'NOT_DIRECTORY')) {
+          if (serial !== this.hooks.serial()) continue
+          this.#gone(directory)
+          throw new FerryError('NOT_FOUND', { cause: error, detail: path })
+        }
+        throw error
+      }
+      if (serial !== this.hooks.serial() || this.hooks.settled()) continue
+      this.#merge(directory, entries)
+      return
+    }
+    // Batches are settled faster than this directory can be listed: what is known of it serves.
+    if (!directory.listed)
+      throw new FerryError('BUSY', { detail: 'the directory changes faster than it can be listed' })
+  }
+
+  async #pages(path: string): Promise<Entry[]> {
+    const entries: Entry[] = []
+    for (let cursor: string | undefined; ; ) {
+      const page = await this.remote.list(path, cursor, this.#abort.signal)
+      for (const entry of page.entries) entries.push(entry)
+      cursor = page.cursor
+      if (cursor === undefined) return entries
+    }
+  }
+
+  /** The directory itself is gone at the remote: its names that are not ours go with it. */
+  #gone(directory: Inode) {
+    this.#merge(directory, [])
+  }
+
+  #merge(directory: Inode, entries: Entry[]) {
+    const { state } = this
+    const children = state.children(directory)
+    const seen = new Set<string>()
+    for (const entry of entries) {
+      seen.add(entry.name)
+      if (!this.#isOurs(directory, entry.name)) this.take(directory, entry)
+    }
+    for (const [name, dentry] of [...children]) {
+      if (seen.has(name) || this.#isOurs(directory, name)) continue
+      this.#forget(directory, name, state.inode(dentry.ino))
+    }
+    if (!directory.listed) state.persist(directory)
+    directory.listed = true
+    directory.listedAtMs = state.now.ms()
+  }
+
+  /** Is the name's fate decided here, by a change that the remote has not seen yet? */
+  #isOurs(directory: Inode, name: string): boolean {
+    const { state } = this
+    const key = nameKey(directory.ino, name)
+    return state.open.names.has(key) || (state.flight?.names.has(key) ?? false) || state.isLocalOnly(name)
+  }
+
+  /** One entry of the remote, into the namespace. */
+  take(directory: Inode, entry: Entry): Inode {
+    const { state } = this
+    const known = state.child(directory, entry.name)
+    if (known && this.#same(known, entry)) {
+      if (!known.changed && !known.flight) this.#takeAttributes(known, entry)
+      return known
+    }
+    if (known && (known.changed || known.flight)) return known
+    if (known && (known.mode & S_IFMT) === (entry.mode & S_IFMT) && !known.isDirectory && this.#mayReplace(known)) {
+      this.#replace(known, entry)
+      return known
+    }
+    if (known) this.#forget(directory, entry.name, known)
+    return this.#add(directory, entry)
+  }
+
+  #same(inode: Inode, entry: Entry): boolean {
+    if ((inode.mode & S_IFMT) !== (entry.mode & S_IFMT)) return false
+    if (inode.isDirectory) return true
+    if (inode.version === UNKNOWN_VERSION && inode.size === entry.size) inode.version = entry.version
+    return inode.version === entry.version || (!inode.isFile && inode.link === (entry.link ?? ''))
+  }
+
+  #takeAttributes(inode: Inode, entry: Entry) {
+    const size = inode.isDirectory ? inode.size : entry.size
+    const same =
+      inode.mode === entry.mode &&
+      inode.uid === entry.uid &&
+      inode.gid === entry.gid &&
+      inode.mtimeNs === entry.mtimeNs &&
+      inode.nlink === entry.nlink &&
+      inode.size === size
+    if (same) return
+    inode.mode = entry.mode
+    inode.uid = entry.uid
+    inode.gid = entry.gid
+    inode.mtimeNs = entry.mtimeNs
+    inode.atimeNs = entry.atimeNs
+    inode.ctimeNs = entry.ctimeNs
+    if (!inode.isDirectory) inode.nlink = entry.nlink
+    inode.durable = false
+    this.state.persist(inode)
+    if (inode.lookups) this.hooks.kernel().invalidateInode(inode.ino)
+  }
+
+  /** A reader's inode grows with the file; a writer's that somebody holds open keeps its version. */
+  #mayReplace(inode: Inode): boolean {
+    return this.options.readOnly || (inode.opens === 0 && inode.lookups === 0)
+  }
+
+  #replace(inode: Inode, entry: Entry) {
+    const { state } = this
+    for (const row of state.chunks.rowsOf(inode.ino)) state.dropRow(row)
+    inode.takeEntry(entry)
+    inode.durable = false
+    state.persist(inode)
+    if (inode.lookups) this.hooks.kernel().invalidateInode(inode.ino)
+  }
+
+  #add(directory: Inode, entry: Entry): Inode {
+    const { state } = this
+    const linked = entry.id === undefined ? undefined : (state.byId.get(entry.id) ?? state.database.byId(entry.id))
+    const other = linked === undefined ? undefined : this.#living(linked)
+    let inode: Inode
+    if (other && other.version === entry.version && other.parent) inode = other
+    else {
+      inode = new Inode(state.newIno())
+      inode.takeEntry(entry)
+      inode.parent = directory.ino
+      inode.name = entry.name
+      inode.remoteParent = directory.ino
+      inode.remoteName = entry.name
+      if (entry.id !== undefined) state.byId.set(entry.id, inode.ino)
+      state.inodes.set(inode.ino, inode)
+    }
+    inode.durable = false
+    state.setDentry(directory, entry.name, inode)
+    state.persist(inode)
+    return inode
+  }
+
+  #living(ino: Ino): Inode | undefined {
+    try {
+      return this.state.inode(ino)
+    } catch (error) {
+      if (isFerryError(error, 'NOT_FOUND')) return undefined
+      throw error
+    }
+  }
+
+  /** Somebody else removed or replaced it. What is open here goes on with the pages it has. */
+  #forget(directory: Inode, name: string, inode: Inode) {
+    const { state } = this
+    if (inode.isDirectory) {
+      for (const [child, dentry] of [...state.children(inode)]) {
+        if (this.#isOurs(inode, child)) return
+        this.#forget(inode, child, state.inode(dentry.ino))
+        if (state.children(inode).has(child)) return
+      }
+      if ((inode.changed | inode.flight) & ~Changed.attributes) return
+      inode.changed = 0
+      state.open.inodes.delete(inode.ino)
+    } else if (inode.changed || inode.flight) return
+    state.dropDentry(directory, name)
+    if (inode.parent === directory.ino && inode.name === name) {
+      inode.parent = 0
+      inode.name = ''
+      inode.remoteParent = 0
+      inode.stale = inode.isFile
+      inode.nlink = 0
+    }
+    state.persist(inode)
+    this.hooks.kernel().invalidateEntry(directory.ino, name)
+    state.reap(inode)
+  }
+
+  /** One file looked at by itself: what a fetch does when the remote surprised it. */
+  async again(inode: Inode): Promise<void> {
+    const { state } = this
+    await this.hooks.settled()
+    if (inode.remoteParent <= 0) return
+    const directory = state.inode(inode.remoteParent)
+    const path = state.remotePath(inode)
+    if (path === null) return
+    const serial = this.hooks.serial()
+    const entry = await this.remote.stat(path, this.#abort.signal)
+    if (serial !== this.hooks.serial() || this.hooks.settled()) return
+    if (entry && (entry.version === inode.version || inode.version === UNKNOWN_VERSION)) {
+      inode.version = entry.version
+      return
+    }
+    if (inode.changed || inode.flight) {
+      inode.stale = true
+      return
+    }
+    if (!entry) this.#forget(directory, inode.remoteName, inode)
+    else this.take(directory, { ...entry, name: inode.remoteName })
+  }
+}

@@ -1,0 +1,308 @@
+// Inodes and their names: each operation is checked, written to the journal, and then done; replay does the last part again.
+import { FerryError } from '../base/errors.js'
+import { nowNs } from './content.js'
+import type { AttributeChange, Ino, NewInode } from './filesystem.js'
+import { Changed, Inode, S_IFMT } from './inode.js'
+import {
+  type AttributesRecord,
+  Kind,
+  type KnownRecord,
+  type LinkRecord,
+  type MakeRecord,
+  type RenameRecord,
+  type UnlinkRecord,
+  type XattrRecord,
+} from './records.js'
+import type { TreeState } from './state.js'
+
+const LINKS_MAX = 65_000
+const DIRECTORY_BYTES = 4096
+
+/** Operations on names that are known: whoever calls has listed what must be listed. */
+export class Names {
+  constructor(readonly state: TreeState) {}
+
+  make(parent: Ino, name: string, node: NewInode): Inode {
+    const { state } = this
+    const directory = this.#into(parent, name)
+    state.ensureKnown(directory)
+    const record: MakeRecord = [
+      state.newIno(),
+      parent,
+      name,
+      node.mode,
+      node.uid,
+      node.gid,
+      node.rdev ?? 0,
+      node.link ?? '',
+      nowNs(state),
+    ]
+    state.append(Kind.make, record)
+    return this.replayMake(record)
+  }
+
+  replayMake([ino, parent, name, mode, uid, gid, rdev, link, timeNs]: MakeRecord): Inode {
+    const { state } = this
+    const directory = state.directory(parent)
+    const inode = new Inode(ino)
+    state.nextIno = Math.max(state.nextIno, ino + 1)
+    inode.mode = mode
+    inode.uid = uid
+    inode.gid = gid
+    inode.rdev = rdev
+    inode.link = link
+    inode.size = link.length
+    inode.atimeNs = inode.mtimeNs = inode.ctimeNs = timeNs
+    inode.durable = true
+    inode.parent = parent
+    inode.name = name
+    if (inode.isDirectory) {
+      inode.size = DIRECTORY_BYTES
+      inode.nlink = 2
+      inode.listed = true
+      inode.children = new Map()
+      directory.nlink++
+    }
+    state.inodes.set(ino, inode)
+    state.markName(parent, name, 0)
+    state.setDentry(directory, name, inode)
+    state.mark(inode, Changed.new | Changed.names | Changed.data | Changed.attributes | Changed.xattrs)
+    this.#touched(directory, timeNs)
+    return inode
+  }
+
+  link(ino: Ino, parent: Ino, name: string): Inode {
+    const { state } = this
+    const inode = state.inode(ino)
+    if (inode.isDirectory) throw new FerryError('NOT_PERMITTED', { detail: 'a directory cannot have another name' })
+    if (inode.nlink >= LINKS_MAX) throw new FerryError('TOO_MANY_LINKS')
+    if (inode.parent === 0) throw new FerryError('NOT_FOUND')
+    const directory = this.#into(parent, name)
+    state.ensureKnown(directory)
+    state.ensureKnown(inode)
+    const record: LinkRecord = [ino, parent, name, nowNs(state)]
+    state.append(Kind.link, record)
+    this.replayLink(record)
+    return inode
+  }
+
+  replayLink([ino, parent, name, timeNs]: LinkRecord): void {
+    const { state } = this
+    const directory = state.directory(parent)
+    const inode = state.inode(ino)
+    state.markName(parent, name, 0)
+    state.setDentry(directory, name, inode)
+    inode.nlink++
+    inode.ctimeNs = timeNs
+    state.mark(inode, Changed.names)
+    this.#touched(directory, timeNs)
+  }
+
+  /** A name, and with the last one the inode, unless it is still in use. The caller has checked type and emptiness. */
+  remove(parent: Ino, name: string): void {
+    const { state } = this
+    const directory = state.directory(parent)
+    const inode = this.#named(directory, name)
+    state.ensureKnown(directory)
+    state.ensureKnown(inode, parent, name)
+    const record: UnlinkRecord = [parent, name, nowNs(state)]
+    state.append(Kind.unlink, record)
+    this.replayRemove(record)
+  }
+
+  replayRemove([parent, name, timeNs]: UnlinkRecord): void {
+    const { state } = this
+    const directory = state.directory(parent)
+    const inode = this.#named(directory, name)
+    this.#dropName(directory, name, inode, timeNs)
+    this.#touched(directory, timeNs)
+    state.reap(inode)
+  }
+
+  #dropName(directory: Inode, name: string, inode: Inode, timeNs: bigint) {
+    const { state } = this
+    state.markName(directory.ino, name, inode.ino)
+    state.dropDentry(directory, name)
+    inode.nlink -= inode.isDirectory ? 2 : 1
+    inode.nlink = Math.max(0, inode.nlink)
+    if (inode.isDirectory) directory.nlink--
+    inode.ctimeNs = timeNs
+    if (inode.parent === directory.ino && inode.name === name) this.#findName(inode)
+    state.mark(inode, Changed.names)
+  }
+
+  /** Another of its names, or none. Hard links are rare: the directories in memory are searched. */
+  #findName(inode: Inode) {
+    inode.parent = 0
+    inode.name = ''
+    if (inode.isDirectory || inode.nlink === 0) return
+    for (const directory of this.state.inodes.values()) {
+      if (!directory.children) continue
+      for (const [name, dentry] of directory.children) {
+        if (dentry.ino !== inode.ino) continue
+        inode.parent = directory.ino
+        inode.name = name
+        return
+      }
+    }
+  }
+
+  rename(source: { parent: Ino; name: string }, target: { parent: Ino; name: string }, exchange: boolean): void {
+    const { state } = this
+    const from = state.directory(source.parent)
+    const to = state.directory(target.parent)
+    const inode = this.#named(from, source.name)
+    const other = state.child(to, target.name)
+    if (other === inode) return
+    checkName(target.name)
+    if (inode.isDirectory && this.#below(to, inode))
+      throw new FerryError('INVALID', { detail: 'a directory cannot move into itself' })
+    if (exchange && !other) throw new FerryError('NOT_FOUND')
+    if (exchange && other?.isDirectory && this.#below(from, other)) throw new FerryError('INVALID')
+    state.ensureKnown(from)
+    state.ensureKnown(to)
+    state.ensureKnown(inode, source.parent, source.name)
+    if (other) state.ensureKnown(other, target.parent, target.name)
+    const record: RenameRecord = [source.parent, source.name, target.parent, target.name, exchange, nowNs(state)]
+    state.append(Kind.rename, record)
+    this.replayRename(record)
+  }
+
+  replayRename([parent, name, newParent, newName, exchange, timeNs]: RenameRecord): void {
+    const { state } = this
+    const from = state.directory(parent)
+    const to = state.directory(newParent)
+    const inode = this.#named(from, name)
+    const other = state.child(to, newName)
+    state.markName(parent, name, inode.ino)
+    state.markName(newParent, newName, other?.ino ?? 0)
+    if (other && !exchange) this.#dropName(to, newName, other, timeNs)
+    if (exchange && other) {
+      this.#place(from, name, other, timeNs, { from: to, name: newName })
+    } else state.dropDentry(from, name)
+    this.#place(to, newName, inode, timeNs, { from, name })
+    this.#touched(from, timeNs)
+    if (to !== from) this.#touched(to, timeNs)
+    if (other && !exchange) state.reap(other)
+  }
+
+  #place(directory: Inode, name: string, inode: Inode, timeNs: bigint, old: { from: Inode; name: string }) {
+    const { state } = this
+    state.setDentry(directory, name, inode)
+    if ((inode.parent === old.from.ino && inode.name === old.name) || inode.parent === 0) {
+      inode.parent = directory.ino
+      inode.name = name
+    }
+    if (inode.isDirectory && directory !== old.from) {
+      old.from.nlink--
+      directory.nlink++
+    }
+    inode.ctimeNs = timeNs
+    state.mark(inode, Changed.names)
+  }
+
+  #below(directory: Inode, ancestor: Inode): boolean {
+    for (let at = directory; ; at = this.state.inode(at.parent)) {
+      if (at === ancestor) return true
+      if (at.parent === at.ino || at.parent === 0) return false
+    }
+  }
+
+  setAttributes(ino: Ino, change: AttributeChange): void {
+    const { state } = this
+    const inode = state.inode(ino)
+    state.ensureKnown(inode)
+    const record: AttributesRecord = [
+      ino,
+      change.mode ?? null,
+      change.uid ?? null,
+      change.gid ?? null,
+      change.atimeNs ?? null,
+      change.mtimeNs ?? null,
+      change.ctimeNs ?? nowNs(state),
+    ]
+    state.append(Kind.attributes, record)
+    this.replayAttributes(record)
+  }
+
+  replayAttributes([ino, mode, uid, gid, atimeNs, mtimeNs, ctimeNs]: AttributesRecord): void {
+    const inode = this.state.inode(ino)
+    if (mode !== null) inode.mode = (inode.mode & S_IFMT) | (mode & 0o7777)
+    if (uid !== null) inode.uid = uid
+    if (gid !== null) inode.gid = gid
+    if (atimeNs !== null) inode.atimeNs = atimeNs
+    if (mtimeNs !== null) inode.mtimeNs = mtimeNs
+    inode.ctimeNs = ctimeNs
+    this.state.mark(inode, Changed.attributes)
+  }
+
+  /** The inode's attributes are loaded. null removes. */
+  setXattr(inode: Inode, name: string, value: Uint8Array | null): void {
+    const { state } = this
+    state.ensureKnown(inode)
+    const record: XattrRecord = [inode.ino, name, value && new Uint8Array(value), nowNs(state)]
+    // A record names one attribute: the others must be known to the journal as well.
+    if (inode.xattrs !== null && !(inode.changed & Changed.xattrs)) this.#knowXattrs(inode)
+    state.append(Kind.xattr, record)
+    this.replayXattr(record)
+  }
+
+  #knowXattrs(inode: Inode) {
+    inode.durable = false
+    this.state.ensureKnown(inode)
+  }
+
+  replayXattr([ino, name, value, timeNs]: XattrRecord): void {
+    const inode = this.state.inode(ino)
+    inode.xattrs ??= new Map()
+    if (value) inode.xattrs.set(name, value)
+    else inode.xattrs.delete(name)
+    inode.ctimeNs = timeNs
+    this.state.mark(inode, Changed.xattrs | Changed.attributes)
+  }
+
+  replayKnown([record, dentry]: KnownRecord): void {
+    const { state } = this
+    const ino = record[0]
+    const known = state.inodes.get(ino) ?? (state.database.inode(ino) ? state.inode(ino) : null)
+    const inode = known ?? new Inode(ino)
+    state.nextIno = Math.max(state.nextIno, ino + 1)
+    inode.takeRecord(record)
+    inode.durable = true
+    state.inodes.set(ino, inode)
+    state.persist(inode)
+    if (!dentry) return
+    const [parent, name, , cookie] = dentry
+    const directory = state.directory(parent)
+    state.setDentry(directory, name, inode, cookie)
+    directory.nextCookie = Math.max(directory.nextCookie, cookie + 1)
+  }
+
+  #touched(directory: Inode, timeNs: bigint) {
+    directory.mtimeNs = directory.ctimeNs = timeNs
+    this.state.mark(directory, Changed.attributes)
+  }
+
+  #into(parent: Ino, name: string): Inode {
+    checkName(name)
+    const directory = this.state.directory(parent)
+    if (directory.parent === 0) throw new FerryError('NOT_FOUND')
+    if (this.state.children(directory).has(name)) throw new FerryError('EXISTS', { detail: name })
+    return directory
+  }
+
+  #named(directory: Inode, name: string): Inode {
+    const inode = this.state.child(directory, name)
+    if (!inode) throw new FerryError('NOT_FOUND', { detail: name })
+    return inode
+  }
+}
+
+export const NAME_BYTES_MAX = 255
+
+export function checkName(name: string): void {
+  if (name.length > NAME_BYTES_MAX)
+    throw new FerryError('NAME_TOO_LONG', { detail: `${name.length} bytes; at most ${NAME_BYTES_MAX}` })
+  if (name === '' || name === '.' || name === '..' || name.includes('/') || name.includes('\0'))
+    throw new FerryError('INVALID', { detail: JSON.stringify(name) })
+}

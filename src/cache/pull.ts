@@ -1,0 +1,312 @@
+// Bytes from the remote: one fetch for concurrent misses, merged ranges, demand before guesses, within one memory budget.
+import PQueue from 'p-queue'
+import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
+import {
+  CHUNK_BYTES,
+  FULL_MASK,
+  firstRun,
+  maskCovering,
+  PAGE_BYTES,
+  popcount,
+  runEnd,
+  runLength,
+  runStart,
+} from '../chunk/geometry.js'
+import type { Tree } from '../remote/tree.js'
+import { GUESSED, VERIFIED } from './chunk-table.js'
+import type { Inode } from './inode.js'
+import { type Guess, Heads } from './prefetch.js'
+import { type TreeState, UNKNOWN_VERSION } from './state.js'
+
+/** Requests that somebody waits for, at once. */
+const DEMAND_REQUESTS_MAX = 64
+/** What a random reader pays beyond what it asked for: its miss is widened to this. */
+const DEMAND_BYTES_MIN = 16 * 1024
+/** A miss whose version went away is looked at this often again before it is an error. */
+const TRIES_MAX = 6
+
+export interface PullOptions {
+  fetchBytesMax: number
+  memoryBytesMax: number
+  /** Guesses at once; 0: none are made. */
+  workers: number
+  prefetch: boolean
+}
+
+/** What the pull needs from the rest of the engine. */
+export interface PullHooks {
+  /** Room for clean pages, made by dropping others; false: there is none, read without keeping is not offered. */
+  makeRoom(bytes: number): boolean
+  /** The remote has another version than was asked for, or nothing: resolves when the inode was looked at again. */
+  surprised(inode: Inode): Promise<void>
+}
+
+interface Fetch {
+  from: number
+  to: number
+  demand: boolean
+  version: string
+  done: Promise<void>
+  start: () => void
+  started: boolean
+}
+
+export class Pull {
+  readonly #demand = new PQueue({ concurrency: DEMAND_REQUESTS_MAX })
+  readonly #guesses: PQueue
+  readonly #fetches = new Map<Inode, Set<Fetch>>()
+  readonly #abort = new AbortController()
+  /** Buffers of fetches on their way. */
+  bytesInFlight = 0
+  guessedBytes = 0
+  #guessedInFlight = 0
+
+  constructor(
+    readonly remote: Tree,
+    readonly state: TreeState,
+    readonly options: PullOptions,
+    readonly hooks: PullHooks,
+  ) {
+    this.#guesses = new PQueue({ concurrency: Math.max(1, options.workers) })
+  }
+
+  /** Every read passes here, hit or miss: learn its pattern, fetch ahead. */
+  observe(inode: Inode, at: number, length: number): void {
+    if (!this.options.prefetch || this.options.workers === 0 || inode.baseSize === 0) return
+    inode.heads ??= new Heads()
+    const guesses = (inode.heads as Heads).observe(at, length, this.#windowBytesMax)
+    for (const guess of guesses) this.guess(inode, guess)
+  }
+
+  /** A quarter of what may be in flight, so that four readers can stream side by side. */
+  get #windowBytesMax() {
+    return Math.min(32 * 1024 * 1024, this.options.memoryBytesMax / 8)
+  }
+
+  /** Fetch in the background what of these bytes is neither here nor on its way; dropped without a word when there is no room. */
+  guess(inode: Inode, { from, to }: Guess): Promise<void>[] {
+    const started: Promise<void>[] = []
+    const end = Math.min(to, inode.baseSize)
+    for (const gap of this.#gaps(inode, from, end)) {
+      for (let at = gap.from; at < gap.to; at += this.options.fetchBytesMax) {
+        const until = Math.min(gap.to, at + this.options.fetchBytesMax)
+        if (this.#guessedInFlight + until - at > this.options.memoryBytesMax / 2) return started
+        const fetch = this.#fetch(inode, at, until, false)
+        fetch.done.catch(() => {})
+        started.push(fetch.done)
+      }
+    }
+    return started
+  }
+
+  /** Resolves when no page of these bytes is absent that the remote has; joins what is on its way. */
+  async need(inode: Inode, at: number, length: number): Promise<void> {
+    for (let tries = 0; ; tries++) {
+      const end = Math.min(at + length, inode.baseSize)
+      if (at >= end) return
+      const waiting = this.#joined(inode, at, end)
+      for (const gap of this.#gaps(inode, at, end)) {
+        const wide = this.#widened(inode, gap)
+        for (let from = wide.from; from < wide.to; from += this.options.fetchBytesMax) {
+          waiting.push(this.#fetch(inode, from, Math.min(wide.to, from + this.options.fetchBytesMax), true).done)
+        }
+      }
+      if (waiting.length === 0) return
+      const results = await Promise.allSettled(waiting)
+      const failed = results.find(result => result.status === 'rejected')
+      if (!failed) continue
+      const error = toFerryError((failed as PromiseRejectedResult).reason)
+      if (tries < TRIES_MAX && isFerryError(error, 'STALE', 'NOT_FOUND', 'ABORTED')) await this.hooks.surprised(inode)
+      else throw isFerryError(error, 'NOT_FOUND') ? new FerryError('STALE', { cause: error }) : error
+    }
+  }
+
+  /** Nobody will wait for anything any more. */
+  async close(): Promise<void> {
+    this.#abort.abort()
+    this.#guesses.clear()
+    await Promise.all([this.#demand.onIdle(), this.#guesses.onIdle()])
+  }
+
+  /** Fetches on their way that bring bytes of [from, to). Those that still wait as guesses start now. */
+  #joined(inode: Inode, from: number, to: number): Promise<void>[] {
+    const waiting: Promise<void>[] = []
+    for (const fetch of this.#fetches.get(inode) ?? []) {
+      if (
+        fetch.from >= to ||
+        fetch.to <= from ||
+        !this.#absent(inode, Math.max(from, fetch.from), Math.min(to, fetch.to))
+      )
+        continue
+      if (!fetch.started) {
+        fetch.demand = true
+        void this.#demand.add(async () => fetch.start())
+      }
+      waiting.push(fetch.done)
+    }
+    return waiting
+  }
+
+  #absent(inode: Inode, from: number, to: number): boolean {
+    for (const _ of this.#missing(inode, from, to)) return true
+    return false
+  }
+
+  /** Page-aligned runs of [from, to) that are neither here nor on their way. */
+  #gaps(inode: Inode, from: number, to: number): Guess[] {
+    const gaps: Guess[] = []
+    const fetches = [...(this.#fetches.get(inode) ?? [])].sort((a, b) => a.from - b.from)
+    for (const missing of this.#missing(inode, from, to)) {
+      let at = missing.from
+      for (const fetch of fetches) {
+        if (fetch.to <= at || fetch.from >= missing.to) continue
+        if (fetch.from > at) gaps.push({ from: at, to: fetch.from })
+        at = Math.max(at, fetch.to)
+      }
+      if (at < missing.to) gaps.push({ from: at, to: missing.to })
+    }
+    return gaps
+  }
+
+  /** Page-aligned runs of [from, to) that are not here, adjacent ones of neighbouring chunks merged. */
+  *#missing(inode: Inode, from: number, to: number): Iterable<Guess> {
+    const { chunks } = this.state
+    let run: Guess | null = null
+    for (let at = from; at < to; ) {
+      const index = Math.floor(at / CHUNK_BYTES)
+      const start = index * CHUNK_BYTES
+      const row = this.state.rowOf(inode, index)
+      const absent =
+        (maskCovering(at - start, Math.min(CHUNK_BYTES, to - start)) & (row ? ~chunks.valid[row] : FULL_MASK)) >>> 0
+      for (let pages = firstRun(absent, 0); pages >= 0; pages = firstRun(absent, runEnd(pages))) {
+        const first = start + runStart(pages) * PAGE_BYTES
+        const end = first + runLength(pages) * PAGE_BYTES
+        if (run && run.to === first) run.to = end
+        else {
+          if (run) yield run
+          run = { from: first, to: end }
+        }
+      }
+      at = start + CHUNK_BYTES
+    }
+    if (run) yield run
+  }
+
+  /** A small miss brings its neighbours along, as far as they are missing too. */
+  #widened(inode: Inode, gap: Guess): Guess {
+    if (gap.to - gap.from >= DEMAND_BYTES_MIN) return gap
+    const from = Math.floor(gap.from / DEMAND_BYTES_MIN) * DEMAND_BYTES_MIN
+    const to = Math.min(from + DEMAND_BYTES_MIN, Math.ceil(inode.baseSize / PAGE_BYTES) * PAGE_BYTES)
+    return this.#gaps(inode, from, to).find(wide => wide.from <= gap.from && wide.to >= gap.to) ?? gap
+  }
+
+  #fetch(inode: Inode, from: number, to: number, demand: boolean): Fetch {
+    const fetches = this.#fetches.get(inode) ?? new Set<Fetch>()
+    this.#fetches.set(inode, fetches)
+    let start = () => {}
+    const go = new Promise<void>(resolve => {
+      start = resolve
+    })
+    const fetch: Fetch = {
+      from,
+      to,
+      demand,
+      version: inode.version ?? '',
+      done: Promise.resolve(),
+      start: () => {},
+      started: false,
+    }
+    fetch.start = () => {
+      fetch.started = true
+      start()
+    }
+    if (!demand) this.#guessedInFlight += to - from
+    fetch.done = go
+      .then(() => this.#run(inode, fetch))
+      .finally(() => {
+        fetches.delete(fetch)
+        if (fetches.size === 0) this.#fetches.delete(inode)
+        if (!demand) this.#guessedInFlight -= to - from
+      })
+    const run = async () => {
+      if (!fetch.started) fetch.start()
+      await fetch.done.catch(() => {})
+    }
+    if (demand) void this.#demand.add(run)
+    else void this.#guesses.add(run)
+    return fetch
+  }
+
+  async #run(inode: Inode, fetch: Fetch): Promise<void> {
+    const { state } = this
+    const path = state.remotePath(inode)
+    if (path === null || inode.stale)
+      throw new FerryError('STALE', { detail: state.path(inode) ?? `inode ${inode.ino}` })
+    const length = Math.min(fetch.to, inode.baseSize) - fetch.from
+    if (length <= 0) return
+    const version = fetch.version === UNKNOWN_VERSION ? undefined : fetch.version
+    this.bytesInFlight += length
+    try {
+      const bytes = await this.remote.read(path, { at: fetch.from, length, version }, this.#abort.signal)
+      if ((inode.version ?? '') !== fetch.version) throw new FerryError('STALE', { detail: path })
+      if (bytes.length < Math.min(length, inode.baseSize - fetch.from))
+        throw new FerryError('SHORT_READ', { detail: `${path}: ${bytes.length} of ${length} bytes at ${fetch.from}` })
+      if (!this.hooks.makeRoom(fetch.to - fetch.from + CHUNK_BYTES))
+        throw new FerryError('NO_SPACE', { detail: 'the cache holds nothing that may leave' })
+      this.#store(inode, fetch, bytes)
+    } finally {
+      this.bytesInFlight -= length
+    }
+  }
+
+  /** Into the slots, but for pages that became valid meanwhile: what was written here is newer. */
+  #store(inode: Inode, fetch: Fetch, bytes: Uint8Array) {
+    const { state } = this
+    const { chunks, slots } = state
+    const end = Math.min(fetch.to, inode.baseSize)
+    for (let at = fetch.from; at < end; ) {
+      const index = Math.floor(at / CHUNK_BYTES)
+      const start = index * CHUNK_BYTES
+      const to = Math.min(start + CHUNK_BYTES, end)
+      const row = state.needRow(inode, index)
+      const mask = (maskCovering(at - start, to - start) & ~chunks.valid[row]) >>> 0
+      at = start + CHUNK_BYTES
+      if (mask === 0) continue
+      if (!chunks.slot[row]) state.moveTo(row, slots.take(), false)
+      for (let run = firstRun(mask, 0); run >= 0; run = firstRun(mask, runEnd(run))) {
+        const first = start + runStart(run) * PAGE_BYTES
+        const last = first + runLength(run) * PAGE_BYTES
+        slots.writeSync(
+          chunks.slot[row],
+          first - start,
+          bytes.subarray(first - fetch.from, Math.min(last, end) - fetch.from),
+        )
+        // Past the end of what the remote has a page is zeros, whatever the slot held.
+        if (last > end) slots.writeSync(chunks.slot[row], end - start, new Uint8Array(last - end))
+      }
+      if (fetch.demand) chunks.flags[row] |= VERIFIED
+      else {
+        chunks.flags[row] |= chunks.valid[row] ? VERIFIED : VERIFIED | GUESSED
+        this.guessedBytes += popcount(mask) * PAGE_BYTES
+      }
+      state.clean.delete(row)
+      state.setValid(row, (chunks.valid[row] | mask) >>> 0)
+      state.settleRow(row)
+    }
+  }
+
+  /** Everything of one file, in order; rejects with the first failure. */
+  async whole(inode: Inode, onBytes: (bytes: number) => void, signal?: AbortSignal): Promise<void> {
+    const step = this.options.fetchBytesMax * 4
+    for (let at = 0; at < inode.baseSize; at += step) {
+      signal?.throwIfAborted()
+      await this.need(inode, at, Math.min(step, inode.baseSize - at))
+      onBytes(Math.min(step, inode.baseSize - at))
+    }
+  }
+
+  /** Are all bytes of it here? */
+  complete(inode: Inode): boolean {
+    return !this.#absent(inode, 0, inode.baseSize)
+  }
+}

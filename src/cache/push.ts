@@ -1,0 +1,393 @@
+// Changes to the remote: cuts, staging, commits, one batch at a time and in order, under the writer's lease; tried again for ever.
+import PQueue from 'p-queue'
+import { type Deferred, deferred } from '../base/async.js'
+import { FerryError, isPermanent, toFerryError } from '../base/errors.js'
+import type { Claim, Claimed, Outcome } from '../remote/commits.js'
+import { type Plan, type PlanContext, planBatch, type Stage } from './batch.js'
+import type { Ino } from './filesystem.js'
+import { type CommittedRecord, Kind } from './records.js'
+import type { Quarantined, TreeState } from './state.js'
+import type { CommittingTree, Progress } from './tree-cache.js'
+
+/** Staged in one call at most. */
+const STAGE_BYTES_MAX = 4 * 1024 * 1024
+const BACKOFF_MS_FIRST = 200
+const BACKOFF_MS_MAX = 15_000
+
+export interface PushOptions {
+  flushIntervalMs: number
+  dirtyBytesMax: number
+  dirtyOperationsMax: number
+  workers: number
+  leaseMs: number
+}
+
+export interface PushHooks {
+  claim: Claim
+  plan: PlanContext
+  /** The batch is settled: dirty pages became clean, names may have changed by conflicts. */
+  settled(conflicts: { parent: Ino; name: string; keptAs: string }[]): void
+  /** Everything that the journal was given so far survives power loss: the remote must never be ahead of it. */
+  durable(): Promise<void>
+  random: () => number
+}
+
+type Lease =
+  | { state: 'none' }
+  | { state: 'held'; epoch: number }
+  | { state: 'lost'; why: string }
+  | { state: 'elsewhere'; why: string }
+
+interface Waiter {
+  cut: number
+  what: 'committed' | 'settled'
+  done: Deferred<void>
+}
+
+export class Push {
+  lease: Lease = { state: 'none' }
+  /** Batches that are settled since this process began. */
+  committedCount = 0
+  lastError: FerryError | null = null
+  failures = 0
+  bytesInFlight = 0
+  /** Grows with each settled batch: who lists the remote meanwhile must look again. */
+  serial = 0
+  /** The intent is there and not yet applied: names and versions at the remote are in motion. */
+  applying: Promise<void> | null = null
+  /** Has this writer's own past been cleared up (a batch that a crash left open)? */
+  #caughtUp = false
+  #cuts = 0
+  #committed = 0
+  #settled = 0
+  #waiters: Waiter[] = []
+  #due = false
+  #heldOperations = 0
+  #timer: NodeJS.Timeout | null = null
+  #renewTimer: NodeJS.Timeout | null = null
+  #wake: Deferred<void> = deferred()
+  #closing = false
+  #loop: Promise<void> | null = null
+  readonly #abort = new AbortController()
+  readonly #queue: PQueue
+  #progress = { bytesDone: 0, bytesTotal: 0 }
+
+  constructor(
+    readonly remote: CommittingTree,
+    readonly state: TreeState,
+    readonly options: PushOptions,
+    readonly hooks: PushHooks,
+  ) {
+    this.#queue = new PQueue({ concurrency: options.workers })
+  }
+
+  /** Take the lease now. LEASE_HELD and the like are the caller's to deal with. */
+  async claim(signal?: AbortSignal): Promise<Claimed> {
+    const claimed = await this.remote.claim(this.hooks.claim, signal)
+    this.lease = { state: 'held', epoch: claimed.epoch }
+    this.#catchUp(claimed)
+    this.#renewTimer ??= setInterval(() => void this.#renew(), this.options.leaseMs / 3).unref()
+    return claimed
+  }
+
+  /** The batch that was on its way when an earlier process ended: committed, or part of the next one. */
+  #catchUp(claimed: Claimed) {
+    const { state } = this
+    if (this.#caughtUp) return
+    this.#caughtUp = true
+    if (state.flight) {
+      if ((claimed.batch ?? 0) >= state.flightBatch) this.#finish({ versions: [], conflicts: [], refused: [] }, null)
+      else {
+        state.append(Kind.merged, [state.flightBatch])
+        state.merged()
+      }
+    }
+    state.batch = Math.max(state.batch, claimed.batch ?? 0)
+    if (state.quarantine.size) {
+      state.append(Kind.allowed, [])
+      state.quarantine.clear()
+    }
+    this.poke()
+  }
+
+  start(): void {
+    this.#loop ??= this.#run()
+  }
+
+  /** Something changed: a cut will be due. */
+  poke(): void {
+    const { state, options } = this
+    if (this.#closing || state.open.operations === 0 || state.open.operations === this.#heldOperations) return
+    if (state.dirtyBytes >= options.dirtyBytesMax / 2 || state.open.operations >= options.dirtyOperationsMax / 2)
+      this.#cutNow()
+    else this.#timer ??= setTimeout(() => this.#cutNow(), options.flushIntervalMs)
+  }
+
+  #cutNow() {
+    if (this.#timer) clearTimeout(this.#timer)
+    this.#timer = null
+    this.#due = true
+    this.#wake.resolve()
+  }
+
+  /** Resolves when the remote has everything up to now: its intent is there, or it is applied. */
+  async flush(
+    what: 'committed' | 'settled',
+    options: { signal?: AbortSignal; onProgress?: (progress: Progress) => void } = {},
+  ): Promise<void> {
+    if (this.lease.state === 'lost') throw new FerryError('LEASE_LOST', { detail: this.lease.why })
+    const { state } = this
+    const cut = state.open.empty || state.open.operations === this.#heldOperations ? this.#cuts : this.#cuts + 1
+    if (
+      (what === 'committed' ? this.#committed : this.#settled) >= cut &&
+      (state.flight === null || what === 'committed')
+    )
+      return
+    const waiter: Waiter = { cut, what, done: deferred() }
+    this.#waiters.push(waiter)
+    this.#cutNow()
+    const ticker = options.onProgress && setInterval(() => options.onProgress?.(this.progress()), 100)
+    const stop = () => waiter.done.reject(this.lastError ?? new FerryError('ABORTED'))
+    options.signal?.addEventListener('abort', stop, { once: true })
+    try {
+      await waiter.done.promise
+    } finally {
+      clearInterval(ticker)
+      options.signal?.removeEventListener('abort', stop)
+      this.#waiters = this.#waiters.filter(each => each !== waiter)
+      options.onProgress?.(this.progress())
+    }
+  }
+
+  progress(): Progress {
+    const { state } = this
+    const operations = state.open.operations + (state.flight?.operations ?? 0)
+    return {
+      bytesDone: this.#progress.bytesDone,
+      bytesTotal: this.#progress.bytesDone + state.dirtyBytes,
+      operationsDone: 0,
+      operationsTotal: operations,
+    }
+  }
+
+  /** Ends after the step that is under way; nothing is given up but the wait. */
+  async close(): Promise<void> {
+    if (this.#closing) return
+    this.#closing = true
+    if (this.#timer) clearTimeout(this.#timer)
+    if (this.#renewTimer) clearInterval(this.#renewTimer)
+    this.#abort.abort()
+    this.#wake.resolve()
+    await this.#loop
+    for (const waiter of this.#waiters) waiter.done.reject(new FerryError('CLOSED'))
+    if (this.lease.state === 'held') {
+      this.lease = { state: 'none' }
+      await this.remote.release(AbortSignal.timeout(this.options.leaseMs)).catch(error => this.#failed(error))
+    }
+  }
+
+  async #run(): Promise<void> {
+    while (!this.#closing) {
+      if (!this.#due || this.lease.state !== 'held') {
+        await this.#wake.promise
+        this.#wake = deferred()
+        continue
+      }
+      this.#due = false
+      try {
+        await this.#batch()
+      } catch (error) {
+        this.#failed(error)
+      }
+      this.poke()
+    }
+  }
+
+  async #batch(): Promise<void> {
+    const { state, hooks } = this
+    if (!state.flight) {
+      this.#cuts++
+      state.append(Kind.cut, [state.batch + 1])
+      state.cut(state.batch + 1)
+    }
+    const flight = state.flight
+    if (!flight) return
+    this.#heldOperations = state.open.operations
+    const plan = planBatch(state, flight, hooks.plan)
+    if (plan.changes.length === 0) return this.#finish({ versions: [], conflicts: [], refused: [] }, plan)
+    const refused: Outcome['refused'] = []
+    this.#progress = { bytesDone: 0, bytesTotal: plan.bytes }
+    await this.#insist(() => hooks.durable())
+    await this.#insist(() => this.#stageAll(plan, refused))
+    const changes = refused.length
+      ? plan.changes.filter(change => !refused.some(({ path }) => 'path' in change && change.path === path))
+      : plan.changes
+    const batch = { writer: hooks.claim.writer, number: state.flightBatch, cutAtMs: state.now.ms(), changes }
+    const applied = deferred()
+    try {
+      await this.#insist(async () => {
+        this.applying = applied.promise
+        await this.remote.commit(batch, this.#abort.signal)
+      })
+      this.#committed = this.#cuts
+      this.#answer('committed', this.#committed)
+      const outcome = await this.#insist(() => this.remote.settle(this.#abort.signal))
+      this.#finish({ ...outcome, refused: [...outcome.refused, ...refused] }, plan)
+    } finally {
+      this.applying = null
+      applied.resolve()
+    }
+  }
+
+  /** Tries until it works, or the lease is lost, or the engine closes. */
+  async #insist<T>(step: () => Promise<T>): Promise<T> {
+    for (let tries = 0; ; tries++) {
+      try {
+        const result = await step()
+        this.lastError = null
+        return result
+      } catch (caught) {
+        const error = toFerryError(caught)
+        if (this.#closing) throw new FerryError('CLOSED', { cause: error })
+        this.#failed(error)
+        if (error.code === 'LEASE_LOST') throw error
+        const backoff = Math.min(BACKOFF_MS_MAX, BACKOFF_MS_FIRST * 2 ** Math.min(tries, 10))
+        await this.#sleep(backoff * (0.5 + this.hooks.random()))
+      }
+    }
+  }
+
+  #sleep(ms: number): Promise<void> {
+    return new Promise(resolve => {
+      const timer = setTimeout(done, ms)
+      const signal = this.#abort.signal
+      function done() {
+        clearTimeout(timer)
+        signal.removeEventListener('abort', done)
+        resolve()
+      }
+      signal.addEventListener('abort', done)
+    })
+  }
+
+  #failed(caught: unknown) {
+    const error = toFerryError(caught)
+    if (error.code === 'CLOSED' || error.code === 'ABORTED') return
+    this.lastError = error
+    this.failures++
+    if (error.code !== 'LEASE_LOST' || this.lease.state === 'lost') return
+    this.lease = { state: 'lost', why: error.message }
+    for (const waiter of this.#waiters) waiter.done.reject(error)
+  }
+
+  async #renew(): Promise<void> {
+    if (this.lease.state !== 'held' || this.#closing) return
+    try {
+      await this.remote.renew(this.#abort.signal)
+    } catch (error) {
+      this.#failed(error)
+    }
+  }
+
+  /** Stages are sent in parallel; what was sent is not sent again when a later one fails. */
+  async #stageAll(plan: Plan, refused: Outcome['refused']): Promise<void> {
+    const left = plan.stages.map(stage => () => this.#stage(plan, stage, refused))
+    const results = await Promise.allSettled(left.map(work => this.#queue.add(work)))
+    const failed = results.find(result => result.status === 'rejected')
+    if (failed) throw (failed as PromiseRejectedResult).reason
+    plan.stages = []
+  }
+
+  async #stage(plan: Plan, stage: Stage, refused: Outcome['refused']): Promise<void> {
+    const { state } = this
+    while (stage.runs.length) {
+      const first = stage.runs[0]
+      let bytes = 0
+      let count = 0
+      for (const run of stage.runs) {
+        if (run.at !== first.at + bytes || bytes + run.length > STAGE_BYTES_MAX) break
+        bytes += run.length
+        count++
+      }
+      const buffer = new Uint8Array(bytes)
+      this.bytesInFlight += bytes
+      try {
+        let at = 0
+        for (const run of stage.runs.slice(0, count)) {
+          await state.slots.read(run.slot, run.offset, buffer.subarray(at, at + run.length))
+          at += run.length
+        }
+        await this.remote.stage(state.flightBatch, stage.id, first.at, buffer, this.#abort.signal)
+      } catch (error) {
+        if (!isPermanent(error)) throw error
+        const path = [...plan.inodes].find(([, ino]) => ino === stage.ino)?.[0] ?? ''
+        const { code, message } = toFerryError(error)
+        refused.push({ path, code, detail: message })
+        return
+      } finally {
+        this.bytesInFlight -= bytes
+      }
+      stage.runs.splice(0, count)
+      this.#progress.bytesDone += bytes
+    }
+  }
+
+  /** The batch is at the remote: write that down, then let go of what it held. */
+  #finish(outcome: Outcome, plan: Plan | null) {
+    const { state } = this
+    const ino = (path: string) => plan?.inodes.get(path) ?? 0
+    const atMs = state.now.ms()
+    const conflicts: CommittedRecord[2] = []
+    for (const { path, keptAs } of outcome.conflicts) {
+      const inode = state.inodes.get(ino(path))
+      if (inode?.flightParent) conflicts.push([inode.ino, inode.flightParent, inode.flightName, keptAs, atMs])
+    }
+    const record: CommittedRecord = [
+      state.flightBatch,
+      outcome.versions.map(([path, version]) => [ino(path), version]),
+      conflicts,
+      outcome.refused.map(({ path, code, detail }) => [ino(path), path, code, detail]),
+    ]
+    state.append(Kind.committed, record)
+    settle(state, record)
+    this.committedCount++
+    this.serial++
+    this.#committed = this.#settled = this.#cuts
+    this.#progress = { bytesDone: 0, bytesTotal: 0 }
+    this.hooks.settled(conflicts.map(([, parent, name, keptAs]) => ({ parent, name, keptAs })))
+    this.#answer('committed', this.#cuts)
+    this.#answer('settled', this.#cuts)
+  }
+
+  #answer(what: Waiter['what'], cut: number) {
+    for (const waiter of this.#waiters) if (waiter.what === what && waiter.cut <= cut) waiter.done.resolve()
+    if (this.#waiters.some(waiter => waiter.cut > this.#cuts)) this.#cutNow()
+  }
+}
+
+/** What became of the flight, in memory; replay does it again. */
+export function settle(state: TreeState, [, versions, conflicts, refused]: CommittedRecord): void {
+  const refusedInos = new Map<Ino, Quarantined>(
+    refused.map(([ino, path, code, detail]) => [ino, { path, code, detail }]),
+  )
+  state.committed(new Map(versions), refusedInos)
+  for (const [ino, parent, name, keptAs, atMs] of conflicts) {
+    const inode = state.inodes.get(ino)
+    const directory = state.inodes.get(parent)
+    const keptName = keptAs.slice(keptAs.lastIndexOf('/') + 1)
+    state.conflicts.push({ path: keptAs.slice(0, keptAs.lastIndexOf('/') + 1) + name, keptAs, atMs })
+    if (!inode || !directory) continue
+    inode.remoteParent = parent
+    inode.remoteName = keptName
+    const dentry = state.children(directory).get(name)
+    const changed = state.open.names.get(`${parent}/${name}`)
+    if (changed) changed.base = 0
+    if (dentry?.ino !== ino) continue
+    state.dropDentry(directory, name)
+    state.setDentry(directory, keptName, inode)
+    inode.parent = parent
+    inode.name = keptName
+    directory.listedAtMs = -Infinity
+    state.persist(inode)
+  }
+}

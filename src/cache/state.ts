@@ -1,0 +1,504 @@
+// The whole state of a cached tree in memory, and how it changes. Live operations and replay go through the same functions.
+
+import { FerryError } from '../base/errors.js'
+import { CHUNK_BYTES, PAGE_BYTES, popcount } from '../chunk/geometry.js'
+import { ChunkTable, GUESSED, type Row, SEALED } from './chunk-table.js'
+import { CleanChunks } from './clean-chunks.js'
+import type { Database } from './database.js'
+import type { Ino } from './filesystem.js'
+import { ROOT } from './filesystem.js'
+import { Changed, type Dentry, Inode, S_IFDIR, S_IFMT } from './inode.js'
+import type { Journal } from './journal.js'
+import { Kind, packRecord } from './records.js'
+import type { Slots } from './slots.js'
+
+/** A name that changed since a cut, and the inode that it stood for then (0: none). */
+export interface NameChange {
+  parent: Ino
+  name: string
+  base: Ino
+}
+
+/** Changes since one cut and up to the next. */
+export class Changes {
+  readonly inodes = new Map<Ino, Inode>()
+  readonly names = new Map<string, NameChange>()
+  /** Rows with dirty pages. */
+  readonly rows = new Set<Row>()
+  /** Inodes that lost their last name while open, now forgotten: what the remote keeps of them can go. */
+  readonly orphans = new Set<Ino>()
+  operations = 0
+  /** Wall clock of the first change; 0: none. */
+  sinceMs = 0
+
+  get empty() {
+    return this.inodes.size === 0 && this.names.size === 0 && this.orphans.size === 0
+  }
+}
+
+export interface Quarantined {
+  path: string
+  code: string
+  detail: string
+}
+
+export const nameKey = (parent: Ino, name: string) => `${parent}/${name}`
+
+/** Persisted with room to spare, so that an inode number is never used twice though the last ones were not persisted. */
+const INO_RESERVE = 65_536
+
+export class TreeState {
+  readonly chunks = new ChunkTable()
+  readonly clean: CleanChunks
+  readonly inodes = new Map<Ino, Inode>()
+  readonly byId = new Map<string, Ino>()
+  open = new Changes()
+  /** The batch that is on its way: frozen at its cut, until it is known to be committed. */
+  flight: Changes | null = null
+  flightBatch = 0
+  /** Number of the last batch that was cut. */
+  batch = 0
+  nextIno: Ino = ROOT + 1
+  inoReserved = 0
+  readonly quarantine = new Map<Ino, Quarantined>()
+  conflicts: { path: string; keptAs: string; atMs: number }[] = []
+
+  /** Pages whose bytes are in the data file: clean, dirty, and copies that a batch still needs. */
+  pages = 0
+  dirtyPages = 0
+  corrupt = 0
+
+  /** What the next checkpoint must write. */
+  readonly persistInodes = new Set<Inode>()
+  readonly persistRows = new Set<Row>()
+  readonly persistDentries = new Map<string, { parent: Ino; name: string }>()
+  readonly removedRows: { ino: Ino; index: number }[] = []
+  readonly removedInodes: Ino[] = []
+  changesPersisted = false
+
+  replaying = false
+
+  constructor(
+    readonly journal: Journal,
+    readonly slots: Slots,
+    readonly database: Database,
+    readonly isLocalOnly: (name: string) => boolean,
+    readonly now: { ms: () => number; second: () => number },
+  ) {
+    this.clean = new CleanChunks(this.chunks, row => this.dropRow(row))
+  }
+
+  // --- inodes and names
+
+  /** NOT_FOUND for a number that nobody was given, or that was forgotten. */
+  inode(ino: Ino): Inode {
+    const known = this.inodes.get(ino)
+    if (known) return known
+    const record = this.database.inode(ino)
+    if (!record) throw new FerryError('NOT_FOUND', { detail: `inode ${ino}` })
+    const inode = Inode.fromRecord(record)
+    inode.durable = true
+    this.inodes.set(ino, inode)
+    return inode
+  }
+
+  directory(ino: Ino): Inode {
+    const inode = this.inode(ino)
+    if (!inode.isDirectory) throw new FerryError('NOT_DIRECTORY')
+    return inode
+  }
+
+  newIno(): Ino {
+    return this.nextIno++
+  }
+
+  children(directory: Inode): Map<string, Dentry> {
+    return (directory.children ??= this.database.dentries(directory.ino))
+  }
+
+  child(directory: Inode, name: string): Inode | null {
+    const dentry = this.children(directory).get(name)
+    return dentry ? this.inode(dentry.ino) : null
+  }
+
+  persist(inode: Inode): void {
+    this.persistInodes.add(inode)
+  }
+
+  setDentry(directory: Inode, name: string, inode: Inode, cookie = directory.nextCookie++): void {
+    const children = this.children(directory)
+    children.delete(name)
+    children.set(name, { ino: inode.ino, type: inode.mode & S_IFMT, cookie })
+    this.#persistDentry(directory, name)
+  }
+
+  dropDentry(directory: Inode, name: string): void {
+    this.children(directory).delete(name)
+    this.#persistDentry(directory, name)
+  }
+
+  #persistDentry(directory: Inode, name: string) {
+    this.persistDentries.set(nameKey(directory.ino, name), { parent: directory.ino, name })
+    this.persist(directory)
+  }
+
+  // --- what changed
+
+  /** The inode is different from what the remote has. */
+  mark(inode: Inode, flags: number): void {
+    inode.changed |= flags
+    this.persist(inode)
+    this.open.inodes.set(inode.ino, inode)
+    this.#count()
+    if (flags & Changed.names) this.quarantine.delete(inode.ino)
+  }
+
+  /** A name is about to stand for something else than `base`. */
+  markName(parent: Ino, name: string, base: Ino): void {
+    const key = nameKey(parent, name)
+    if (!this.open.names.has(key)) this.open.names.set(key, { parent, name, base })
+    this.#count()
+  }
+
+  #count() {
+    this.open.operations++
+    if (this.open.sinceMs === 0) this.open.sinceMs = this.now.ms()
+    this.changesPersisted = false
+  }
+
+  // --- pages and slots
+
+  rowOf(inode: Inode, index: number): Row {
+    return this.chunks.find(inode.ino, index)
+  }
+
+  needRow(inode: Inode, index: number): Row {
+    const row = this.chunks.find(inode.ino, index)
+    if (row) return row
+    const made = this.chunks.add(inode.ino, index)
+    this.chunks.bornSecond[made] = this.now.second()
+    return made
+  }
+
+  setValid(row: Row, mask: number): void {
+    const { chunks } = this
+    this.pages += popcount(mask) - popcount(chunks.valid[row])
+    chunks.valid[row] = mask
+    chunks.sumLow[row] = chunks.sumHigh[row] = 0
+    this.persistRows.add(row)
+  }
+
+  /** Pages of a row changed: they are valid, dirty, and no longer anybody's guess. */
+  dirty(row: Row, mask: number): void {
+    const { chunks } = this
+    this.clean.delete(row)
+    this.setValid(row, (chunks.valid[row] | mask) >>> 0)
+    const before = chunks.dirty[row]
+    chunks.dirty[row] |= mask
+    this.dirtyPages += popcount(chunks.dirty[row]) - popcount(before)
+    chunks.flags[row] &= ~GUESSED
+    this.open.rows.add(row)
+    if (before === 0) this.persistRows.add(row)
+  }
+
+  /** The bytes of a row may be changed in place; otherwise they must be copied aside first. */
+  mayOverwrite(row: Row): boolean {
+    const { chunks } = this
+    return (
+      (chunks.flags[row] & SEALED) === 0 && (chunks.flight[row] === 0 || chunks.flightSlot[row] !== chunks.slot[row])
+    )
+  }
+
+  /** From now on the row's bytes are at `slot`; `copy` brings the valid pages along. */
+  moveTo(row: Row, slot: number, copy: boolean): void {
+    const { chunks, slots } = this
+    const old = chunks.slot[row]
+    if (old === slot) return
+    if (copy && old && chunks.valid[row]) {
+      const bytes = new Uint8Array(CHUNK_BYTES)
+      slots.readSync(old, 0, bytes)
+      slots.writeSync(slot, 0, bytes)
+    }
+    chunks.slot[row] = slot
+    chunks.flags[row] &= ~SEALED
+    this.persistRows.add(row)
+    if (!old) return
+    if (chunks.flight[row] && chunks.flightSlot[row] === old) this.pages += popcount(chunks.flight[row])
+    else slots.free(old)
+  }
+
+  /** Pages of a row are gone (cut off, or replaced at the remote): absent pages are zeros or the remote's. */
+  dropPages(row: Row, mask: number): void {
+    const { chunks } = this
+    this.clean.delete(row)
+    this.dirtyPages -= popcount(chunks.dirty[row] & mask)
+    chunks.dirty[row] &= ~mask
+    if (chunks.dirty[row] === 0) this.open.rows.delete(row)
+    this.setValid(row, (chunks.valid[row] & ~mask) >>> 0)
+    if (chunks.valid[row] === 0 && chunks.flight[row] === 0) this.dropRow(row)
+    else this.settleRow(row)
+  }
+
+  /** A row that is neither dirty nor on its way may leave when room is needed. */
+  settleRow(row: Row): void {
+    const { chunks } = this
+    if (chunks.dirty[row] === 0 && chunks.flight[row] === 0 && chunks.valid[row])
+      this.clean.set(row, popcount(chunks.valid[row]))
+  }
+
+  dropRow(row: Row): void {
+    const { chunks, slots } = this
+    this.clean.delete(row)
+    this.pages -= popcount(chunks.valid[row])
+    this.dirtyPages -= popcount(chunks.dirty[row])
+    if (chunks.flight[row]) this.#releaseFlight(row)
+    if (chunks.slot[row]) slots.free(chunks.slot[row])
+    this.open.rows.delete(row)
+    this.persistRows.delete(row)
+    this.removedRows.push({ ino: chunks.ino[row], index: chunks.index[row] })
+    chunks.remove(row)
+  }
+
+  #releaseFlight(row: Row) {
+    const { chunks, slots } = this
+    const pages = popcount(chunks.flight[row])
+    this.dirtyPages -= pages
+    if (chunks.flightSlot[row] !== chunks.slot[row]) {
+      this.pages -= pages
+      slots.free(chunks.flightSlot[row])
+    }
+    chunks.flight[row] = 0
+    chunks.flightSlot[row] = 0
+    this.persistRows.add(row)
+  }
+
+  // --- batches
+
+  /** Freeze everything up to here: what is open becomes the flight. There must be none on its way. */
+  cut(batch: number): void {
+    const { chunks } = this
+    const flight = this.open
+    this.open = new Changes()
+    this.flight = flight
+    this.flightBatch = batch
+    this.batch = batch
+    for (const inode of flight.inodes.values()) {
+      if (this.#held(inode)) {
+        flight.inodes.delete(inode.ino)
+        this.open.inodes.set(inode.ino, inode)
+        continue
+      }
+      inode.flight = inode.changed
+      inode.changed = 0
+      inode.flightParent = inode.parent
+      inode.flightName = inode.name
+      inode.flightSize = inode.size
+      inode.flightFloor = inode.floor
+      inode.floor = inode.size
+      this.persist(inode)
+    }
+    for (const [key, change] of flight.names) {
+      if (this.#heldName(change)) {
+        flight.names.delete(key)
+        this.open.names.set(key, change)
+      }
+    }
+    for (const row of flight.rows) {
+      if (!flight.inodes.has(chunks.ino[row])) {
+        flight.rows.delete(row)
+        this.open.rows.add(row)
+        continue
+      }
+      chunks.flight[row] = chunks.dirty[row]
+      chunks.flightSlot[row] = chunks.slot[row]
+      chunks.dirty[row] = 0
+      this.persistRows.add(row)
+    }
+    if (!this.open.empty) {
+      this.open.operations = this.open.inodes.size + this.open.names.size
+      this.open.sinceMs = flight.sinceMs
+    }
+    this.changesPersisted = false
+  }
+
+  /** In quarantine, below something that is, or never to travel. */
+  #held(inode: Inode): boolean {
+    if (inode.parent && this.isLocalOnly(inode.name) && !inode.isDirectory && inode.remoteParent === 0) return true
+    for (let at = inode; ; at = this.inode(at.parent)) {
+      if (this.quarantine.has(at.ino)) return true
+      if (at.ino === ROOT || at.parent === 0) return false
+    }
+  }
+
+  #heldName(change: NameChange): boolean {
+    const now = this.children(this.inode(change.parent)).get(change.name)
+    const inode = now && this.inode(now.ino)
+    return (inode !== undefined && this.#held(inode)) || this.#held(this.inode(change.parent))
+  }
+
+  /** The flight is at the remote. `versions` tells those of the files; a file that it leaves out keeps a version that must be asked for. */
+  committed(versions: Map<Ino, string>, refused: Map<Ino, Quarantined>): void {
+    const flight = this.flight
+    if (!flight) return
+    for (const inode of flight.inodes.values()) {
+      const refusal = refused.get(inode.ino)
+      if (refusal) {
+        this.#restore(inode)
+        this.quarantine.set(inode.ino, refusal)
+        continue
+      }
+      const flags = inode.flight
+      inode.flight = 0
+      if (inode.flightParent && !(this.isLocalOnly(inode.flightName) && !inode.isDirectory)) {
+        inode.remoteParent = inode.flightParent
+        inode.remoteName = inode.flightName
+      }
+      if (flags & (Changed.new | Changed.data)) {
+        inode.version = versions.get(inode.ino) ?? (inode.isFile ? UNKNOWN_VERSION : '')
+        inode.baseSize = Math.min(inode.flightSize, inode.floor)
+      }
+      this.persist(inode)
+    }
+    for (const row of flight.rows) {
+      if (this.chunks.flight[row] === 0) continue
+      if (refused.has(this.chunks.ino[row])) continue
+      this.#releaseFlight(row)
+      if (this.chunks.valid[row] === 0) this.dropRow(row)
+      else this.settleRow(row)
+    }
+    for (const [key, change] of flight.names) {
+      const now = this.children(this.inode(change.parent)).get(change.name)
+      if (refused.has(change.base) || (now && refused.has(now.ino))) {
+        if (!this.open.names.has(key)) this.open.names.set(key, change)
+        continue
+      }
+      const inode = this.inodes.get(change.base)
+      if (inode && inode.parent === 0 && inode.remoteParent > 0) {
+        inode.remoteParent = 0
+        this.persist(inode)
+      }
+    }
+    this.flight = null
+    this.flightBatch = 0
+    this.changesPersisted = false
+    for (const inode of flight.inodes.values()) this.reap(inode)
+  }
+
+  /** The flight never was committed: it goes with what is open. */
+  merged(): void {
+    const flight = this.flight
+    if (!flight) return
+    this.flight = null
+    this.flightBatch = 0
+    for (const inode of flight.inodes.values()) this.#restore(inode)
+    for (const [key, change] of flight.names) this.open.names.set(key, change)
+    for (const ino of flight.orphans) this.open.orphans.add(ino)
+    this.open.operations += flight.operations
+    this.open.sinceMs = flight.sinceMs
+    this.changesPersisted = false
+  }
+
+  #restore(inode: Inode) {
+    const { chunks } = this
+    inode.changed |= inode.flight
+    inode.floor = Math.min(inode.floor, inode.flightFloor)
+    inode.flight = 0
+    this.open.inodes.set(inode.ino, inode)
+    this.persist(inode)
+    for (const row of chunks.rowsOf(inode.ino)) {
+      if (chunks.flight[row] === 0) continue
+      const again = (chunks.flight[row] & chunks.valid[row]) >>> 0
+      const before = popcount(chunks.dirty[row])
+      chunks.dirty[row] |= again
+      this.dirtyPages += popcount(chunks.dirty[row]) - before
+      this.open.rows.add(row)
+      this.#releaseFlight(row)
+      if (chunks.valid[row] === 0) this.dropRow(row)
+    }
+  }
+
+  /** Drop an inode that has no name and no reference: its pages at once, the rest when the remote has none of it either. */
+  reap(inode: Inode): void {
+    if (inode.parent !== 0 || inode.lookups > 0 || inode.opens > 0 || inode.flight || inode.ino === ROOT) return
+    for (const row of this.chunks.rowsOf(inode.ino)) this.dropRow(row)
+    if (inode.remoteParent > 0) return
+    if (inode.remoteParent === -1) this.open.orphans.add(inode.ino)
+    this.open.inodes.delete(inode.ino)
+    this.inodes.delete(inode.ino)
+    this.persistInodes.delete(inode)
+    if (inode.id) this.byId.delete(inode.id)
+    this.removedInodes.push(inode.ino)
+  }
+
+  // --- where the remote has it
+
+  /** The path at the remote as of the last committed batch; null: it has none of it. */
+  remotePath(inode: Inode): string | null {
+    if (inode.ino === ROOT) return ''
+    if (inode.remoteParent === 0) return null
+    if (inode.remoteParent === -1) return orphanPath(inode.ino)
+    const parent = this.remotePath(this.inode(inode.remoteParent))
+    return parent === null ? null : join(parent, inode.remoteName)
+  }
+
+  /** The path now; null: it has no name. */
+  path(inode: Inode): string | null {
+    if (inode.ino === ROOT) return ''
+    if (inode.parent === 0) return null
+    const parent = this.path(this.inode(inode.parent))
+    return parent === null ? null : join(parent, inode.name)
+  }
+
+  // --- the journal
+
+  /** One record, before the reply. Everything it names is known to the journal or the database. */
+  append(kind: number, record: readonly unknown[]): void {
+    if (this.replaying) return
+    const body = packRecord(record)
+    this.journal.append(kind, [body], body.length)
+  }
+
+  /** Write down an inode that only a listing told of, with its directories, before a record names it. */
+  ensureKnown(inode: Inode, parentIno = inode.parent, name = inode.name): void {
+    if (inode.durable || this.replaying) return
+    inode.durable = true
+    if (inode.ino === ROOT || parentIno === 0) {
+      this.append(Kind.known, [inode.toRecord(), null])
+      return
+    }
+    const parent = this.inode(parentIno)
+    this.ensureKnown(parent)
+    const dentry = this.children(parent).get(name)
+    this.append(Kind.known, [inode.toRecord(), dentry ? [parentIno, name, dentry.type, dentry.cookie] : null])
+  }
+
+  get dirtyBytes(): number {
+    return this.dirtyPages * PAGE_BYTES
+  }
+
+  get cachedBytes(): number {
+    return this.pages * PAGE_BYTES
+  }
+
+  reserveInos(): number {
+    if (this.nextIno + INO_RESERVE / 2 > this.inoReserved) this.inoReserved = this.nextIno + INO_RESERVE
+    return this.inoReserved
+  }
+}
+
+/** A version that the remote gave while nobody here listened: not compared, learned at the next look. */
+export const UNKNOWN_VERSION = '?'
+export const orphanPath = (ino: Ino) => `.pageferry/orphans/${ino}`
+export const join = (parent: string, name: string) => (parent ? `${parent}/${name}` : name)
+
+export const rootInode = (nowNs: bigint): Inode => {
+  const root = new Inode(ROOT)
+  root.mode = S_IFDIR | 0o755
+  root.nlink = 2
+  root.size = 4096
+  root.atimeNs = root.mtimeNs = root.ctimeNs = nowNs
+  root.parent = ROOT
+  root.remoteParent = ROOT
+  root.version = ''
+  return root
+}
