@@ -20,6 +20,8 @@ export interface Claimed {
   epoch: number
   /** The newest batch of this writer that is committed (and by now applied), or null if it has none here. */
   batch: number | null
+  /** What became of that batch, if it was this claim that applied it. */
+  outcome?: Outcome
 }
 
 /** Who holds the lease, as `status` shows it. */
@@ -41,7 +43,7 @@ export interface Batch<Change> {
 
 /** What became of a batch when it was applied. Paths are those after the batch. */
 export interface Outcome {
-  /** The versions that the remote gave to what was put or patched. */
+  /** The versions that files have now which were put, patched or moved, or got attributes. */
   versions: [path: string, version: string][]
   /** Somebody else had changed these: theirs kept the name, ours is at `keptAs`. */
   conflicts: { path: string; keptAs: string }[]

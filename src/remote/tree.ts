@@ -126,6 +126,10 @@ export type Content =
  *
  * `expect` is the version that must still be there (null: nothing may be there; undefined: do not look). If it is not, theirs
  * keeps the name and ours is placed at `otherwise`, which stands in the intent, so that whoever finishes the batch does the same.
+ *
+ * Only `put` replaces what has its name. A committed name that a `make`, `move` or `link` takes has a line of its own, which
+ * removes or moves what was there; without one, what is there counts as somebody else's. `xattrs` left out: as they are (for a
+ * `put`: those of the file that it replaces; for a `make`: none).
  */
 export type TreeChange =
   /** A committed name is gone. A directory is removed after everything in it. Somebody else's newer version stays. */
@@ -134,10 +138,33 @@ export type TreeChange =
   | { do: 'move'; from: Path; to: Path; otherwise: Path }
   /** Something without content is new. */
   | { do: 'make'; path: Path; node: NewNode; xattrs?: Xattrs; otherwise: Path }
-  /** A file, whole: what `content` does not cover is zeros. Replaces what was there. */
-  | { do: 'put'; path: Path; size: number; attributes: Attributes; xattrs?: Xattrs; content: Content; expect?: Version | null; otherwise: Path }
-  /** A file changed in place: these bytes, then this size. `zeros` are punched. `floor`: the smallest size it had meanwhile (bytes from there on that `content` does not cover are zeros). */
-  | { do: 'patch'; path: Path; size: number; floor: number; attributes: Attributes; xattrs?: Xattrs; content: Content; expect?: Version; otherwise: Path }
+  /** A file, whole: what `content` does not cover is zeros (and nothing else was staged under its id). */
+  | {
+      do: 'put'
+      path: Path
+      size: number
+      attributes: Attributes
+      xattrs?: Xattrs
+      content: Content
+      expect?: Version | null
+      otherwise: Path
+    }
+  /**
+   * A file changed in place: these bytes, then this size, then `zeros` are punched (apart from the content). `floor`: the smallest
+   * size it had meanwhile, at most its committed one; bytes from there on that `content` does not cover are zeros.
+   */
+  | {
+      do: 'patch'
+      path: Path
+      size: number
+      floor: number
+      attributes: Attributes
+      xattrs?: Xattrs
+      content: Content
+      zeros?: { at: number; length: number }[]
+      expect?: Version
+      otherwise: Path
+    }
   /** Another name for the file that is at `target` after the batch. */
   | { do: 'link'; path: Path; target: Path }
   | { do: 'attributes'; path: Path; attributes: Attributes; xattrs?: Xattrs }

@@ -1,0 +1,351 @@
+// The chain: records numbered from 1, each put once and only if absent, one after the head. That put is the only fence that
+// counts: whoever was overtaken finds its number taken. The heartbeat only tells those who wait that the holder is alive.
+import { randomUUID } from 'node:crypto'
+import { FerryError, isFerryError } from '../base/errors.js'
+import { logger } from '../base/log.js'
+import type { Claim, Holder } from './commits.js'
+import { isDead, runs } from './holder.js'
+import {
+  type Committed,
+  type DoneRecord,
+  decode,
+  encode,
+  type IntentRecord,
+  type LeaseRecord,
+  type LogRecord,
+  type ReleaseRecord,
+} from './intent.js'
+import type { Store } from './store.js'
+
+const log = logger('lease')
+
+const LOG = 'log/'
+const DIGITS = 16
+/** Of writers whose newest batch is remembered. */
+const WRITERS_MAX = 64
+/** Two for each writer that was overtaken without having released. */
+const BARRIERS_MAX = 2_000
+/** Somebody else's records may be pruned or added between our list and our gets: so often we look again. */
+const READS_MAX = 16
+const TAKES_MAX = 64
+
+export interface LeaseOptions {
+  /** Monotonic, ms. */
+  now: () => number
+  /** Wall clock, ms. */
+  wallMs: () => number
+  /** Whether the process that a claim of this host and boot names still runs. */
+  alive?: (holder: Claim) => boolean
+}
+
+export interface Numbered<R> {
+  number: number
+  record: R
+}
+
+/** The chain as it was at one moment. */
+export interface ChainState<Change> {
+  head: Numbered<LogRecord<Change>> | null
+  /** That of the head's epoch. */
+  lease: LeaseRecord | null
+  /** The intent that is committed and not known to be applied. */
+  pending: Numbered<IntentRecord<Change>> | null
+  /** Numbers of all records there are. */
+  numbers: number[]
+}
+
+interface Held {
+  epoch: number
+  lease: LeaseRecord
+  head: number
+  /** When the head was last seen to be ours. */
+  checkedAtMs: number
+  beats: number
+  /** Records before the lease's own that nobody needs. */
+  stale: number[]
+  lastDone: number | null
+}
+
+type New<R> = R extends unknown ? Omit<R, 'epoch' | 'lease'> : never
+
+export class Lease<Change> {
+  readonly #store: Store
+  readonly #options: LeaseOptions
+  readonly #instance = randomUUID()
+  #held: Held | null = null
+  /** Whom we wait for, and since when it has not moved. */
+  #watched: { key: string; sinceMs: number } | null = null
+  #renewing: Promise<void> | null = null
+  /** While held: the committed batch that is not applied yet. */
+  pending: Numbered<IntentRecord<Change>> | null = null
+
+  constructor(store: Store, options: LeaseOptions) {
+    this.#store = store
+    this.#options = options
+  }
+
+  get held(): boolean {
+    return this.#held !== null
+  }
+
+  /** LEASE_LOST if it is not held. */
+  get epoch(): number {
+    return this.#mine().epoch
+  }
+
+  /** Somebody who may still be alive has worked on the pending intent. */
+  get haunted(): boolean {
+    return this.#mine().lease.haunted
+  }
+
+  async read(signal?: AbortSignal): Promise<ChainState<Change>> {
+    for (let tries = 0; ; tries++) {
+      try {
+        return await this.#read(signal)
+      } catch (error) {
+        // Pruned between the list and the get: the chain has moved on.
+        if (!isFerryError(error, 'NOT_FOUND') || tries === READS_MAX) throw error
+      }
+    }
+  }
+
+  async #read(signal?: AbortSignal): Promise<ChainState<Change>> {
+    const numbers = await this.#numbers(0, signal)
+    if (numbers.length === 0) return { head: null, lease: null, pending: null, numbers }
+    const number = numbers[numbers.length - 1]
+    const record = await this.#get(number, signal)
+    const lease = record.kind === 'lease' ? record : ((await this.#get(record.lease, signal)) as LeaseRecord)
+    const waiting = record.kind === 'intent' ? number : record.kind === 'done' ? null : record.pending
+    if (waiting === null) return { head: { number, record }, lease, pending: null, numbers }
+    const intent = waiting === number ? record : await this.#get(waiting, signal)
+    return {
+      head: { number, record },
+      lease,
+      pending: { number: waiting, record: intent as IntentRecord<Change> },
+      numbers,
+    }
+  }
+
+  async holder(signal?: AbortSignal): Promise<Holder | null> {
+    const { head, lease } = await this.read(signal)
+    if (!lease || head?.record.kind === 'release') return null
+    const { host, pid } = lease.claim
+    return { host, pid, epoch: lease.epoch, sinceMs: lease.atMs }
+  }
+
+  /**
+   * Begin a new epoch. LEASE_HELD while another holder lives, or is not known to be dead.
+   * @returns the newest committed batch of this writer
+   */
+  async take(claim: Claim, signal?: AbortSignal): Promise<number | null> {
+    this.#held = null
+    for (let tries = 0; tries < TAKES_MAX; tries++) {
+      const before = await this.read(signal)
+      const dead = await this.#free(before, claim, signal)
+      const number = (before.head?.number ?? 0) + 1
+      const committed = committedIn(before)
+      const released = before.head === null || before.head.record.kind === 'release'
+      const barriers = [...(before.lease?.barriers ?? []), ...(dead || released ? [] : [before.head!.number, number])]
+      const lease: LeaseRecord = {
+        kind: 'lease',
+        epoch: (before.head?.record.epoch ?? 0) + 1,
+        lease: number,
+        claim,
+        instance: this.#instance,
+        atMs: this.#options.wallMs(),
+        pending: before.pending?.number ?? null,
+        haunted: before.pending !== null && (!dead || before.lease!.haunted),
+        committed,
+        barriers: barriers.slice(-BARRIERS_MAX),
+      }
+      const checkedAtMs = this.#options.now()
+      if (!(await this.#put(number, lease, signal))) {
+        const theirs = await this.#get(number, signal).catch(unlessMissing)
+        // It may be our own put whose answer got lost.
+        if (theirs?.kind !== 'lease' || theirs.instance !== this.#instance || theirs.epoch !== lease.epoch) continue
+      }
+      // Were we asleep since we read the chain, that number may have been used and pruned: then others follow it.
+      if ((await this.#numbers(number, signal)).length > 0) continue
+      const kept = new Set([...lease.barriers, lease.pending])
+      const stale = before.numbers.filter(one => !kept.has(one))
+      this.#held = { epoch: lease.epoch, lease, head: number, checkedAtMs, beats: 0, stale, lastDone: null }
+      this.pending = before.pending
+      this.#watched = null
+      log.info('lease taken', { epoch: lease.epoch, from: before.lease?.claim.host, pending: lease.pending })
+      await this.#beat(signal)
+      return new Map(committed).get(claim.writer) ?? null
+    }
+    throw new FerryError('LEASE_HELD', { detail: 'it changed hands too often' })
+  }
+
+  /** Whether the holder before us is known to write no more; LEASE_HELD if we may not follow it yet. */
+  async #free({ head, lease }: ChainState<Change>, claim: Claim, signal?: AbortSignal): Promise<boolean> {
+    if (!head || !lease || head.record.kind === 'release') return true
+    const { epoch, claim: holder } = lease
+    if (lease.instance === this.#instance || isDead(holder, claim, this.#options.alive ?? runs)) return true
+    if (claim.takeOver) return false
+    const beat = await this.#store.get(heartbeatName(epoch), undefined, signal).catch(unlessMissing)
+    const key = `${head.number} ${Buffer.from(beat ?? []).toString('latin1')}`
+    const now = this.#options.now()
+    if (this.#watched?.key !== key) this.#watched = { key, sinceMs: now }
+    else if (now - this.#watched.sinceMs >= holder.leaseMs) return false
+    throw new FerryError('LEASE_HELD', {
+      detail: `${holder.host}, process ${holder.pid}, since ${new Date(lease.atMs).toISOString()}, epoch ${epoch}`,
+    })
+  }
+
+  /** LEASE_LOST unless the head of the chain is ours. */
+  async check(signal?: AbortSignal): Promise<void> {
+    const held = this.#mine()
+    const atMs = this.#options.now()
+    for (const number of await this.#numbers(held.head, signal)) {
+      if (number > held.head) this.#adopt(number, await this.#get(number, signal).catch(unlessMissing))
+    }
+    held.checkedAtMs = Math.max(held.checkedAtMs, atMs)
+  }
+
+  /** {@link check}, and a sign of life. */
+  async renew(signal?: AbortSignal): Promise<void> {
+    await this.check(signal)
+    await this.#beat(signal)
+  }
+
+  /** {@link renew} if a third of the lease has passed since the last one: before each step that changes something. */
+  async guard(signal?: AbortSignal): Promise<void> {
+    const held = this.#mine()
+    if (this.#options.now() - held.checkedAtMs <= held.lease.claim.leaseMs / 3) return
+    this.#renewing ??= this.renew(signal).finally(() => {
+      this.#renewing = null
+    })
+    await this.#renewing
+  }
+
+  /**
+   * One record more. LEASE_LOST if somebody else's is there.
+   * @returns false if there was another record of ours instead, whose put had seemed to fail: look again at `pending`
+   */
+  async append(wanted: New<IntentRecord<Change> | DoneRecord | ReleaseRecord>, signal?: AbortSignal): Promise<boolean> {
+    const held = this.#mine()
+    const number = held.head + 1
+    const record = { ...wanted, epoch: held.epoch, lease: held.lease.lease } as LogRecord<Change>
+    const atMs = this.#options.now()
+    const added = await this.#put(number, record, signal)
+    const there = added ? record : await this.#get(number, signal).catch(unlessMissing)
+    this.#adopt(number, there)
+    held.checkedAtMs = Math.max(held.checkedAtMs, atMs)
+    return added || (there!.kind === record.kind && batchOf(there!) === batchOf(record))
+  }
+
+  /** Records of ours that nobody needs any more go. Never fails: what is left goes with the next epoch. */
+  async prune(signal?: AbortSignal): Promise<void> {
+    const held = this.#mine()
+    for (const number of held.stale.splice(0))
+      await this.#store.remove(nameOf(number), undefined, signal).catch(() => {})
+  }
+
+  /** Heartbeats of former epochs go. */
+  async sweep(signal?: AbortSignal): Promise<void> {
+    const mine = heartbeatName(this.#mine().epoch)
+    for (const { name } of await this.#store.list('heartbeat-', undefined, signal))
+      if (name !== mine) await this.#store.remove(name, undefined, signal).catch(() => {})
+  }
+
+  /** Not ours any more, by our own will. */
+  async release(signal?: AbortSignal): Promise<void> {
+    const held = this.#mine()
+    for (;;) {
+      const { pending } = this
+      const committed = withCommitted(held.lease.committed, this.#lastCommitted)
+      if (await this.append({ kind: 'release', pending: pending?.number ?? null, committed }, signal)) break
+    }
+    const { epoch } = held
+    await this.prune(signal)
+    this.#held = null
+    this.pending = null
+    this.#lastCommitted = null
+    await this.#store.remove(heartbeatName(epoch), undefined, signal).catch(() => {})
+  }
+
+  #lastCommitted: Committed | null = null
+
+  #mine(): Held {
+    if (!this.#held) throw new FerryError('LEASE_LOST', { detail: 'not held' })
+    return this.#held
+  }
+
+  /** A record after our head: ours after all, or the end. */
+  #adopt(number: number, record: LogRecord<Change> | null): void {
+    const held = this.#mine()
+    if (record?.epoch !== held.epoch) {
+      this.#held = null
+      throw new FerryError('LEASE_LOST', {
+        detail: record ? `epoch ${record.epoch} follows our ${held.epoch}` : 'the chain was pruned',
+      })
+    }
+    held.head = number
+    if (record.kind === 'intent') {
+      this.pending = { number, record }
+      this.#lastCommitted = [record.writer, record.batch]
+      if (held.lastDone) held.stale.push(held.lastDone)
+    } else if (record.kind === 'done') {
+      if (this.pending) held.stale.push(this.pending.number)
+      this.pending = null
+      held.lastDone = number
+    }
+  }
+
+  async #beat(signal?: AbortSignal): Promise<void> {
+    const held = this.#mine()
+    await this.#store.put(heartbeatName(held.epoch), encode({ beats: ++held.beats }), undefined, signal)
+  }
+
+  /** Numbers of records after `after`, ascending. */
+  async #numbers(after: number, signal?: AbortSignal): Promise<number[]> {
+    const numbers: number[] = []
+    for (let last = nameOf(after); ; ) {
+      const page = await this.#store.list(LOG, last, signal)
+      for (const { name } of page) if (/^log\/\d{16}$/.test(name)) numbers.push(Number(name.slice(LOG.length)))
+      if (page.length === 0) return numbers
+      last = page[page.length - 1].name
+    }
+  }
+
+  async #get(number: number, signal?: AbortSignal): Promise<LogRecord<Change>> {
+    const name = nameOf(number)
+    return decode<LogRecord<Change>>(await this.#store.get(name, undefined, signal), name)
+  }
+
+  /** false: there is one of this number. */
+  async #put(number: number, record: LogRecord<Change>, signal?: AbortSignal): Promise<boolean> {
+    try {
+      await this.#store.put(nameOf(number), encode(record), { ifAbsent: true }, signal)
+      return true
+    } catch (error) {
+      if (isFerryError(error, 'CONFLICT')) return false
+      throw error
+    }
+  }
+}
+
+const nameOf = (number: number) => LOG + String(number).padStart(DIGITS, '0')
+const heartbeatName = (epoch: number) => `heartbeat-${epoch}`
+
+const unlessMissing = (error: unknown): null => {
+  if (isFerryError(error, 'NOT_FOUND')) return null
+  throw error
+}
+
+const batchOf = <C>(record: LogRecord<C>) =>
+  record.kind === 'intent' || record.kind === 'done' ? `${record.writer} ${record.batch}` : ''
+
+/** The newest batch of each writer as of the head. */
+function committedIn<Change>({ head, lease, pending }: ChainState<Change>): Committed[] {
+  if (!head || !lease) return []
+  const { record } = head
+  if (record.kind === 'release') return record.committed
+  const last = pending?.record ?? (record.kind === 'done' ? record : null)
+  return withCommitted(lease.committed, last && [last.writer, last.batch])
+}
+
+const withCommitted = (committed: Committed[], newest: Committed | null): Committed[] =>
+  newest ? [...committed.filter(([writer]) => writer !== newest[0]), newest].slice(-WRITERS_MAX) : committed

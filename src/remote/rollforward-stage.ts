@@ -1,0 +1,208 @@
+// The stage: a directory per epoch under `.pageferry/stage/`, in which everything of a batch waits, and through which every step
+// of its application goes. Whoever takes the lease over renames it, and from then on no step of the former holder succeeds.
+import { constants } from 'node:fs'
+import { Packr } from 'msgpackr'
+import { isFerryError } from '../base/errors.js'
+import { type Entry, HIDDEN, type NewNode, type Path, type Tree } from './tree.js'
+
+const { S_IFDIR, S_IFREG, S_IFLNK, S_IFMT } = constants
+
+export const STAGE = `${HIDDEN}/stage`
+/** What could neither be placed nor put back, and must not be thrown away. */
+export const LOST = `${HIDDEN}/lost`
+/** A symlink in the stage directory to the root: paths through it end when the directory is renamed. */
+const ROOT_LINK = 'root'
+const ROOT_FROM_STAGE = '../../..'
+const NOTE_BYTES_MAX = 64 * 1024 * 1024
+
+export const stagePath = (epoch: number): Path => `${STAGE}/${epoch}`
+
+/** A node as nobody should see it: what is staged gets its own attributes when it is complete. */
+export const bareNode = (type: number): NewNode => ({
+  mode: type | (type === S_IFDIR ? 0o700 : 0o600),
+  uid: process.geteuid?.() ?? 0,
+  gid: process.getegid?.() ?? 0,
+  atimeNs: 0n,
+  mtimeNs: 0n,
+  rdev: 0,
+})
+
+export const isDirectory = (entry: Pick<Entry, 'mode'>) => (entry.mode & S_IFMT) === S_IFDIR
+export const isFile = (entry: Pick<Entry, 'mode'>) => (entry.mode & S_IFMT) === S_IFREG
+
+export const orIf =
+  <T>(value: T, ...codes: Parameters<typeof isFerryError>[1][]) =>
+  (error: unknown): T => {
+    if (isFerryError(error, ...codes)) return value
+    throw error
+  }
+
+/** A new directory of ours, or the one that is there. */
+export async function makeDirectory(tree: Tree, path: Path, signal?: AbortSignal): Promise<void> {
+  await tree.make(path, bareNode(S_IFDIR), signal).catch(orIf(undefined, 'EXISTS'))
+}
+
+/** The stage directory of a new epoch. */
+export async function openStage(tree: Tree, epoch: number, signal?: AbortSignal): Promise<void> {
+  await makeDirectory(tree, HIDDEN, signal)
+  await makeDirectory(tree, STAGE, signal)
+  await makeDirectory(tree, stagePath(epoch), signal)
+  if (tree.capabilities.symlinks)
+    await tree
+      .make(`${stagePath(epoch)}/${ROOT_LINK}`, { ...bareNode(S_IFLNK), link: ROOT_FROM_STAGE }, signal)
+      .catch(orIf(undefined, 'EXISTS'))
+  await tree.sync([stagePath(epoch)], signal)
+}
+
+/** All names in a directory; none if it is not there. */
+export async function listAll(tree: Tree, path: Path, signal?: AbortSignal): Promise<Entry[]> {
+  const all: Entry[] = []
+  for (let cursor: string | undefined; ; ) {
+    const page = await tree.list(path, cursor, signal).catch(orIf({ entries: [], cursor: undefined }, 'NOT_FOUND'))
+    all.push(...page.entries)
+    cursor = page.cursor
+    if (cursor === undefined) return all
+  }
+}
+
+/** The stage directory that `epoch` began, by whatever name it goes now; null: it is gone. */
+export async function findStage(
+  tree: Tree,
+  epoch: number,
+  signal?: AbortSignal,
+): Promise<{ path: Path; taken: number } | null> {
+  for (const { name } of await listAll(tree, STAGE, signal)) {
+    const [, begun, taken] = /^(\d+)(?:\.taken-(\d+))?$/.exec(name) ?? []
+    if (Number(begun) === epoch) return { path: `${STAGE}/${name}`, taken: Number(taken ?? epoch) }
+  }
+  return null
+}
+
+const FENCES_MAX = 64
+
+/** Renames the stage directory of `epoch`, so that no step of whoever worked in it succeeds from now on. */
+export async function fenceStage(tree: Tree, epoch: number, mine: number, signal?: AbortSignal): Promise<Path> {
+  const wanted = `${stagePath(epoch)}.taken-${mine}`
+  for (let tries = 0; tries < FENCES_MAX; tries++) {
+    const found = await findStage(tree, epoch, signal)
+    if (!found) await makeDirectory(tree, wanted, signal)
+    else if (found.taken === mine || found.taken > mine) return wanted
+    else await tree.rename(found.path, wanted, signal).catch(orIf(undefined, 'NOT_FOUND'))
+  }
+  return wanted
+}
+
+/** The stage directory in which one batch is applied: what is in it, and its steps. */
+export class Stage {
+  readonly tree: Tree
+  readonly path: Path
+  /** What lies in it, as far as this process knows. */
+  readonly names: Set<string>
+  /** Where paths of the tree begin that end with this directory; null: the tree does not follow symlinks. */
+  readonly #root: Path | null
+
+  private constructor(tree: Tree, path: Path, names: Set<string>, root: Path | null) {
+    this.tree = tree
+    this.path = path
+    this.names = names
+    this.#root = root
+  }
+
+  static async open(tree: Tree, path: Path, signal?: AbortSignal): Promise<Stage> {
+    const names = new Set((await listAll(tree, path, signal)).map(({ name }) => name))
+    const root = `${path}/${ROOT_LINK}`
+    const followed = names.has(ROOT_LINK) && (await tree.stat(`${root}/${STAGE}`, signal)) !== null
+    return new Stage(tree, path, names, followed ? root : null)
+  }
+
+  at(name: string): Path {
+    return `${this.path}/${name}`
+  }
+
+  has(name: string): boolean {
+    return this.names.has(name)
+  }
+
+  /** The same path, but through this directory where the tree can do that. */
+  through(path: Path): Path {
+    return this.#root === null ? path : path === '' ? this.#root : `${this.#root}/${path}`
+  }
+
+  /** A committed name comes in. */
+  async gather(source: Path, name: string, signal?: AbortSignal): Promise<void> {
+    await this.tree.rename(source, this.at(name), signal)
+    this.names.add(name)
+  }
+
+  /** What waits here goes out. */
+  async place(name: string, target: Path, signal?: AbortSignal): Promise<void> {
+    await this.tree.rename(this.at(name), target, signal)
+    this.names.delete(name)
+  }
+
+  async make(name: string, node: NewNode, signal?: AbortSignal): Promise<void> {
+    await this.tree.make(this.at(name), node, signal)
+    this.names.add(name)
+  }
+
+  async link(source: Path, name: string, signal?: AbortSignal): Promise<void> {
+    await this.tree.link(source, this.at(name), signal)
+    this.names.add(name)
+  }
+
+  async rename(source: string, target: string, signal?: AbortSignal): Promise<void> {
+    await this.gather(this.at(source), target, signal)
+    this.names.delete(source)
+  }
+
+  async remove(name: string, signal?: AbortSignal): Promise<void> {
+    await this.tree.remove(this.at(name), signal).catch(orIf(undefined, 'NOT_FOUND'))
+    this.names.delete(name)
+  }
+
+  /** A mark, with something written on it: there whole, or not at all. */
+  async note(name: string, value: unknown, signal?: AbortSignal): Promise<void> {
+    const fresh = `${name}.new`
+    if (this.has(fresh)) await this.remove(fresh, signal)
+    await this.make(fresh, bareNode(S_IFREG), signal)
+    await this.tree.write(this.at(fresh), 0, packr.pack(value), signal)
+    await this.rename(fresh, name, signal)
+  }
+
+  /** null: nothing is written on it. */
+  async readNote<T>(name: string, signal?: AbortSignal): Promise<T | null> {
+    const bytes = await this.tree.read(this.at(name), { at: 0, length: NOTE_BYTES_MAX }, signal)
+    return bytes.byteLength === 0 ? null : (packr.unpack(bytes) as T)
+  }
+}
+
+const packr = new Packr({ useRecords: false })
+
+/** What was left in the stage directories of former epochs goes. Directories that are not empty hold things of others: they are kept. */
+export async function sweepStages(tree: Tree, mine: number, signal?: AbortSignal): Promise<void> {
+  for (const { name } of await listAll(tree, STAGE, signal)) {
+    const [, begun] = /^(\d+)/.exec(name) ?? []
+    if (Number(begun) >= mine) continue
+    const path = `${STAGE}/${name}`
+    for (const entry of await listAll(tree, path, signal)) await discard(tree, path, entry, signal)
+    await tree.remove(path, signal).catch(orIf(undefined, 'NOT_EMPTY', 'NOT_FOUND'))
+  }
+}
+
+/** Removes what lies in a stage directory, unless somebody put something into it. */
+export async function discard(
+  tree: Tree,
+  directory: Path,
+  entry: Pick<Entry, 'name'>,
+  signal?: AbortSignal,
+): Promise<void> {
+  const path = `${directory}/${entry.name}`
+  try {
+    await tree.remove(path, signal)
+  } catch (error) {
+    if (isFerryError(error, 'NOT_FOUND')) return
+    if (!isFerryError(error, 'NOT_EMPTY')) throw error
+    await makeDirectory(tree, LOST, signal)
+    await tree.rename(path, `${LOST}/${directory.slice(STAGE.length + 1)}.${entry.name}`, signal)
+  }
+}
