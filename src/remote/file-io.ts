@@ -34,7 +34,7 @@ export const readLink = (path: Buffer) =>
     fs.readlink(path, { encoding: 'latin1' }, (error, target) => (error ? reject(error) : resolve(target))),
   )
 
-const { O_RDONLY, O_WRONLY, O_NOFOLLOW, O_NONBLOCK, O_DIRECTORY } = fs.constants
+const { O_RDONLY, O_WRONLY, O_NOATIME, O_NOFOLLOW, O_NONBLOCK, O_DIRECTORY } = fs.constants
 
 /** Where it differs from the general table in errors.ts. */
 const fileErrors: Record<string, Code> = {
@@ -229,10 +229,13 @@ export class OpenFiles {
   }
 
   async #open(path: Buffer, { dev, ino, uid, mode }: BigIntStats): Promise<OpenFile> {
-    const flags = this.#access | O_NOFOLLOW | O_NONBLOCK
+    const euid = process.geteuid?.()
+    const isOurs = euid === 0 || Number(uid) === euid
+    // Reading through us should leave no trace at the remote; only the owner may ask for that.
+    const flags = this.#access | O_NOFOLLOW | O_NONBLOCK | (isOurs ? O_NOATIME : 0)
     const fd = await open(path, flags).catch(async error => {
       if (errnoName(error) === 'EMFILE') this.clear()
-      else if (errnoName(error) !== 'EACCES' || Number(uid) !== process.geteuid?.()) throw error
+      else if (errnoName(error) !== 'EACCES' || !isOurs) throw error
       // Ours, but its mode shuts us out too (0444 when writing): open the door for a moment.
       else await fs.promises.chmod(path, Number(mode & 0o7777n) | 0o600)
       try {

@@ -34,6 +34,8 @@ import type { ObjectInfo, PutCondition, Store } from './store.js'
 /** Where unfinished objects and the lock lie, in the store's directory; no object can have such a name. */
 const TEMPORARY = '.tmp'
 const PAGE_MAX = 1000
+/** S3's limit; what a name may be should not depend on where a store happens to lie. A part of it has 255. */
+const NAME_BYTES_MAX = 1024
 const LSTATS_AT_ONCE = 32
 /** A temporary file this old was left behind by a crash. */
 const LEFTOVER_MS = 3_600_000
@@ -63,6 +65,7 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
 
   const pathOf = (name: string) => {
     checkPath(name)
+    if (name.length > NAME_BYTES_MAX) throw new FerryError('NAME_TOO_LONG', { detail: printable(name) })
     if (name === '' || name === TEMPORARY || name.startsWith(`${TEMPORARY}/`))
       throw new FerryError('INVALID', { detail: `${printable(name)} cannot be an object's name` })
     return joinPath(below, name)
@@ -214,7 +217,7 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
     capabilities: {
       conditionalCreate: true,
       conditionalReplace: true,
-      nameBytesMax: 1024,
+      nameBytesMax: NAME_BYTES_MAX,
       objectBytesMax: 2 ** 31 - 1,
     },
 
@@ -233,7 +236,9 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
       })
     },
 
-    head: (name, signal) => root.try(pathOf(name), signal, () => info(name)),
+    async head(name, signal) {
+      return root.try(pathOf(name), signal, () => info(name))
+    },
 
     async put(name, bytes, condition: PutCondition = {}, signal) {
       const { ifAbsent, ifVersion } = condition

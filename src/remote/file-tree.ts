@@ -221,7 +221,11 @@ export async function fileTree(directory: string | Buffer): Promise<Tree> {
     },
 
     async setXattrs(path, xattrs, signal) {
-      await root.change(path, signal, async whole => writeXattrs(whole, xattrs))
+      await root.change(path, signal, async whole => {
+        checkXattrs(xattrs, capabilities.xattrBytesMax)
+        await lstat(whole)
+        writeXattrs(whole, xattrs)
+      })
     },
 
     async sync(paths, signal) {
@@ -296,9 +300,17 @@ function readXattrs(path: Buffer): Map<string, Uint8Array> {
   return xattrs
 }
 
+function checkXattrs(wanted: Map<string, Uint8Array>, bytesMax: number): void {
+  let bytes = 0
+  for (const [name, value] of wanted) {
+    bytes += name.length + value.byteLength
+    if (isCarried(name) && bytesMax > 0) continue
+    throw new FerryError('UNSUPPORTED', { detail: `extended attribute ${printable(name)}` })
+  }
+  if (bytes > bytesMax) throw new FerryError('TOO_LARGE', { detail: `${bytes} bytes of extended attributes` })
+}
+
 function writeXattrs(path: Buffer, wanted: Map<string, Uint8Array>): void {
-  for (const name of wanted.keys())
-    if (!isCarried(name)) throw new FerryError('UNSUPPORTED', { detail: `extended attribute ${printable(name)}` })
   const before = readXattrs(path)
   for (const name of before.keys()) if (!wanted.has(name)) removexattr(path, Buffer.from(name, 'latin1'))
   for (const [name, value] of wanted) {

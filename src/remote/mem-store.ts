@@ -6,6 +6,7 @@ import { checkPath, checkRange, joinPath, printable } from './path.js'
 import type { ObjectInfo, Store } from './store.js'
 
 const PAGE_MAX = 1000
+const NAME_BYTES_MAX = 1024
 
 /** A store in memory: `snapshot` is a moment, `restore` goes back to it. Both are cheap: bytes are shared until changed. */
 export interface MemStore extends Store {
@@ -30,6 +31,7 @@ export function memStore(name?: string): MemStore {
 export function memStoreIn(files: MemFiles, below: string, url: string): Store {
   const pathOf = (name: string) => {
     checkPath(name)
+    if (name.length > NAME_BYTES_MAX) throw new FerryError('NAME_TOO_LONG', { detail: printable(name) })
     if (name === '') throw new FerryError('INVALID', { detail: 'an object without a name' })
     return joinPath(below, name)
   }
@@ -50,7 +52,7 @@ export function memStoreIn(files: MemFiles, below: string, url: string): Store {
     capabilities: {
       conditionalCreate: true,
       conditionalReplace: true,
-      nameBytesMax: 1024,
+      nameBytesMax: NAME_BYTES_MAX,
       objectBytesMax: 2 ** 31 - 1,
     },
 
