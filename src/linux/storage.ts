@@ -43,7 +43,11 @@ class Directory {
     return join(this.#path, name)
   }
 
-  /** Creations, renames and removals so far are durable. */
+  /** Creations, renames and removals before this are durable when it resolves. */
+  sync(): Promise<void> {
+    return new Promise((resolve, reject) => fsync(this.fd, error => (error ? reject(toFerryError(error)) : resolve())))
+  }
+
   syncSync() {
     fsyncSync(this.fd)
   }
@@ -64,17 +68,16 @@ class DiskFile {
   readonly #fd: number
   readonly #directory: Directory
   readonly #name: string
-  /** Its name is not durable yet. */
-  #fresh: boolean
+  /** Its name may not be durable yet: it is new, or a process that was killed had made it. */
+  #fresh = true
   /** Calls on the thread pool: the descriptor must not be closed (and its number given to another file) under them. */
   #inFlight = 0
   #closed = false
 
-  constructor(directory: Directory, name: string, { fd, fresh }: { fd: number; fresh: boolean }) {
+  constructor(directory: Directory, name: string, fd: number) {
     this.#directory = directory
     this.#name = name
     this.#fd = fd
-    this.#fresh = fresh
   }
 
   readNow(into: Uint8Array, at: number): number {
@@ -135,7 +138,7 @@ class DiskFile {
   async sync(): Promise<void> {
     await this.#each(1, 'sync', (_, done) => fdatasync(this.#fd, error => done(error, 1)))
     if (!this.#fresh) return
-    await this.#each(1, 'sync', (_, done) => fsync(this.#directory.fd, error => done(error, 1)))
+    await this.#directory.sync()
     this.#fresh = false
   }
 
@@ -203,13 +206,13 @@ class DiskStorage {
 
   /**
    * Opens or creates a file of ours (0600), at least `bytes` long; with `allocate` what is added is written with zeros, so that
-   * later writes change no metadata. A new name is durable after the file's first sync. NO_SPACE when the zeros do not fit.
+   * later writes change no metadata. Its name is durable after its first sync. NO_SPACE when the zeros do not fit.
    */
   open(name: string, { bytes = 0, allocate = false }: { bytes?: number; allocate?: boolean } = {}): DiskFile {
     const path = this.#directory.pathOf(name)
     try {
-      const { fd, fresh } = openOrCreate(path)
-      const file = new DiskFile(this.#directory, name, { fd, fresh })
+      const { fd, isNew } = openOrCreate(path)
+      const file = new DiskFile(this.#directory, name, fd)
       try {
         const { size } = fstatSync(fd)
         if (allocate) for (let at = size; at < bytes; at += ZEROS.length) file.writeSync(zeros(bytes - at), at)
@@ -217,7 +220,7 @@ class DiskStorage {
         return file
       } catch (error) {
         file.close()
-        if (fresh) unlinkSync(path)
+        if (isNew) unlinkSync(path)
         throw error
       }
     } catch (error) {
@@ -253,13 +256,12 @@ class DiskStorage {
 
 const zeros = (bytes: number) => (bytes < ZEROS.length ? ZEROS.subarray(0, bytes) : ZEROS)
 
-/** Whether the name is new has to be known: its first sync covers the directory too. */
 function openOrCreate(path: string) {
   try {
-    return { fd: openSync(path, constants.O_RDWR), fresh: false }
+    return { fd: openSync(path, constants.O_RDWR), isNew: false }
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
-    return { fd: openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600), fresh: true }
+    return { fd: openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600), isNew: true }
   }
 }
 
