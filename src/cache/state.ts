@@ -331,9 +331,11 @@ export class TreeState {
   }
 
   #heldName(change: NameChange): boolean {
-    const now = this.children(this.inode(change.parent)).get(change.name)
+    const directory = this.inodes.get(change.parent)
+    if (!directory) return false
+    const now = this.children(directory).get(change.name)
     const inode = now && this.inode(now.ino)
-    return (inode !== undefined && this.#held(inode)) || this.#held(this.inode(change.parent))
+    return (inode !== undefined && this.#held(inode)) || this.#held(directory)
   }
 
   /** The flight is at the remote. `versions` tells those of the files; a file that it leaves out keeps a version that must be asked for. */
@@ -367,7 +369,8 @@ export class TreeState {
       else this.settleRow(row)
     }
     for (const [key, change] of flight.names) {
-      const now = this.children(this.inode(change.parent)).get(change.name)
+      const directory = this.inodes.get(change.parent)
+      const now = directory && this.children(directory).get(change.name)
       if (refused.has(change.base) || (now && refused.has(now.ino))) {
         if (!this.open.names.has(key)) this.open.names.set(key, change)
         continue

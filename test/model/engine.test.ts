@@ -1,0 +1,233 @@
+// The engine against a naive model: random trees and operations, crashes with replay, and the remote seen from an empty cache.
+import fs from 'node:fs'
+import { afterAll, describe, expect, test } from '@jest/globals'
+import type { Ino } from '../../src/cache/filesystem.js'
+import type { TreeCache } from '../../src/cache/tree-cache.js'
+import { memTree } from '../../src/remote/mem-tree.js'
+import { openEngine, snapshot, temporaryDirectory } from './engine-harness.js'
+
+const FILE = 0o100644
+const DIRECTORY = 0o040755
+const directories: string[] = []
+afterAll(() => directories.forEach(directory => fs.rmSync(directory, { recursive: true, force: true })))
+const cacheDir = () => {
+  const directory = temporaryDirectory()
+  directories.push(directory)
+  return directory
+}
+
+const seedOf = (text: string | undefined, fallback: number) => (text === undefined ? fallback : Number(text))
+
+/** xorshift32: the same program for the same seed, everywhere. */
+function randomOf(seed: number) {
+  let state = seed | 0 || 1
+  return (below: number) => {
+    state ^= state << 13
+    state ^= state >>> 17
+    state ^= state << 5
+    return (state >>> 0) % below
+  }
+}
+
+type Model = Map<string, { directory: true } | { bytes: Buffer } | { link: string }>
+
+const expected = (model: Model) =>
+  new Map(
+    [...model].map(([path, node]) => [
+      path,
+      'directory' in node ? 'directory 755' : 'link' in node ? `-> ${node.link}` : `644 ${node.bytes.toString('latin1')}`,
+    ]),
+  )
+
+const sorted = (map: Map<string, string>) => [...map].sort(([a], [b]) => (a < b ? -1 : 1)).map(([path, what]) => [path, what.length > 200 ? digest(what) : what])
+const digest = (text: string) => {
+  let sum = 7
+  for (let at = 0; at < text.length; at++) sum = (Math.imul(sum, 31) + text.charCodeAt(at)) | 0
+  return `${text.length} ${sum}`
+}
+
+async function inoOf(cache: TreeCache, path: string): Promise<Ino> {
+  let ino = 1
+  for (const name of path.split('/').filter(Boolean)) {
+    const found = await cache.lookup(ino, name)
+    if (!found) throw new Error(`${path} is not there`)
+    ino = found.ino
+  }
+  return ino
+}
+
+const parentOf = (path: string) => path.slice(0, Math.max(0, path.lastIndexOf('/')))
+const nameOf = (path: string) => path.slice(path.lastIndexOf('/') + 1)
+
+/** One random operation on both. */
+async function step(cache: TreeCache, model: Model, random: (below: number) => number): Promise<string> {
+  const paths = [...model.keys()]
+  const pick = (accept: (node: Model extends Map<string, infer N> ? N : never) => boolean) => {
+    const candidates = paths.filter(path => accept(model.get(path)!))
+    return candidates.length ? candidates[random(candidates.length)] : null
+  }
+  const directory = () => (random(3) === 0 ? '' : (pick(node => 'directory' in node) ?? ''))
+  const fresh = () => {
+    const parent = directory()
+    const name = `n${random(12)}`
+    return parent ? `${parent}/${name}` : name
+  }
+  const kind = random(14)
+  if (kind <= 1) {
+    const path = fresh()
+    if (model.has(path)) return 'nothing'
+    await cache.make(await inoOf(cache, parentOf(path)), nameOf(path), { mode: FILE, uid: 0, gid: 0 })
+    model.set(path, { bytes: Buffer.alloc(0) })
+    return `create ${path}`
+  }
+  if (kind === 2) {
+    const path = fresh()
+    if (model.has(path)) return 'nothing'
+    await cache.make(await inoOf(cache, parentOf(path)), nameOf(path), { mode: DIRECTORY, uid: 0, gid: 0 })
+    model.set(path, { directory: true })
+    return `mkdir ${path}`
+  }
+  if (kind === 3) {
+    const path = fresh()
+    if (model.has(path)) return 'nothing'
+    await cache.make(await inoOf(cache, parentOf(path)), nameOf(path), { mode: 0o120777, uid: 0, gid: 0, link: path })
+    model.set(path, { link: path })
+    return `symlink ${path}`
+  }
+  if (kind <= 7) {
+    const path = pick(node => 'bytes' in node)
+    if (!path) return 'nothing'
+    const node = model.get(path) as { bytes: Buffer }
+    const at = random(3) === 0 ? node.bytes.length : random(300_000)
+    const length = 1 + random(random(4) === 0 ? 400_000 : 9_000)
+    const data = Buffer.alloc(length, 1 + random(255))
+    await cache.write(await inoOf(cache, path), at, data)
+    const bytes = Buffer.alloc(Math.max(node.bytes.length, at + length))
+    node.bytes.copy(bytes)
+    data.copy(bytes, at)
+    model.set(path, { bytes })
+    return `write ${path} ${at}+${length}`
+  }
+  if (kind === 8) {
+    const path = pick(node => 'bytes' in node)
+    if (!path) return 'nothing'
+    const node = model.get(path) as { bytes: Buffer }
+    const size = random(300_000)
+    await cache.setAttributes(await inoOf(cache, path), { size })
+    const bytes = Buffer.alloc(size)
+    node.bytes.copy(bytes)
+    model.set(path, { bytes })
+    return `truncate ${path} ${size}`
+  }
+  if (kind === 9) {
+    const path = pick(node => 'bytes' in node)
+    if (!path) return 'nothing'
+    const node = model.get(path) as { bytes: Buffer }
+    const at = random(300_000)
+    const length = 1 + random(200_000)
+    await cache.allocate(await inoOf(cache, path), { at, length }, { kind: 'punch', keepSize: true })
+    const bytes = Buffer.from(node.bytes)
+    if (at < bytes.length) bytes.fill(0, at, Math.min(bytes.length, at + length))
+    model.set(path, { bytes })
+    return `punch ${path} ${at}+${length}`
+  }
+  if (kind === 10) {
+    const path = pick(node => !('directory' in node))
+    if (!path) return 'nothing'
+    await cache.unlink(await inoOf(cache, parentOf(path)), nameOf(path))
+    model.delete(path)
+    return `unlink ${path}`
+  }
+  if (kind === 11) {
+    const path = pick(node => 'directory' in node)
+    if (!path || paths.some(other => other.startsWith(`${path}/`))) return 'nothing'
+    await cache.removeDirectory(await inoOf(cache, parentOf(path)), nameOf(path))
+    model.delete(path)
+    return `rmdir ${path}`
+  }
+  const source = pick(() => true)
+  const target = fresh()
+  if (!source || source === target || target.startsWith(`${source}/`)) return 'nothing'
+  const other = model.get(target)
+  const moved = model.get(source)!
+  const exchange = kind === 13 && other !== undefined && !source.startsWith(`${target}/`)
+  if (!exchange && other) {
+    if ('directory' in other !== 'directory' in moved) return 'nothing'
+    if (paths.some(path => path.startsWith(`${target}/`))) return 'nothing'
+  }
+  await cache.rename(
+    { parent: await inoOf(cache, parentOf(source)), name: nameOf(source) },
+    { parent: await inoOf(cache, parentOf(target)), name: nameOf(target) },
+    exchange ? 'exchange' : 'replace',
+  )
+  const rebase = (from: string, to: string) => {
+    const moves = paths.filter(path => path === from || path.startsWith(`${from}/`))
+    const nodes = moves.map(path => [to + path.slice(from.length), model.get(path)!] as const)
+    moves.forEach(path => model.delete(path))
+    return nodes
+  }
+  const forth = rebase(source, target)
+  const back = exchange ? rebase(target, source) : []
+  if (!exchange) model.delete(target)
+  for (const [path, node] of [...forth, ...back]) model.set(path, node)
+  return `${exchange ? 'exchange' : 'rename'} ${source} ${target}`
+}
+
+const first = seedOf(process.env.SEED, 1)
+const rounds = process.env.SEED ? 1 : process.env.PAGEFERRY_LONG ? 200 : 12
+
+describe('the engine against a model', () => {
+  test.each(Array.from({ length: rounds }, (_, n) => first + n))('random operations, sync, crash and replay, evict, empty cache; seed %d', async seed => {
+    const random = randomOf(seed * 7919)
+    const remote = memTree(`mem:engine-${process.pid}-${seed}`)
+    let directory = cacheDir()
+    let cache = await openEngine(remote, directory)
+    const model: Model = new Map()
+    const log: string[] = []
+    try {
+      for (let n = 0; n < 250; n++) {
+        log.push(await step(cache, model, random))
+        const what = random(40)
+        if (what === 0) {
+          log.push('sync')
+          await cache.sync()
+        } else if (what === 1) {
+          log.push('fsync')
+          await cache.fsync(1)
+        } else if (what === 2) {
+          // kill -9: whatever the journal and the data file hold now is all that a new process finds.
+          log.push('crash')
+          const copy = cacheDir()
+          fs.cpSync(directory, copy, { recursive: true })
+          await cache.close()
+          directory = copy
+          cache = await openEngine(remote, directory)
+          expect(sorted(await snapshot(cache))).toEqual(sorted(expected(model)))
+        } else if (what === 3) {
+          log.push('evict')
+          await cache.evict('')
+        } else if (what === 4) {
+          log.push('reopen')
+          await cache.close()
+          cache = await openEngine(remote, directory)
+        } else if (what === 5) {
+          log.push('lose the host')
+          await cache.sync()
+          await cache.close()
+          directory = cacheDir()
+          cache = await openEngine(remote, directory)
+        }
+      }
+      expect(sorted(await snapshot(cache))).toEqual(sorted(expected(model)))
+      await cache.sync()
+      await cache.close()
+      cache = await openEngine(remote, cacheDir())
+      expect(sorted(await snapshot(cache))).toEqual(sorted(expected(model)))
+    } catch (error) {
+      console.error(`seed ${seed}:\n${log.slice(-30).join('\n')}`)
+      throw error
+    } finally {
+      await cache.close()
+    }
+  })
+})
