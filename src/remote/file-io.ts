@@ -2,9 +2,9 @@
 import fs, { type BigIntStats } from 'node:fs'
 import { promisify } from 'node:util'
 import { LRUCache } from 'lru-cache'
-import { throwIfAborted } from '../base/async.js'
+import { KeyedMutex, throwIfAborted } from '../base/async.js'
 import { type Code, FerryError, toFerryError } from '../base/errors.js'
-import { checkPath, printable } from './path.js'
+import { checkPath, parentPath, printable } from './path.js'
 
 // The callback functions, since these take plain descriptors. A path is always a Buffer: names are bytes.
 export const lstat = (path: Buffer) =>
@@ -139,13 +139,35 @@ export class FileRoot {
   }
 }
 
-/** fsync of a directory: its names survive a crash. fsync(2) */
-export async function syncDirectory(path: Buffer): Promise<void> {
-  const fd = await open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
+/** Syncs that have been asked for and not begun. */
+const wantedSyncs = new Map<string, Promise<void>>()
+
+/** fsync of a directory: its names survive a crash. Who asks while one is running shares the next. fsync(2) */
+export function syncDirectory(path: Buffer): Promise<void> {
+  const key = path.toString('latin1')
+  const wanted = wantedSyncs.get(key)
+  if (wanted) return wanted
+  const sync = directorySyncs.run(key, async () => {
+    wantedSyncs.delete(key)
+    const fd = await open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
+    try {
+      await fsync(fd)
+    } finally {
+      await close(fd)
+    }
+  })
+  wantedSyncs.set(key, sync)
+  return sync
+}
+const directorySyncs = new KeyedMutex()
+
+/** The same for a path; if that was removed, for the nearest directory above it that is there. */
+export async function syncNearest(root: FileRoot, path: string): Promise<void> {
   try {
-    await fsync(fd)
-  } finally {
-    await close(fd)
+    await syncDirectory(root.at(path))
+  } catch (error) {
+    if (path === '' || !['ENOENT', 'ENOTDIR', 'ELOOP'].includes(errnoName(error) ?? '')) throw error
+    await syncNearest(root, parentPath(path))
   }
 }
 

@@ -23,6 +23,7 @@ import {
   rename,
   rmdir,
   syncDirectory,
+  syncNearest,
   unlink,
   versionOf,
   writeAll,
@@ -85,6 +86,17 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
     await syncDirectory(root.at(parentPath(path)))
   }
 
+  /** What needs the directory of temporary files; it is made if it is not there. */
+  async function orMakeFirst<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work()
+    } catch (error) {
+      if (errnoName(error) !== 'ENOENT') throw error
+      await makeDirectories(joinPath(below, TEMPORARY))
+      return work()
+    }
+  }
+
   /** A new synced file with these bytes; gone again when `work` is done, unless that gave it a name. */
   async function withTemporary<T>(bytes: Uint8Array, work: (file: Buffer, version: string) => Promise<T>): Promise<T> {
     const directory = joinPath(below, TEMPORARY)
@@ -95,12 +107,7 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
     }
     const random = freshName(temporaries++)
     const path = root.at(joinPath(directory, random))
-    const create = () => open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600)
-    const fd = await create().catch(async error => {
-      if (errnoName(error) !== 'ENOENT') throw error
-      await makeDirectories(directory)
-      return create()
-    })
+    const fd = await orMakeFirst(() => open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600))
     try {
       let version: string
       try {
@@ -131,8 +138,7 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
   const exclusively = <T>(signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> =>
     inProcess.run('', async () => {
       const path = root.at(joinPath(below, `${TEMPORARY}/lock`))
-      await makeDirectories(joinPath(below, TEMPORARY))
-      const fd = await open(path, O_RDWR | O_CREAT | O_NOFOLLOW, 0o600)
+      const fd = await orMakeFirst(() => open(path, O_RDWR | O_CREAT | O_NOFOLLOW, 0o600))
       try {
         while (!tryLock(fd)) await sleep(1, signal)
         try {
@@ -157,16 +163,9 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
         if (attempt >= 3) throw error
         if (errno === 'ENOENT') await makeDirectories(parentPath(path))
         else if (errno !== 'EISDIR' && errno !== 'EEXIST') throw error
-        else if (
-          !(await rmdir(root.at(path)).then(
-            () => true,
-            () => false,
-          ))
-        )
-          throw error
+        else if (!(await succeeds(rmdir(root.at(path))))) throw error
       }
     }
-    await syncDirectory(root.at(parentPath(path)))
   }
 
   async function info(name: string): Promise<ObjectInfo | null> {
@@ -253,31 +252,26 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
               if (ifVersion !== undefined) await expectVersion(name, ifVersion)
               await place(name, () => rename(file, target))
             })
+          await syncNearest(root, parentPath(pathOf(name)))
           return version
         }),
       )
     },
 
     async remove(name, condition = {}, signal) {
-      await root.change(pathOf(name), signal, target =>
-        exclusively(signal, async () => {
+      await root.change(pathOf(name), signal, async target => {
+        const removed = await exclusively(signal, async () => {
           const now = await info(name)
-          if (!now) return
-          if (condition.ifVersion !== undefined) await expectVersion(name, condition.ifVersion)
-          await unlink(target)
-          let directory = parentPath(pathOf(name))
-          await syncDirectory(root.at(directory))
-          // Directories that hold nothing any more go too; one that is used again meanwhile stays.
-          while (
-            directory !== below &&
-            (await rmdir(root.at(directory)).then(
-              () => true,
-              () => false,
-            ))
-          )
-            directory = parentPath(directory)
-        }),
-      )
+          if (now && condition.ifVersion !== undefined) await expectVersion(name, condition.ifVersion)
+          if (now) await unlink(target)
+          return now !== null
+        })
+        if (!removed) return
+        let directory = parentPath(pathOf(name))
+        await syncNearest(root, directory)
+        // Directories that hold nothing any more go too; one that is used again meanwhile stays.
+        while (directory !== below && (await succeeds(rmdir(root.at(directory))))) directory = parentPath(directory)
+      })
     },
 
     async list(prefix, after = '', signal) {
@@ -305,6 +299,12 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
     },
   }
 }
+
+const succeeds = (work: Promise<unknown>): Promise<boolean> =>
+  work.then(
+    () => true,
+    () => false,
+  )
 
 /** Atomic, and refuses a target that exists. Where there are no hard links, renameat2(2) does the same. */
 async function linkOrRename(file: Buffer, target: Buffer): Promise<void> {

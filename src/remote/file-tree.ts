@@ -10,7 +10,6 @@ import {
   close,
   errnoName,
   FileRoot,
-  fileError,
   fsync,
   ftruncate,
   link,
@@ -22,7 +21,7 @@ import {
   readLink,
   rename,
   rmdir,
-  syncDirectory,
+  syncNearest,
   unlink,
   versionOf,
   writeAll,
@@ -335,16 +334,5 @@ async function syncFile(writers: OpenFiles, path: Buffer): Promise<void> {
     if (!['EACCES', 'EROFS', 'EPERM', 'ETXTBSY'].includes(errnoName(error) ?? '')) throw error
     const fd = await open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
     await fsync(fd).finally(() => close(fd))
-  }
-}
-
-/** The directory, or, if it was removed, the nearest one above that is there. */
-async function syncNearest(root: FileRoot, path: string): Promise<void> {
-  try {
-    await syncDirectory(root.at(path))
-  } catch (error) {
-    const errno = errnoName(error)
-    if (path === '' || (errno !== 'ENOENT' && errno !== 'ENOTDIR' && errno !== 'ELOOP')) throw fileError(error, path)
-    await syncNearest(root, parentPath(path))
   }
 }
