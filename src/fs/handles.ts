@@ -5,11 +5,10 @@ import { OpenFlag } from '../wire/fuse.js'
 const READABLE = 1
 const WRITABLE = 2
 
-export const handleOf = (flags: number) => ((flags & OpenFlag.ACCMODE) === OpenFlag.RDONLY ? READABLE : WRITABLE)
-
-/** Counts open files for the engine, and remembers which inodes may have dirty pages in the kernel. */
+/** Counts open files for the engine, and knows which inodes may have dirty pages in the kernel. */
 export class Handles {
   readonly #fs: FileSystem
+  readonly #readers = new Map<Ino, number>()
   readonly #writers = new Map<Ino, number>()
 
   constructor(fs: FileSystem) {
@@ -18,20 +17,19 @@ export class Handles {
 
   /** Returns the handle. */
   open(ino: Ino, flags: number): number {
-    const handle = handleOf(flags)
-    if (handle === WRITABLE) this.#writers.set(ino, (this.#writers.get(ino) ?? 0) + 1)
+    const handle = (flags & OpenFlag.ACCMODE) === OpenFlag.RDONLY ? READABLE : WRITABLE
+    add(this.#of(handle), ino, 1)
     this.#fs.opened(ino, handle === WRITABLE)
     return handle
   }
 
   release(ino: Ino, handle: number) {
-    const writable = handle === WRITABLE
-    if (writable) {
-      const left = (this.#writers.get(ino) ?? 0) - 1
-      if (left > 0) this.#writers.set(ino, left)
-      else this.#writers.delete(ino)
-    }
-    this.#fs.released(ino, writable)
+    add(this.#of(handle), ino, -1)
+    this.#fs.released(ino, handle === WRITABLE)
+  }
+
+  isOpen(ino: Ino): boolean {
+    return this.#readers.has(ino) || this.#writers.has(ino)
   }
 
   /** Somebody has it open for writing, or mapped so: the kernel may know newer bytes and a newer size than the engine. */
@@ -42,4 +40,14 @@ export class Handles {
   writable(): Ino[] {
     return [...this.#writers.keys()]
   }
+
+  #of(handle: number) {
+    return handle === WRITABLE ? this.#writers : this.#readers
+  }
+}
+
+function add(counts: Map<Ino, number>, ino: Ino, difference: number) {
+  const count = (counts.get(ino) ?? 0) + difference
+  if (count > 0) counts.set(ino, count)
+  else counts.delete(ino)
 }

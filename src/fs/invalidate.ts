@@ -1,107 +1,123 @@
-// Tells the kernel what changed behind its back, and makes it hand over its dirty pages. A notification may wait for locks that a
-// request in flight holds, or for a WRITE that we must answer: so it goes out on the thread pool, after the state has changed.
+// Tells the kernel what changed behind its back. A thread that waits inside such a message cannot be killed (see flusher.ts), so only
+// those are sent that need not wait for anything; the rest is done by a program from outside.
 import { isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
-import type { Ino, KernelCache } from '../cache/filesystem.js'
+import type { FileSystem, Ino, KernelCache } from '../cache/filesystem.js'
 import { notify } from '../wire/fuse.js'
+import type { FlushVerb } from './flusher.js'
+import type { Handles } from './handles.js'
 
 const log = logger('fs')
 
-/** With more names than that waiting, all of them are declared out of date at once. */
-const ENTRIES_MAX = 10_000
+const S_IFMT = 0o170000
+const S_IFDIR = 0o040000
+/** INC_EPOCH: every name is looked up again at its next use. It takes no lock, where naming one name takes its directory's. */
+const EPOCH_MINOR = 44
+/** With more names than that waiting to be named one by one, the rest has to expire. */
+const NAMES_MAX = 10_000
+/** With more inodes than that marked, every open drops the pages: slower, and never wrong. */
+const STALE_MAX = 100_000
 
 /** Writes one message to the kernel, on the thread pool. */
 export type Notify = (message: Uint8Array) => Promise<unknown>
+/** Has a program from outside do something to an inode; false if there is none that may. */
+export type FromOutside = (verb: FlushVerb, ino: Ino) => Promise<boolean>
 
-/** A run of bytes; without a length it goes to the end of the file. */
-export interface Range {
-  at: number
-  length?: number
-}
-
-/**
- * Two lanes, each a thread of the pool at most. Names wait for the lock of their directory, which an operation in it may hold for as
- * long as the remote takes; inodes wait for pages only. So one lane does not hold up the other, and the pool has threads left.
- */
 export class Invalidations implements KernelCache {
-  readonly #nameLane: Notify
-  readonly #inodeLane: Notify
+  readonly #fs: FileSystem
+  readonly #handles: Handles
+  readonly #send: Notify
+  readonly #fromOutside: FromOutside
   readonly #names = new Map<string, { parent: Ino; name: string }>()
   readonly #inodes = new Set<Ino>()
-  #inodeNow: Ino | undefined
-  #everything = false
+  /** Inodes whose pages in the kernel are out of date: the next open drops them. */
+  readonly #stale = new Set<Ino>()
   #draining = false
+  /** What the kernel said at INIT. */
+  kernelMinor = 0
 
-  constructor(send: Notify) {
-    this.#nameLane = lane(send)
-    this.#inodeLane = lane(send)
+  constructor(fs: FileSystem, handles: Handles, send: Notify, fromOutside: FromOutside) {
+    this.#fs = fs
+    this.#handles = handles
+    this.#send = send
+    this.#fromOutside = fromOutside
   }
 
   invalidateEntry(parent: Ino, name: string): void {
-    if (this.#everything) return
+    if (this.#names.size >= NAMES_MAX) return
     this.#names.set(`${parent}/${name}`, { parent, name })
-    this.#everything = this.#names.size > ENTRIES_MAX
     this.#drain()
   }
 
   invalidateInode(ino: Ino): void {
     this.#inodes.add(ino)
+    if (this.#stale.size <= STALE_MAX && !this.#isDirectory(ino)) this.#stale.add(ino)
     this.#drain()
   }
 
-  /** The kernel's pages of it are out of date, and it has not heard yet. */
-  isPending(ino: Ino): boolean {
-    return this.#inodeNow === ino || this.#inodes.has(ino)
+  /** Whether an open that is answered now must make the kernel drop its pages. It is asked once only. */
+  takeStale(ino: Ino): boolean {
+    return this.#stale.size > 0 && (this.#stale.size > STALE_MAX || this.#stale.delete(ino))
   }
 
-  /** The kernel has written its dirty pages of that range when this resolves (and forgotten the clean ones). */
-  async launder(ino: Ino, { at, length = 0 }: Range): Promise<void> {
-    await this.#inodeLane(notify.invalInode({ nodeid: ino, offset: at, length }))
+  /** The kernel's dirty pages of it have come when this resolves; with `fsync` its times as well, for which it must not be locked. */
+  async launder(ino: Ino, verb: 'fsync' | 'write'): Promise<void> {
+    if (await this.#fromOutside(verb, ino)) return
+    await this.#deliver(notify.invalInode({ nodeid: ino, offset: 0, length: 0 }))
   }
 
-  /** Begins a turn later: whoever changed the state has then sent its answer. */
+  /** Begins a turn later: whoever changed the state has then sent its answer, and much may have come together. */
   #drain() {
     if (this.#draining) return
     this.#draining = true
     setImmediate(async () => {
-      await Promise.all([this.#drainNames(), this.#drainInodes()])
+      while (this.#names.size + this.#inodes.size > 0) {
+        if (this.#names.size > 0) await this.#tellNames()
+        for (const ino of this.#inodes) {
+          this.#inodes.delete(ino)
+          await this.#tellInode(ino)
+        }
+      }
       this.#draining = false
-      if (this.#names.size > 0 || this.#inodes.size > 0) this.#drain()
     })
   }
 
-  async #drainNames() {
+  async #tellNames() {
+    if (this.kernelMinor >= EPOCH_MINOR) {
+      this.#names.clear()
+      await this.#deliver(notify.incEpoch())
+      return
+    }
     for (const [key, entry] of this.#names) {
-      if (this.#everything) {
-        this.#everything = false
-        this.#names.clear()
-        await this.#nameLane(notify.incEpoch())
-        return
-      }
       this.#names.delete(key)
-      await this.#nameLane(notify.invalEntry(entry))
+      await this.#deliver(notify.invalEntry(entry))
     }
   }
 
-  async #drainInodes() {
-    for (const ino of this.#inodes) {
-      this.#inodes.delete(ino)
-      this.#inodeNow = ino
-      await this.#inodeLane(notify.invalInode({ nodeid: ino, offset: 0, length: 0 }))
-    }
-    this.#inodeNow = undefined
+  /** A listing that the kernel keeps can be dropped without waiting; pages of a file may wait for a READ, so only its attributes go. */
+  async #tellInode(ino: Ino) {
+    const offset = this.#isDirectory(ino) ? 0 : -1
+    await this.#deliver(notify.invalInode({ nodeid: ino, offset, length: 0 }))
+    if (offset === 0 || !this.#handles.isOpen(ino)) return
+    if (await this.#fromOutside('open', ino)) return
+    await this.#deliver(notify.invalInode({ nodeid: ino, offset: 0, length: 0 }))
   }
-}
 
-/** One message after the other; resolves when it is delivered, or need not be: the kernel may not know what it is about (NOT_FOUND). */
-function lane(send: Notify): Notify {
-  let last: Promise<unknown> = Promise.resolve()
-  return message => {
-    last = last
-      .then(() => send(message))
-      .catch(error => {
-        if (!isFerryError(error, 'NOT_FOUND')) log.warn('the kernel refused a notification', { error })
-      })
-    return last
+  #isDirectory(ino: Ino): boolean {
+    try {
+      const attributes = this.#fs.attributes(ino)
+      if (!(attributes instanceof Promise)) return (attributes.mode & S_IFMT) === S_IFDIR
+      attributes.catch(() => {})
+    } catch {}
+    return false
+  }
+
+  /** NOT_FOUND: the kernel does not know what it is about, so there is nothing to forget. */
+  async #deliver(message: Uint8Array) {
+    try {
+      await this.#send(message)
+    } catch (error) {
+      if (!isFerryError(error, 'NOT_FOUND')) log.warn('the kernel refused a notification', { error })
+    }
   }
 }

@@ -5,10 +5,12 @@ import { isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { FileSystem } from '../cache/filesystem.js'
 import { tuneBdi } from '../linux/bdi.js'
+import { deviceNumber } from '../linux/files.js'
 import { mountFuse, unmountFuse } from '../linux/mount.js'
 import { type MountInfo, mountAt } from '../linux/mountinfo.js'
 import { PAYLOAD_BYTES_MAX } from './answer.js'
 import { FuseChannel } from './channel.js'
+import { Flusher } from './flusher.js'
 import { prepareMountPoint } from './mountpoint.js'
 import { REQUEST_BYTES_MAX, Session, type SessionOptions } from './session.js'
 
@@ -81,14 +83,18 @@ export async function mountFileSystem(
     onRequest: message => session.receive(message),
     onClosed: error => {
       session.close()
+      flusher?.close()
       void channel.close()
       if (error) closed.reject(error)
       else closed.resolve()
     },
   })
+  const device = mountAt(point)
+  const flusher = device && new Flusher(point, Number(deviceNumber(device)))
   const session = new Session(
     fs,
     {
+      flusher,
       reply: (bytes, length) => channel.reply(bytes, length),
       notify: message => channel.notify(message),
       exchange: fresh => channel.exchange(fresh),
@@ -97,7 +103,6 @@ export async function mountFileSystem(
   )
   channel.start()
   await Promise.race([session.ready, closed.promise]) // INIT sets the readahead anew
-  const device = mountAt(point)
   if (device) {
     const { readAheadKb = READ_AHEAD_KB, bytesMax = BDI_BYTES_MAX } = bdi
     const refused = await tuneBdi(device, { readAheadKb, maxBytes: bytesMax, strictLimit: true })

@@ -56,6 +56,8 @@ export interface Door {
   readonly handles: Handles
   readonly invalidations: Invalidations
   readonly nowNs: () => bigint
+  /** Who wants the kernel's pages only when it calls fsync(2): what is to become of them, whoever sent it decides. */
+  readonly flusherPid: number | undefined
   /** Attributes as this mount shows them. */
   readonly present: (attributes: InodeAttributes) => InodeAttributes
   /** Where the answer to the current request will be written. */
@@ -130,7 +132,11 @@ function entryOf({ ttls, present }: Door, attributes: InodeAttributes) {
   return entry
 }
 
+/** What every Linux file system answers, whatever longer name a remote might take: NAME_MAX. */
+const NAME_BYTES_MAX = 255
+
 function lookup({ fs }: Door, parent: Ino, name: string): Maybe<InodeAttributes | null> {
+  if (name.length > NAME_BYTES_MAX) throw new FerryError('NAME_TOO_LONG')
   if (name === '.') return fs.attributes(parent)
   if (name === '..') return fs.attributes(fs.parentOf(parent))
   return fs.lookup(parent, name)
@@ -217,9 +223,9 @@ function prepareOpen(door: Door, ino: Ino, flags: number, kill: boolean): Maybe<
 const open = (door: Door, ino: Ino, { flags, openFlags }: { flags: number; openFlags: number }): Maybe<number> =>
   then(prepareOpen(door, ino, flags, (openFlags & OpenInFlag.KILL_SUIDGID) !== 0), () => door.handles.open(ino, flags))
 
-/** Pages that the kernel has stay good: it is told when they are not. Unless that message is still on its way. */
+/** Pages that the kernel has are good, unless the engine said otherwise since the last open. */
 function putOpen({ invalidations }: Door, ino: Ino, fh: number, view: DataView, at: number) {
-  const openFlags = invalidations.isPending(ino) ? 0 : OpenOutFlag.KEEP_CACHE
+  const openFlags = invalidations.takeStale(ino) ? 0 : OpenOutFlag.KEEP_CACHE
   OpenOut.encode(view, at, { fh, openFlags, backingId: 0 })
 }
 
@@ -289,50 +295,16 @@ function allocate({ fs }: Door, { nodeid, args }: RequestOf<'FALLOCATE'>): Maybe
   return fs.allocate(nodeid, { at: args.offset, length: args.length }, how)
 }
 
+/**
+ * With a writer about, the kernel may have bytes that the engine does not. They can only turn holes into data: a place that the engine calls
+ * data is data. Before a hole is believed, the kernel must have written what it has; the seeker holds the inode's lock, which
+ * an fsync would wait for, but writing pages does not.
+ */
 function seek(door: Door, { nodeid, args: { offset, whence } }: RequestOf<'LSEEK'>): Maybe<number> {
   if (whence !== Whence.DATA && whence !== Whence.HOLE) throw new FerryError('INVALID')
   const wanted = whence === Whence.DATA ? 'data' : 'hole'
-  return door.handles.isWritable(nodeid)
-    ? seekBehindDirtyPages(door, nodeid, offset, wanted)
-    : door.fs.seek(nodeid, offset, wanted)
-}
-
-/** Beyond the last byte. */
-const NOWHERE = Number.POSITIVE_INFINITY
-/** What a program waits for is where the map of a file that is being written may change: a few rounds settle it. */
-const SEEK_ROUNDS_MAX = 64
-
-/**
- * The kernel may have bytes that the engine does not: they can only turn holes into data. So a place that the engine calls data is data, and
- * before a hole is believed, the kernel must have written what it has there. The seeker holds the inode's lock, which writing pages
- * back does not need; but it does need us, so this waits without holding anything up.
- */
-async function seekBehindDirtyPages({ fs, invalidations }: Door, ino: Ino, at: number, wanted: 'data' | 'hole') {
-  const next = async (from: number, what: 'data' | 'hole') => {
-    try {
-      return await fs.seek(ino, from, what)
-    } catch (error) {
-      if (error instanceof FerryError && error.code === 'RANGE') return NOWHERE
-      throw error
-    }
-  }
-  let writtenTo = at // everything in [at, writtenTo) has come
-  for (let round = 0; ; round++) {
-    const found = await next(at, wanted)
-    // The hole that the answer rests on: the one that was skipped, or the one that was found.
-    const hole =
-      wanted === 'data'
-        ? { from: at, to: found }
-        : { from: found === NOWHERE ? at : found, to: await next(found, 'data') }
-    const believed = wanted === 'data' ? writtenTo >= hole.to : writtenTo > hole.from
-    if (believed || round === SEEK_ROUNDS_MAX) {
-      if (found === NOWHERE) throw new FerryError('RANGE')
-      return found
-    }
-    const from = Math.max(hole.from, writtenTo)
-    await invalidations.launder(ino, { at: from, length: hole.to === NOWHERE ? 0 : hole.to - from })
-    writtenTo = hole.to
-  }
+  if (!door.handles.isWritable(nodeid)) return door.fs.seek(nodeid, offset, wanted)
+  return door.invalidations.launder(nodeid, 'write').then(() => door.fs.seek(nodeid, offset, wanted))
 }
 
 /** What fits in the answer of COPY_FILE_RANGE, and a whole number of pages. */
@@ -408,9 +380,12 @@ function attributesNow({ fs }: Door, ino: Ino): InodeAttributes | undefined {
 
 // --- extended attributes -----------------------------------------------------------------------------------------------
 
-/** Access control lists would be stored but not obeyed: refused rather than pretended. */
+/**
+ * Access control lists and labels would be stored but not obeyed: refused rather than pretended. Programs that ask for them with every
+ * file (ls) then stop asking.
+ */
 function checkName(name: string) {
-  if (name.startsWith('system.')) throw new FerryError('UNSUPPORTED')
+  if (name.startsWith('system.') || name === 'security.selinux') throw new FerryError('UNSUPPORTED')
 }
 
 /** With `size` 0 the program asks how much room it needs. */
@@ -495,7 +470,7 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
   READ: row(read, (_door, bytes) => bytes, { fillsAnswer: true, abandonable: true }),
   WRITE: row(write, (_door, _value, { args }, { view }) => putWritten(view, args.size), { holdsRequest: true }),
   FLUSH: absent, // close(2) writes the dirty pages by itself before it would ask; there is nothing else to do
-  FSYNC: row(({ fs }, { nodeid }) => fs.fsync(nodeid)),
+  FSYNC: row((door, { nodeid, pid }) => (pid === door.flusherPid ? undefined : door.fs.fsync(nodeid))),
   FALLOCATE: row(allocate),
   LSEEK: row(seek, (_door, offset, _request, { view }) => {
     LseekOut.encode(view, PAYLOAD_AT, { offset })

@@ -10,7 +10,7 @@ import { Answer, PAYLOAD_BYTES_MAX, Pool } from './answer.js'
 import { EINTR, EIO, ENOSYS, errnoOf } from './errno.js'
 import { Handles } from './handles.js'
 import { isDoomed } from './interrupt.js'
-import { Invalidations, type Notify } from './invalidate.js'
+import { type FromOutside, Invalidations, type Notify } from './invalidate.js'
 import { negotiate } from './negotiate.js'
 import { type Door, type Handler, handlers } from './ops.js'
 
@@ -53,6 +53,8 @@ export interface Link {
   notify: Notify
   /** The request being handled stays where it is: the next ones go into `fresh`. */
   exchange(fresh: Uint8Array): void
+  /** Uses the mount from outside. */
+  readonly flusher?: { readonly pid: number | undefined; run: FromOutside }
 }
 
 /** A request that waits for the file system. */
@@ -102,13 +104,22 @@ export class Session implements Door {
     this.nowNs = options.nowNs ?? (() => BigInt(Date.now()) * 1_000_000n)
     this.present = presentation(options)
     this.handles = new Handles(fs)
-    this.invalidations = new Invalidations(message => link.notify(message))
+    this.invalidations = new Invalidations(
+      fs,
+      this.handles,
+      message => link.notify(message),
+      async (verb, ino) => (await link.flusher?.run(verb, ino)) ?? false,
+    )
     fs.kernel = this.invalidations
   }
 
   /** Resolves when the kernel has been answered what it began with. */
   get ready(): Promise<void> {
     return this.#ready.promise
+  }
+
+  get flusherPid() {
+    return this.#link.flusher?.pid
   }
 
   /** Requests that wait for the file system. */
@@ -159,7 +170,7 @@ export class Session implements Door {
 
   /** The kernel's dirty pages of every file that somebody has open for writing, or mapped so, have come when this resolves. */
   async flushKernel(): Promise<void> {
-    await Promise.all(this.handles.writable().map(ino => this.invalidations.launder(ino, { at: 0 })))
+    await Promise.all(this.handles.writable().map(ino => this.invalidations.launder(ino, 'fsync')))
   }
 
   /** No more requests will come: what still waits has nobody to answer to. */
@@ -222,6 +233,7 @@ export class Session implements Door {
   #init(request: Request & { op: 'INIT' }) {
     const { dialect, encode } = negotiate(request.args, { readOnly: this.fs.readOnly })
     this.#dialect = dialect
+    this.invalidations.kernelMinor = request.args.minor
     const { answer } = this
     this.#link.reply(answer.bytes, answer.finish(request, encode(answer.view)))
     this.#ready.resolve()
