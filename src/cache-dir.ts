@@ -1,24 +1,22 @@
-// The directory in which a mount keeps what it has cached and not yet sent: where it is, that it is ours, and that nobody else works in it.
+// Which directory a mount keeps its cache in, and how it gets it from a daemon that is still draining there.
 import { createHash } from 'node:crypto'
-import { chmodSync, closeSync, existsSync, mkdirSync, openSync, readdirSync, statSync } from 'node:fs'
+import { closeSync, openSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { basename, join } from 'node:path'
 import { sleep, throwIfAborted } from './base/async.js'
-import { FerryError, isFerryError, toFerryError } from './base/errors.js'
+import { FerryError, isFerryError } from './base/errors.js'
 import { logger } from './base/log.js'
+import { type CacheDir, openCacheDir } from './cache/cache-dir.js'
 import { callControl } from './control.js'
 import { lockHolder, tryLock } from './linux/lock.js'
-import { commandOf } from './linux/process.js'
-import type { Registry } from './registry.js'
+import type { Daemon, Registry } from './registry.js'
 
 const log = logger('mount')
 
-/** The file whose lock is the right to work in the directory, and which tells that the directory is one of ours. */
-const LOCK = 'lock'
 /** How often to look whether a daemon that hands over has finished. */
 const LOCK_POLL_MS = 20
-/** How long to be patient before saying what is waited for. */
-const SAY_AFTER_MS = 1000
+/** How long to be patient before saying what is waited for, or that it is in vain. */
+const PATIENCE_MS = 1000
 /** Answers to `handover` are given at once, or the daemon is in trouble. */
 const HANDOVER_MS_MAX = 10_000
 
@@ -34,84 +32,62 @@ export function defaultCacheDir(url: string, env: NodeJS.ProcessEnv = process.en
   return join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'pageferry', `${name}-${digest}`)
 }
 
-/** Makes the directory, or checks the one that is there: only this user may look into it. */
-function prepare(cacheDir: string): void {
-  const refuse = (why: string) => {
-    throw new FerryError('USAGE', { detail: `cache directory ${cacheDir} ${why}` })
-  }
-  try {
-    mkdirSync(cacheDir, { recursive: true, mode: 0o700 })
-    const { uid, mode } = statSync(cacheDir)
-    if (uid !== process.getuid?.()) refuse('belongs to another user')
-    // Before its mode is changed or a file is put there: it may be somebody's home.
-    if (!existsSync(join(cacheDir, LOCK)) && readdirSync(cacheDir).length > 0)
-      refuse('has other files in it: name an empty or a new directory')
-    if ((mode & 0o077) !== 0) chmodSync(cacheDir, 0o700)
-  } catch (error) {
-    throw toFerryError(error, `cache directory ${cacheDir} (${(error as NodeJS.ErrnoException).code})`)
-  }
+/** The lock of a file, as `openCacheDir` wants it: how to give it back, or who holds it. */
+function lock(path: string): (() => void) | number {
+  const fd = openSync(path, 'a', 0o600)
+  if (tryLock(fd)) return () => closeSync(fd)
+  const holder = lockHolder(fd) ?? 0
+  closeSync(fd)
+  return holder
 }
 
-export interface CacheDirLock {
-  /** Lets others have it. */
-  release(): void
+export interface ClaimOptions {
+  /** URL of the remote whose cache it is. */
+  remote: string
+  registry: Registry
+  signal?: AbortSignal
 }
 
 /**
  * Takes a cache directory for this process alone. A daemon that only goes on sending after its mount is gone is asked to stop after
  * its current batch, and waited for.
- * @throws USAGE (not a directory of ours), BUSY (another daemon works in it; says which)
+ * @throws BUSY (a daemon works in it; says which), and what `openCacheDir` says of a directory that is not one of ours
  */
-export async function lockCacheDir(cacheDir: string, registry: Registry, signal?: AbortSignal): Promise<CacheDirLock> {
-  prepare(cacheDir)
-  const fd = openSync(join(cacheDir, LOCK), 'a', 0o600)
-  try {
-    if (!tryLock(fd)) {
-      await askForHandover(cacheDir, fd, registry, signal)
-      await waitForLock(cacheDir, fd, signal)
-    }
-  } catch (error) {
-    closeSync(fd)
-    throw error
-  }
-  return { release: () => closeSync(fd) }
-}
-
-/** Returns when the holder of the lock is about to let go. */
-async function askForHandover(cacheDir: string, fd: number, registry: Registry, signal?: AbortSignal): Promise<void> {
-  const daemon = registry.daemons().find(each => each.cacheDir === cacheDir)
-  const pid = daemon?.pid ?? lockHolder(fd)
-  const busy = (why: string) =>
-    new FerryError('BUSY', {
-      detail: `cache directory ${cacheDir}: ${why}; unmount that first, or choose another --cache-dir`,
-    })
-  // Not registered: it is just starting or just ending, or it runs under another XDG_RUNTIME_DIR.
-  if (!daemon) {
-    for (let waitedMs = 0; waitedMs < SAY_AFTER_MS; waitedMs += LOCK_POLL_MS) {
-      if (tryLock(fd)) return
-      await sleep(LOCK_POLL_MS, signal)
-    }
-    throw busy(pid === undefined ? 'another process has it' : `process ${pid} (${commandOf(pid) ?? '?'}) has it`)
-  }
-  try {
-    await callControl(daemon.socket, { do: 'handover' }, { signal, silenceMsMax: HANDOVER_MS_MAX })
-  } catch (error) {
-    // It may have ended before it could answer: then the lock is free.
-    if (isFerryError(error, 'UNREACHABLE')) return
-    throwIfAborted(signal)
-    if (isFerryError(error, 'BUSY')) throw busy(`daemon ${pid} has it mounted at ${daemon.mountpoint}`)
-    throw busy(`daemon ${pid} has it and does not answer`)
-  }
-}
-
-async function waitForLock(cacheDir: string, fd: number, signal?: AbortSignal): Promise<void> {
+export async function claimCacheDir(path: string, { remote, registry, signal }: ClaimOptions): Promise<CacheDir> {
   const startedMs = performance.now()
+  const waitedMs = () => performance.now() - startedMs
+  let asked = false
   let said = false
-  while (!tryLock(fd)) {
-    if (!said && performance.now() - startedMs > SAY_AFTER_MS) {
-      said = true
-      log.warn(`waiting for daemon ${lockHolder(fd) ?? '?'} to finish its last batch in ${cacheDir}`)
+  for (;;) {
+    throwIfAborted(signal)
+    try {
+      return openCacheDir(path, { remote, lock })
+    } catch (error) {
+      if (!isFerryError(error, 'BUSY')) throw error
+      const daemon = registry.daemons().find(each => each.cacheDir === path)
+      // Not registered: it is just starting or just ending, or it runs under another XDG_RUNTIME_DIR.
+      if (!daemon && !asked && waitedMs() > PATIENCE_MS) throw error
+      if (daemon && !asked) asked = await askForHandover(daemon, signal)
     }
+    if (!said && waitedMs() > PATIENCE_MS)
+      log.warn(`waiting for the last batch of the daemon that still works in ${path}`)
+    said ||= waitedMs() > PATIENCE_MS
     await sleep(LOCK_POLL_MS, signal)
+  }
+}
+
+/** Returns when the daemon is about to let go, or has ended. */
+async function askForHandover({ pid, socket, cacheDir, mountpoint }: Daemon, signal?: AbortSignal): Promise<boolean> {
+  try {
+    await callControl(socket, { do: 'handover' }, { signal, silenceMsMax: HANDOVER_MS_MAX })
+    return true
+  } catch (error) {
+    throwIfAborted(signal)
+    if (isFerryError(error, 'UNREACHABLE')) return true
+    const why = isFerryError(error, 'BUSY') ? `has it mounted at ${mountpoint}` : 'works in it and does not answer'
+    throw new FerryError('BUSY', {
+      cause: error,
+      detail: `cache directory ${cacheDir}: daemon ${pid} ${why}; unmount that first, or choose another --cache-dir`,
+    })
   }
 }

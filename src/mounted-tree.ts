@@ -1,8 +1,8 @@
 // A tree that is mounted: what one can ask of it, and how it ends.
-import { throwIfAborted } from './base/async.js'
+import { orAborted, sleep, throwIfAborted } from './base/async.js'
 import { FerryError, isFerryError, toFerryError } from './base/errors.js'
 import { logger } from './base/log.js'
-import type { Conflict, Progress, TreeCache, TreeCacheStatus } from './cache/tree-cache.js'
+import type { Conflict, Lag, Progress, TreeCache, TreeCacheStatus } from './cache/tree-cache.js'
 import { drain } from './drain.js'
 import type { Mounted } from './fs/mount.js'
 import { type Holder, holdersOf } from './linux/holders.js'
@@ -41,8 +41,8 @@ export interface MountParts {
   door: Mounted
   cacheDir: string
   remote: () => RemoteStatus
-  /** Closes what lies below the cache, and lets others have its directory. */
-  release: () => Promise<void>
+  /** Closes what lies below the cache, and lets others have its directory. Gets what is left to send. */
+  release: (left: Lag) => Promise<void>
 }
 
 export interface UnmountOptions {
@@ -51,14 +51,16 @@ export interface UnmountOptions {
   onProgress?: (progress: Progress) => void
   /** Leaves everything as it is, unless it is unmounted already. */
   signal?: AbortSignal
+  /** Stops sending, and goes on with the rest. */
+  skip?: AbortSignal
+  /** Takes the mount away from programs that use it: their calls fail from now on. */
+  evenIfBusy?: boolean
 }
 
 /** What the remote does not have when a mount ends; the journal keeps it for the next one. */
-export interface Unsent {
-  /** Some of them. */
+export interface Unsent extends Lag {
+  /** Some of them, as bytes (latin1). */
   paths: string[]
-  operations: number
-  bytes: number
   /** What stood in the way. */
   reason: string | null
 }
@@ -83,6 +85,7 @@ export class MountedTree implements AsyncDisposable {
   readonly #device: MountInfo | undefined
   #kernelBytes = 0
   #ended = false
+  #takenAway = false
   #closing: Promise<void> | undefined
 
   constructor(parts: MountParts) {
@@ -134,7 +137,9 @@ export class MountedTree implements AsyncDisposable {
   /** The remote has everything written before when this resolves; it goes on trying until then, or until `signal`. */
   async sync(options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {}): Promise<void> {
     const { cache, door } = this.#parts
-    await cache.sync({ ...options, ...(this.#ended ? {} : { flushKernel: () => door.flushKernel() }) })
+    const flushKernel = this.#ended ? undefined : () => door.flushKernel()
+    // The kernel may be stuck handing over what the cache has no room for: then the signal has to reach us here.
+    await orAborted(cache.sync({ ...options, flushKernel }), options.signal)
   }
 
   /** Makes a file, or everything below a directory, local. Paths are bytes (latin1) relative to the mount point. */
@@ -160,23 +165,19 @@ export class MountedTree implements AsyncDisposable {
    * Sends everything, unmounts, closes. Null when the remote has it all, else what is left for the next mount.
    * @throws BUSY (names who uses the mount; it stays as it is), ABORTED (likewise)
    */
-  async unmount({ stalledMsMax = STALLED_MS_MAX, onProgress, signal }: UnmountOptions = {}): Promise<Unsent | null> {
-    const parts = { committed: () => this.#parts.cache.status().batches.committed, sync: this.sync.bind(this) }
-    const send = (signal?: AbortSignal) => drain(parts, { stalledMsMax, onProgress, signal })
-    await this.#refuseIfBusy()
-    let stopped = stalledMsMax > 0 ? await send(signal) : null
+  async unmount(options: UnmountOptions = {}): Promise<Unsent | null> {
+    const { stalledMsMax = STALLED_MS_MAX, onProgress, signal, skip, evenIfBusy = false } = options
+    const what = { committed: () => this.#parts.cache.status().batches.committed, sync: this.sync.bind(this) }
+    const send = (signal?: AbortSignal) => drain(what, { stalledMsMax, onProgress, signal, skip })
+    if (!evenIfBusy) await this.#refuseIfBusy()
+    let stopped = await send(signal)
     throwIfAborted(signal)
-    await this.#leave()
+    await this.#leave(evenIfBusy)
     // The kernel may have had more, and programs could write until just now. From here there is no way back.
-    if (!stopped && stalledMsMax > 0) stopped = await send()
+    if (!stopped) stopped = await send()
     const { lag } = this.status()
     const unsent = hasWork(lag)
-      ? {
-          paths: this.#parts.cache.unsent(PATHS_MAX),
-          operations: lag.operations,
-          bytes: lag.bytes,
-          reason: stopped && stopped.code !== 'ABORTED' ? stopped.message : null,
-        }
+      ? { ...lag, paths: this.#parts.cache.unsent(PATHS_MAX), reason: stopped?.message ?? null }
       : null
     await this.close()
     return unsent
@@ -184,11 +185,10 @@ export class MountedTree implements AsyncDisposable {
 
   /**
    * Unmounts and ends everything behind the mount, with what was acknowledged durable here. Closing twice is fine.
-   * @param options.evenIfBusy takes the mount away from programs that use it: their calls fail from now on
    * @throws BUSY (names who uses the mount; it stays as it is)
    */
-  close({ evenIfBusy = false } = {}): Promise<void> {
-    this.#closing ??= this.#close(evenIfBusy).catch(error => {
+  close(): Promise<void> {
+    this.#closing ??= this.#close().catch(error => {
       this.#closing = undefined
       throw error
     })
@@ -199,23 +199,27 @@ export class MountedTree implements AsyncDisposable {
     return this.close()
   }
 
-  async #close(evenIfBusy: boolean): Promise<void> {
+  async #close(): Promise<void> {
+    await this.#leave(false)
+    const { lag } = this.#parts.cache.status()
+    await this.#parts.cache.close()
+    await this.#parts.release(lag)
+  }
+
+  /** Unmounts, if it is still mounted. The kernel writes its dirty pages back meanwhile. */
+  async #leave(evenIfBusy: boolean): Promise<void> {
     try {
-      await this.#leave()
+      if (!this.#ended && !this.#takenAway) await this.#unmount()
     } catch (error) {
       if (!evenIfBusy || !isFerryError(error, 'BUSY')) throw error
       await this.#takeAway()
     }
-    await this.#parts.cache.close()
-    await this.#parts.release()
   }
 
-  /** Unmounts, if it is still mounted. The kernel writes its dirty pages back meanwhile. */
-  async #leave(): Promise<void> {
-    if (this.#ended) return
+  async #unmount(): Promise<void> {
     if (this.hidden) {
       // umount(8) may have returned before we saw the end of the connection; after umount -l it comes with the last user's leave.
-      await Promise.race([this.ended, new Promise(resolve => setTimeout(resolve, HIDDEN_MS).unref())])
+      await Promise.race([this.ended, sleep(HIDDEN_MS)])
       if (this.#ended) return
       throw new FerryError('BUSY', { detail: `${this.mountpoint} was detached, and programs still use files of it` })
     }
@@ -230,6 +234,7 @@ export class MountedTree implements AsyncDisposable {
   }
 
   async #takeAway(): Promise<void> {
+    this.#takenAway = true
     await this.#parts.door.flushKernel().catch(error => log.warn('the kernel kept dirty pages', { error }))
     if (!this.hidden) await this.#parts.door.unmount({ lazy: true })
     if (this.#device) await abortFuse(this.#device.minor).catch(error => log.debug('not aborted', { error }))

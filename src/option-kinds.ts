@@ -2,6 +2,7 @@
 import { isIP } from 'node:net'
 import { resolve } from 'node:path'
 import { z } from 'zod'
+import { codes } from './base/errors.js'
 import { parseSize, parseTime } from './base/units.js'
 
 /** A kind of value: `schema` turns what was given into what is used, or says what is allowed. */
@@ -90,11 +91,6 @@ export const toggle = () =>
 export const choice = <const T extends string>(...values: T[]) =>
   kind<T, T>(values.join('|'), values.join(', '), given => only(given, values.includes(given)))
 
-export const text = (placeholder: string, allowed: string, ok: (given: string) => boolean = () => true) =>
-  kind<string, string>(placeholder, allowed, given =>
-    only(given, typeof given === 'string' && given !== '' && ok(given)),
-  )
-
 const absolute = (given: string) =>
   resolve(only(given, typeof given === 'string' && given !== '' && !given.includes('\0')))
 
@@ -139,6 +135,9 @@ export const loopback = () =>
     },
   )
 
+const complaint = (error: unknown) =>
+  error instanceof Error ? error.message.replace(`${codes.USAGE}: `, '') : String(error)
+
 /** Text that some other function understands; its complaint is the message. */
 export const parsed = <Output>(placeholder: string, read: (given: string) => Output): Kind<Output, string> => ({
   placeholder,
@@ -148,7 +147,7 @@ export const parsed = <Output>(placeholder: string, read: (given: string) => Out
     } catch (error) {
       context.addIssue({
         code: 'custom',
-        message: `got ${shown(given)}; ${error instanceof Error ? error.message : error}`,
+        message: `got ${shown(given)}; ${complaint(error)}`,
       })
       return z.NEVER
     }

@@ -13,13 +13,14 @@ import {
   list,
   loopback,
   octal,
+  parsed,
   path,
   size,
-  text,
   time,
   toggle,
   wordOrFile,
 } from './option-kinds.js'
+import { parseSimulation } from './remote/simulate.js'
 
 type Group = 'cache' | 'remote' | 'mount' | 'process'
 
@@ -106,12 +107,6 @@ const mountTable = {
     '2s',
     'send changes at the latest this long after the first one',
   ),
-  maxDelay: defaulted(
-    'cache',
-    time({ min: '10ms', max: '24h', like: '30s' }),
-    '30s',
-    'the longest a file that only grows may stay at its last sent length',
-  ),
   pull: defaulted(
     'cache',
     choice('on-demand', 'all'),
@@ -173,7 +168,7 @@ const mountTable = {
   takeOver: defaulted('remote', toggle(), false, 'take the right to write from whoever has it'),
   simulate: optional(
     'remote',
-    text('SPEC', 'settings such as rtt=20ms,rate=25M,errors=0.01,seed=7'),
+    parsed('SPEC', parseSimulation),
     'make the remote slow or unreliable: rtt=20ms,rate=25M,errors=0.01,seed=7',
   ),
 
@@ -278,6 +273,11 @@ export function commandSettings(sources: {
 }): CommandSettings {
   const given = collect(sources)
   return settle(check(commandSchema, given), name => given.calledAs[name] ?? `--${kebab(name)}`)
+}
+
+/** One value that is not in the table, such as an option of another command. USAGE names it. */
+export function usageOf<Output, Input>(name: string, { schema }: Kind<Output, Input>, given: Input): Output {
+  return check(z.object({ value: schema }), { values: { value: given }, calledAs: { value: name } }).value
 }
 
 function check<S extends z.ZodType>(schema: S, { values, calledAs }: Given): z.output<S> {

@@ -1,0 +1,155 @@
+// The command line: every command with its options and examples. What a command does is loaded when it is called.
+import { readFileSync } from 'node:fs'
+import { Command, Option } from 'commander'
+import { mountOptionRows, type OptionRow } from '../options.js'
+import type { ExitStatus } from './report.js'
+
+const groups: Record<string, string> = {
+  cache: 'Cache and write-back:',
+  remote: 'Remote:',
+  mount: 'Mount:',
+  process: 'Process:',
+}
+
+/** The package's version; package.json is above this file, how far depends on whether it was built. */
+function version(): string {
+  for (let folder = new URL('.', import.meta.url); folder.pathname !== '/'; folder = new URL('..', folder)) {
+    try {
+      const { name, version } = JSON.parse(readFileSync(new URL('package.json', folder), 'utf8'))
+      if (name === 'pageferry') return version
+    } catch {
+      // Not in this folder.
+    }
+  }
+  return 'unknown'
+}
+
+function optionOf({ flag, placeholder, help, fallback, group, repeatable }: OptionRow): Option {
+  const shown = fallback === undefined || fallback === false ? '' : ` (default: ${fallback})`
+  const option = new Option(`--${flag}${placeholder ? ` <${placeholder}>` : ''}`, help + shown).helpGroup(groups[group])
+  if (repeatable) option.argParser((value: string, earlier: string[] | undefined) => [...(earlier ?? []), value])
+  return option
+}
+
+/** Switches that the environment or a config file has turned on can be turned off again. */
+const negationOf = ({ flag }: OptionRow) => new Option(`--no-${flag}`).hideHelp()
+
+const examples = (...lines: string[]) => `\nExamples:\n${lines.map(line => `  $ pageferry ${line}\n`).join('')}`
+
+/** The program; `ended` gets the exit status of the command that ran. */
+export function program(ended: (status: ExitStatus) => void): Command {
+  const pageferry = new Command('pageferry')
+    .description('Remote bytes, used as if they were local.')
+    .version(version(), '-V, --version', 'print the version')
+    .helpOption('-h, --help', 'print this, or what a command takes')
+    .helpCommand(false)
+    // Errors are one line of ours (report.ts), never half a page of help.
+    .exitOverride()
+    .configureOutput({ writeErr: () => {}, outputError: () => {} })
+    .addHelpText(
+      'after',
+      examples(
+        'mount /srv/photos /mnt/photos            # in the foreground, until Ctrl-C',
+        'mount --daemon /srv/photos /mnt/photos',
+        'status',
+        'umount /mnt/photos                       # sends what is left first',
+      ),
+    )
+
+  const command = (name: string, description: string) => pageferry.command(name).description(description)
+  /** Runs an action, and hands its exit status on. */
+  const run =
+    <Args extends unknown[]>(action: (...args: Args) => Promise<ExitStatus>) =>
+    async (...args: Args) =>
+      ended(await action(...args))
+
+  const mount = command('mount', 'use a remote directory as a local one')
+    .argument('<remote>', 'where the bytes live: /path, file:///path, mem:')
+    .argument('<mountpoint>', 'an empty directory')
+    .addOption(
+      new Option('--config <FILE>', 'read options from a TOML file: fetch-size = "1M"').helpGroup(groups.process),
+    )
+  for (const row of mountOptionRows) {
+    mount.addOption(optionOf(row))
+    if (row.placeholder === undefined) mount.addOption(negationOf(row))
+  }
+  mount
+    .addHelpText(
+      'after',
+      `${examples(
+        'mount /srv/photos /mnt/photos',
+        'mount --daemon --cache-size 50G --pull all /srv/films /mnt/films',
+        'mount --read-only --allow-other /srv/photos /mnt/photos',
+        'mount --simulate rtt=20ms,rate=25M /srv/photos /mnt/photos   # as if it were far away',
+      )}\nEach option is also a variable (PAGEFERRY_FETCH_SIZE=1M) and a key of the config file; a flag goes before a variable,\na variable before the file.`,
+    )
+    .action(
+      run(async (remote: string, mountpoint: string, flags: Record<string, unknown>) =>
+        (await import('./mount.js')).mountCommand(remote, mountpoint, flags),
+      ),
+    )
+
+  command('umount', 'send what is left, then unmount')
+    .argument('<mountpoint>')
+    .option('--timeout <TIME>', 'when nothing gets through for this long, unmount and keep the rest (default: 60s)')
+    .addHelpText(
+      'after',
+      `${examples('umount /mnt/photos', 'umount --timeout 5m /mnt/photos')}\nExit status: 0 when the remote has everything, 1 when something is left (the next mount sends it), 2 for bad usage.`,
+    )
+    .action(
+      run(async (mountpoint: string, options: { timeout?: string }) =>
+        (await import('./unmount.js')).umountCommand(mountpoint, options),
+      ),
+    )
+
+  command('sync', 'return when the remote has everything written so far')
+    .argument('[mountpoint]', 'a path in a mount, or its control socket (default: every mount)')
+    .addHelpText('after', examples('sync', 'sync /mnt/photos'))
+    .action(run(async (given?: string) => (await import('./unmount.js')).syncCommand(given)))
+
+  command('status', 'how a mount is doing; without an argument every mount, and every journal with unsent work')
+    .argument('[mountpoint]', 'a path in a mount, or its control socket')
+    .option('--json', 'for programs')
+    .addHelpText('after', examples('status', 'status --json /mnt/photos'))
+    .action(
+      run(async (given: string | undefined, options: { json?: boolean }) =>
+        (await import('./status.js')).statusCommand(given, options),
+      ),
+    )
+
+  command('pull', 'make a file, or everything below a directory, local')
+    .argument('<path>')
+    .addHelpText('after', examples('pull /mnt/photos/2024'))
+    .action(run(async (path: string) => (await import('./paths.js')).pullCommand(path)))
+
+  command('evict', 'give back the local space of what the remote has as well')
+    .argument('<path>')
+    .addHelpText('after', examples('evict /mnt/photos/2024'))
+    .action(run(async (path: string) => (await import('./paths.js')).evictCommand(path)))
+
+  command('refresh', 'look at the remote again')
+    .argument('<path>')
+    .addHelpText('after', examples('refresh /mnt/photos'))
+    .action(run(async (path: string) => (await import('./paths.js')).refreshCommand(path)))
+
+  command('conflicts', 'files that somebody else had changed at the remote as well')
+    .argument('<mountpoint>')
+    .option('--json', 'for programs')
+    .addHelpText('after', examples('conflicts /mnt/photos'))
+    .action(
+      run(async (given: string, options: { json?: boolean }) =>
+        (await import('./paths.js')).conflictsCommand(given, options),
+      ),
+    )
+
+  command('doctor', 'look whether a mount would work here, and what to do if not')
+    .option('--json', 'for programs')
+    .option('--cache-dir <DIR>', 'the cache directory to look at')
+    .addHelpText('after', examples('doctor'))
+    .action(
+      run(async (options: { json?: boolean; cacheDir?: string }) =>
+        (await import('./doctor.js')).doctorCommand(options),
+      ),
+    )
+  return pageferry
+}

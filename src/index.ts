@@ -1,0 +1,10 @@
+// The npm surface.
+export { type Code, FerryError, isFerryError } from './base/errors.js'
+export type { Conflict, Lag, Progress } from './cache/tree-cache.js'
+export { mountTree } from './mount-tree.js'
+export type { MountedTree, MountStatus, RemoteStatus, UnmountOptions, Unsent } from './mounted-tree.js'
+export { type OpenOptions, openRemote } from './open.js'
+export type { MountOptions } from './options.js'
+export type { Blob } from './remote/blob.js'
+export type { Store } from './remote/store.js'
+export type { Tree } from './remote/tree.js'

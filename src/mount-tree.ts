@@ -1,0 +1,219 @@
+// From a URL and a directory to a mounted tree: every layer, in order, and taken down again in reverse.
+import { statfsSync } from 'node:fs'
+import { hostname } from 'node:os'
+import { fileURLToPath } from 'node:url'
+import { orAborted, throwIfAborted } from './base/async.js'
+import { FerryError } from './base/errors.js'
+import { logger } from './base/log.js'
+import type { CacheDir } from './cache/cache-dir.js'
+import { openTreeCache } from './cache/engine.js'
+import type { CommittingTree, Lag, TreeCacheOptions } from './cache/tree-cache.js'
+import { claimCacheDir, defaultCacheDir } from './cache-dir.js'
+import { driverOf } from './fs/driver.js'
+import type { MountOptions as DoorOptions, Mounted } from './fs/mount.js'
+import { prepareMountPoint } from './fs/mountpoint.js'
+import { identityOf } from './linux/process.js'
+import { diskStorage } from './linux/storage.js'
+import { MountedTree, type RemoteStatus } from './mounted-tree.js'
+import { openRemote } from './open.js'
+import { type MountOptions, type MountSettings, mountSettings } from './options.js'
+import { hasWork, type Journal, Registry } from './registry.js'
+import { deadline } from './remote/deadline.js'
+import { type Meter, metered } from './remote/metered.js'
+import { retry } from './remote/retry.js'
+import { rollforward } from './remote/rollforward.js'
+import { simulate } from './remote/simulate.js'
+import { throttle } from './remote/throttle.js'
+import type { Tree } from './remote/tree.js'
+
+const log = logger('mount')
+
+/** Within the deadline of a call a remote that went silent is asked once more. */
+const ATTEMPTS = 2
+/** Bytes that the kernel may hold back, at most. */
+const KERNEL_BYTES_MAX = 256 * 1024 * 1024
+const DIRTY_OPERATIONS_MAX = 1_000_000
+const FREE_BYTES_MIN = 1024 ** 3
+/** How often to note, for a reader after a crash, how much is unsent. */
+const NOTE_MS = 1000
+
+/**
+ * Mounts a remote directory at a local one, which must be empty. The options are those of `pageferry mount`, in camelCase. The
+ * mount is ready for use when this resolves, also with its remote out of reach once it was seen before.
+ * @throws FerryError USAGE (an option or the URL is wrong), NOT_FOUND, NOT_DIRECTORY, NOT_EMPTY (the mount point), NOT_PERMITTED,
+ *   BUSY (the mount point or the cache directory is in use), LEASE_HELD (another writer has the remote), UNREACHABLE, ABORTED
+ */
+export function mountTree(
+  url: string,
+  mountpoint: string,
+  options: MountOptions = {},
+  signal?: AbortSignal,
+): Promise<MountedTree> {
+  return mountWith(url, mountpoint, mountSettings(options), signal)
+}
+
+/** The same with options that were checked before. */
+export async function mountWith(
+  url: string,
+  mountpoint: string,
+  settings: MountSettings,
+  signal?: AbortSignal,
+): Promise<MountedTree> {
+  /** What was opened, the last one first. */
+  const opened: { close(): unknown }[] = []
+  const closeOpened = async () => {
+    for (const each of opened.splice(0)) await each.close()
+  }
+  try {
+    const remote = await openRemote(url, { shape: 'tree' })
+    opened.unshift(remote)
+    const point = await prepareMountPoint(mountpoint, { note: line => log.warn(line) })
+    const path = settings.cacheDir ?? defaultCacheDir(remote.url)
+    keepApart(remote.url, point, { 'cache directory': path, 'file of --record': settings.record })
+    const registry = new Registry()
+    const cacheDir = await claimCacheDir(path, { remote: remote.url, registry, signal })
+    opened.unshift(cacheDir)
+
+    const { tree, meter } = layers(remote, settings)
+    const cache = await openCache(rollforward(tree), engineOptions(settings, cacheDir), signal)
+    let door: Mounted
+    try {
+      throwIfAborted(signal)
+      const driver = await driverOf(settings.driver)
+      door = await driver.mount({ fs: cache, mountpoint: point, options: doorOptions(settings, remote.url) })
+    } catch (error) {
+      await cache.close()
+      throw error
+    }
+    const journal = { remote: remote.url, cacheDir: path }
+    const note = settings.readOnly ? undefined : keepNoted(registry, journal, () => cache.status().lag)
+    return new MountedTree({
+      cache,
+      door,
+      cacheDir: path,
+      remote: () => remoteStatus(remote.url, meter),
+      release: async lag => {
+        note?.close(lag)
+        await closeOpened()
+      },
+    })
+  } catch (error) {
+    await closeOpened().catch(error => log.warn('not everything could be closed', { error }))
+    throw error
+  }
+}
+
+/** Opening may wait for another writer's lease to run out; `signal` gives that up. */
+async function openCache(remote: CommittingTree, options: TreeCacheOptions, signal: AbortSignal | undefined) {
+  const opening = openTreeCache(remote, options)
+  try {
+    return await orAborted(opening, signal)
+  } catch (error) {
+    void opening.then(cache => cache.close()).catch(() => {})
+    throw error
+  }
+}
+
+/** The remote as the engine gets it, from the inside out: made worse on request, counted, in time, tried again, not too fast. */
+function layers(remote: Tree, { simulate: simulation, deadline: ms, uploadLimit, downloadLimit }: MountSettings) {
+  const counted = metered(simulation ? simulate(remote, simulation) : remote)
+  const inTime = deadline(retry(deadline(counted, { ms: ms / ATTEMPTS })), { ms })
+  // Outside of the deadline: to wait for one's turn on a narrow line is not to hang.
+  const limited = uploadLimit || downloadLimit
+  const tree = limited ? throttle(inTime, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : inTime
+  return { tree, meter: counted.meter }
+}
+
+const kernelBytesMax = ({ dirtyLimit }: MountSettings) => Math.min(dirtyLimit / 4, KERNEL_BYTES_MAX)
+
+function engineOptions(settings: MountSettings, { path: cacheDir, writer }: CacheDir): TreeCacheOptions {
+  return {
+    cacheDir,
+    storage: diskStorage(cacheDir),
+    identity: { writer, host: hostname(), ...identityOf()! },
+    readOnly: settings.readOnly,
+    takeOver: settings.takeOver,
+    cacheBytesMax: settings.cacheSize,
+    cacheBytesFreeMin: settings.cacheMinFree ?? freeBytesMin(cacheDir),
+    memoryBytesMax: settings.memory,
+    fetchBytesMax: settings.fetchSize,
+    fsync: settings.fsync,
+    flushIntervalMs: settings.flushInterval,
+    dirtyBytesMax: settings.dirtyLimit,
+    dirtyOperationsMax: DIRTY_OPERATIONS_MAX,
+    whenFull: settings.whenFull,
+    pull: settings.pull,
+    pullWorkers: settings.pullWorkers,
+    pushWorkers: settings.pushWorkers,
+    prefetch: settings.prefetch,
+    record: settings.record,
+    leaseMs: settings.lease,
+    deadlineMs: settings.deadline,
+    dirTtlMs: settings.dirTtl,
+    localOnly: settings.localOnly,
+    kernelBytesMax: kernelBytesMax(settings),
+  }
+}
+
+function doorOptions(settings: MountSettings, source: string): DoorOptions {
+  const { uid, gid, umask, allowOther, suid, dev } = settings
+  return { source, uid, gid, umask, allowOther, suid, dev, bdi: { bytesMax: kernelBytesMax(settings) } }
+}
+
+/** A tenth of a small disk: a gigabyte may be all there is. */
+function freeBytesMin(cacheDir: string): number {
+  const { blocks, bsize } = statfsSync(cacheDir)
+  return Math.min(FREE_BYTES_MIN, (blocks * bsize) / 10)
+}
+
+const remoteStatus = (url: string, { requests, bytesRead, bytesWritten, errors, reachable }: Meter): RemoteStatus => ({
+  url,
+  requests,
+  bytesRead,
+  bytesWritten,
+  errors,
+  reachable,
+})
+
+const isWithin = (path: string, directory: string) =>
+  path === directory || path.startsWith(directory.endsWith('/') ? directory : `${directory}/`)
+
+/** A mount that stands on files behind itself, or that finds itself in its remote, would wait for its own answers. USAGE. */
+function keepApart(url: string, point: string, files: Record<string, string | undefined>): void {
+  const refuse = (detail: string) => {
+    throw new FerryError('USAGE', { detail })
+  }
+  const directory = url.startsWith('file:') ? fileURLToPath(url) : undefined
+  if (directory && isWithin(point, directory)) refuse(`the mount point ${point} lies in the remote ${directory}`)
+  if (directory && isWithin(directory, point)) refuse(`the remote ${directory} lies below the mount point ${point}`)
+  for (const [what, path] of Object.entries(files)) {
+    if (path && isWithin(path, point)) refuse(`the ${what}, ${path}, lies below the mount point ${point}`)
+    if (path && directory && isWithin(path, directory)) refuse(`the ${what}, ${path}, lies in the remote ${directory}`)
+  }
+}
+
+/** Keeps the note of unsent work up to date, for whoever looks after a crash; closing makes the last one. */
+function keepNoted(registry: Registry, journal: Pick<Journal, 'remote' | 'cacheDir'>, lag: () => Lag) {
+  let noted = ''
+  const note = (now: Lag, closed: boolean) => {
+    // Ages grow by themselves: only what else changes is worth a write.
+    const mark = JSON.stringify([now.bytes, now.operations, closed])
+    if (mark === noted) return
+    noted = mark
+    try {
+      if (closed && !hasWork(now)) registry.dropJournal(journal.cacheDir)
+      else registry.keepJournal({ ...journal, lag: now, closed })
+    } catch (error) {
+      log.warn('the list of unsent work cannot be written', { error })
+    }
+  }
+  note(lag(), false)
+  const timer = setInterval(() => note(lag(), false), NOTE_MS).unref()
+  return {
+    /** Notes what is left at the end. */
+    close: (left: Lag) => {
+      clearInterval(timer)
+      note(left, true)
+    },
+  }
+}
