@@ -1,4 +1,5 @@
 // What waiting is made of: deferred promises, clocks, backoff, bounded parallel work, aborts.
+import { setMaxListeners } from 'node:events'
 import { FerryError } from './errors.js'
 import type { Random } from './random.js'
 
@@ -22,6 +23,13 @@ export function deferred<T = void>(): Deferred<T> {
 /** Why a signal was aborted: its reason if that is a FerryError (a deadline's), else ABORTED. */
 export const abortReason = (signal: AbortSignal): FerryError =>
   signal.reason instanceof FerryError ? signal.reason : new FerryError('ABORTED', { cause: signal.reason })
+
+/** The controller of a long life: any number of calls may wait on its signal at once. */
+export function lasting(): AbortController {
+  const controller = new AbortController()
+  setMaxListeners(0, controller.signal)
+  return controller
+}
 
 /** Throws what {@link abortReason} says if the signal is aborted. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {

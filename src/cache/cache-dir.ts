@@ -103,9 +103,11 @@ function makePrivate(path: string) {
   }
 }
 
+/** Or become ours meanwhile: whoever holds the lock may be making it. */
 function mustBeEmpty(path: string) {
-  const foreign = readdirSync(path).find(name => name !== LOCK && name !== FORMAT_NEW)
-  if (foreign)
+  const names = readdirSync(path)
+  const foreign = names.find(name => name !== LOCK && name !== FORMAT_NEW)
+  if (foreign && !names.includes(FORMAT))
     throw new FerryError('BAD_FORMAT', { detail: `${path} is not a cache directory, and not empty (${foreign})` })
 }
 

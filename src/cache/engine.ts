@@ -1,7 +1,7 @@
 // A cached tree: what a front door asks, answered from the state at hand, from the journal's past, or from the remote.
 import fs from 'node:fs'
 import path from 'node:path'
-import { type Deferred, deferred } from '../base/async.js'
+import { type Deferred, deferred, lasting } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { PAGE_BYTES } from '../chunk/geometry.js'
 import type { Usage } from '../remote/tree.js'
@@ -85,7 +85,7 @@ class Engine implements TreeCache {
   #problems = new Map<string, string>()
   #closed = false
   #background: Promise<void> = Promise.resolve()
-  readonly #stop = new AbortController()
+  readonly #stop = lasting()
 
   constructor(
     readonly remote: CommittingTree,

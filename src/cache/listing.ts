@@ -1,4 +1,5 @@
 // What the remote has, told to the namespace: directories listed when first needed, looked at again when their time is up.
+import { lasting } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import type { Entry, Tree } from '../remote/tree.js'
 import type { Ino, KernelCache, Maybe } from './filesystem.js'
@@ -23,7 +24,7 @@ export interface ListingHooks {
 
 export class Listing {
   readonly #running = new Map<Ino, Promise<void>>()
-  readonly #abort = new AbortController()
+  readonly #abort = lasting()
   /** Wall of the last failure to reach the remote; listings at hand serve meanwhile. */
   unreachable: FerryError | null = null
 

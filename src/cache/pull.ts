@@ -1,5 +1,7 @@
 // Bytes from the remote: one fetch for concurrent misses, merged ranges, demand before guesses, within one memory budget.
+
 import PQueue from 'p-queue'
+import { lasting } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import {
   CHUNK_BYTES,
@@ -55,7 +57,7 @@ export class Pull {
   readonly #demand = new PQueue({ concurrency: DEMAND_REQUESTS_MAX })
   readonly #guesses: PQueue
   readonly #fetches = new Map<Inode, Set<Fetch>>()
-  readonly #abort = new AbortController()
+  readonly #abort = lasting()
   /** Buffers of fetches on their way. */
   bytesInFlight = 0
   guessedBytes = 0

@@ -1,6 +1,6 @@
 // Changes to the remote: cuts, staging, commits, one batch at a time and in order, under the writer's lease; tried again for ever.
 import PQueue from 'p-queue'
-import { type Deferred, deferred } from '../base/async.js'
+import { type Deferred, deferred, lasting } from '../base/async.js'
 import { FerryError, isPermanent, toFerryError } from '../base/errors.js'
 import type { Claim, Claimed, Outcome } from '../remote/commits.js'
 import { type Plan, type PlanContext, planBatch, type Stage } from './batch.js'
@@ -68,7 +68,7 @@ export class Push {
   #wake: Deferred<void> = deferred()
   #closing = false
   #loop: Promise<void> | null = null
-  readonly #abort = new AbortController()
+  readonly #abort = lasting()
   readonly #queue: PQueue
   #progress = { bytesDone: 0, bytesTotal: 0 }
 
