@@ -109,6 +109,11 @@ export class Lease<Change> {
     }
   }
 
+  /** The same; null if no record came after this number. */
+  async readAfter(head: number, signal?: AbortSignal): Promise<ChainState<Change> | null> {
+    return (await this.#numbers(head, signal)).length === 0 ? null : this.read(signal)
+  }
+
   async #read(signal?: AbortSignal): Promise<ChainState<Change>> {
     const numbers = await this.#numbers(0, signal)
     if (numbers.length === 0) return { head: null, lease: null, pending: null, numbers }

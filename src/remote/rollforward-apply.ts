@@ -24,7 +24,7 @@ import {
   stagedName,
 } from './rollforward-plan.js'
 import { bareNode, isDirectory, isFile, orIf, type Stage } from './rollforward-stage.js'
-import type { Attributes, Content, Entry, Path, Tree, TreeChange, Xattrs } from './tree.js'
+import type { Attributes, Content, Entry, Path, Tree, TreeChange, Version, Xattrs } from './tree.js'
 
 const { S_IFREG } = constants
 
@@ -36,6 +36,8 @@ export interface ApplyOptions {
   guard: (signal?: AbortSignal) => Promise<void>
   /** Steps under way at once. */
   parallel: number
+  /** A file's attributes are about to be changed, and with them maybe its version, which is this so far. */
+  onAlter?: (path: Path, version: Version) => void
   signal?: AbortSignal
 }
 
@@ -442,6 +444,7 @@ class Application {
     if (!there) return false
     if (isDirectory(there)) return true
     this.#touched.add(path)
+    this.#options.onAlter?.(change.path, there.version)
     await this.#orRefuse(index, change.path, async () => {
       const through = this.#stage.through(path)
       const name = ownName(this.#batch, `attributes-${index}`)

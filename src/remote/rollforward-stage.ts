@@ -171,12 +171,15 @@ export class Stage {
 
   /** null: nothing is written on it. */
   async readNote<T>(name: string, signal?: AbortSignal): Promise<T | null> {
-    const bytes = await this.tree.read(this.at(name), { at: 0, length: NOTE_BYTES_MAX }, signal)
-    return bytes.byteLength === 0 ? null : (packr.unpack(bytes) as T)
+    return unpackNote<T>(await this.tree.read(this.at(name), { at: 0, length: NOTE_BYTES_MAX }, signal))
   }
 }
 
 const packr = new Packr({ useRecords: false })
+
+/** null: nothing is written on it. */
+export const unpackNote = <T>(bytes: Uint8Array): T | null =>
+  bytes.byteLength === 0 ? null : (packr.unpack(bytes) as T)
 
 /** What was left in the stage directories of former epochs goes. Directories that are not empty hold things of others: they are kept. */
 export async function sweepStages(tree: Tree, mine: number, signal?: AbortSignal): Promise<void> {

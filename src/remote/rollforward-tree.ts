@@ -11,7 +11,7 @@ import { exorcise } from './rollforward-exorcise.js'
 import type { RollforwardOptions } from './rollforward-options.js'
 import { isHiddenPath, stagedName } from './rollforward-plan.js'
 import { bareNode, fenceStage, openStage, orIf, Stage, stagePath, sweepStages } from './rollforward-stage.js'
-import type { Path, Tree, TreeChange } from './tree.js'
+import type { Path, Tree, TreeChange, Version } from './tree.js'
 
 const log = logger('rollforward')
 
@@ -28,6 +28,8 @@ export class TreeCommits implements Commits<TreeChange> {
   /** Staged files that are there, or are being made. */
   #made = new Map<string, Promise<void>>()
   #settled: { batch: string; outcome: Outcome } | null = null
+  /** Versions that files had before the newest batch changed them in place. */
+  readonly #before = new Map<Path, Version>()
 
   constructor(tree: Tree, options: RollforwardOptions) {
     this.#tree = tree
@@ -40,6 +42,7 @@ export class TreeCommits implements Commits<TreeChange> {
       const batch = await this.lease.take(claim, signal)
       this.#made = new Map()
       this.#settled = null
+      this.#before.clear()
       const { epoch, pending } = this.lease
       let outcome: Outcome | null = null
       if (pending) {
@@ -82,7 +85,7 @@ export class TreeCommits implements Commits<TreeChange> {
       const refused = await this.#unlessLost(() => this.#complete(batch, signal), signal)
       const { writer, number, cutAtMs, changes } = batch
       for (;;) {
-        if (this.#isCommitted(batch)) return
+        if (this.#isCommitted(batch)) return this.#remember(changes)
         if (this.lease.pending) await this.#settle(signal)
         await this.lease.append(
           { kind: 'intent', writer, batch: number, cutAtMs, changes, refused, packed: [] },
@@ -90,6 +93,20 @@ export class TreeCommits implements Commits<TreeChange> {
         )
       }
     })
+  }
+
+  /**
+   * The version that the writer knew of a file which its newest batch changes in place: what it reads of that file, which can
+   * only be what it has not changed, is the same in the new version, whose name it may not know yet.
+   */
+  isOurs(path: Path, version: Version | undefined): boolean {
+    return version !== undefined && this.#before.get(path) === version && this.lease.held
+  }
+
+  #remember(changes: TreeChange[]): void {
+    this.#before.clear()
+    for (const change of changes)
+      if (change.do === 'patch' && change.expect !== undefined) this.#before.set(change.path, change.expect)
   }
 
   settle(signal?: AbortSignal): Promise<Outcome> {
@@ -128,7 +145,15 @@ export class TreeCommits implements Commits<TreeChange> {
           copyBytesMax: this.#options.copyBytesMax,
           signal,
         })
-      const outcome = await applyTree({ tree: this.#tree, stage, intent: record, guard, parallel, signal })
+      const outcome = await applyTree({
+        tree: this.#tree,
+        stage,
+        intent: record,
+        guard,
+        parallel,
+        onAlter: (changed, version) => this.#before.set(changed, version),
+        signal,
+      })
       while (this.lease.pending)
         await this.lease.append({ kind: 'done', writer: record.writer, batch: record.batch }, signal)
       this.#settled = { batch, outcome }

@@ -4,7 +4,9 @@ import type { Batch, Claim, Claimed, Commits, Holder, Outcome } from './commits.
 import type { RollforwardOptions } from './rollforward-options.js'
 import { isHiddenPath } from './rollforward-plan.js'
 import { TreeCommits } from './rollforward-tree.js'
+import { Views } from './rollforward-view.js'
 import type { Store } from './store.js'
+import { Through } from './through.js'
 import type {
   Attributes,
   Entry,
@@ -18,6 +20,12 @@ import type {
   Xattrs,
 } from './tree.js'
 
+interface Range {
+  at: number
+  length: number
+  version?: Version
+}
+
 export class RollforwardTree implements Tree, Commits<TreeChange> {
   readonly shape = 'tree'
   readonly url: string
@@ -25,6 +33,7 @@ export class RollforwardTree implements Tree, Commits<TreeChange> {
   readonly hidden: Store
   readonly #tree: Tree
   readonly #commits: TreeCommits
+  readonly #views: Views<TreeChange, Through>
 
   constructor(tree: Tree, options: RollforwardOptions) {
     this.#tree = tree
@@ -32,26 +41,28 @@ export class RollforwardTree implements Tree, Commits<TreeChange> {
     this.capabilities = tree.capabilities
     this.hidden = tree.hidden
     this.#commits = new TreeCommits(tree, options)
+    this.#views = new Views(this.#commits.lease, intent => new Through(tree, intent), options)
   }
 
   async stat(path: Path, signal?: AbortSignal): Promise<Entry | null> {
-    return isHiddenPath(path) ? null : this.#tree.stat(path, signal)
+    if (isHiddenPath(path)) return null
+    return this.#views.read(view => (view ?? this.#tree).stat(path, signal), signal)
   }
 
   async list(path: Path, cursor?: string, signal?: AbortSignal): Promise<{ entries: Entry[]; cursor?: string }> {
-    return this.#tree.list(visible(path), cursor, signal)
+    visible(path)
+    return this.#views.read(view => (view ?? this.#tree).list(path, cursor, signal), signal)
   }
 
-  async read(
-    path: Path,
-    range: { at: number; length: number; version?: Version },
-    signal?: AbortSignal,
-  ): Promise<Uint8Array> {
-    return this.#tree.read(visible(path), range, signal)
+  async read(path: Path, range: Range, signal?: AbortSignal): Promise<Uint8Array> {
+    visible(path)
+    const wanted = this.#commits.isOurs(path, range.version) ? { at: range.at, length: range.length } : range
+    return this.#views.read(view => (view ?? this.#tree).read(path, wanted, signal), signal)
   }
 
   async xattrs(path: Path, signal?: AbortSignal): Promise<Xattrs> {
-    return this.#tree.xattrs(visible(path), signal)
+    visible(path)
+    return this.#views.read(view => (view ?? this.#tree).xattrs(path, signal), signal)
   }
 
   usage(signal?: AbortSignal): Promise<Usage | null> {
