@@ -164,6 +164,7 @@ export class Journal {
    * @throws NO_SPACE: then nothing was appended
    */
   append(kind: number, parts: readonly Uint8Array[], bytes: number): number {
+    assert(kind > KIND_MARK && kind < 256, 'a kind is 1 to 255')
     if (this.#failure) throw this.#failure
     const recordBytes = RECORD_HEADER_BYTES + bytes
     let segment = this.#active

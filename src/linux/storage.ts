@@ -5,7 +5,6 @@ import {
   fdatasync,
   fdatasyncSync,
   fstatSync,
-  fsync,
   fsyncSync,
   ftruncateSync,
   openSync,
@@ -18,6 +17,7 @@ import {
   write,
   writeSync,
 } from 'node:fs'
+import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { punchHole } from './files.js'
@@ -27,29 +27,38 @@ import { EAGAIN, readNowait } from './preadv2.js'
 const ZEROS = new Uint8Array(256 * 1024)
 /** statfs(2): where everything is in memory, but (before Linux 6.6) RWF_NOWAIT is not understood. */
 const TMPFS_MAGIC = 0x0102_1994
+const DIRECTORY = constants.O_RDONLY | constants.O_DIRECTORY
 
 class Directory {
   readonly #path: string
-  readonly fd: number
   readonly inMemory: boolean
 
   constructor(path: string) {
     this.#path = path
     this.inMemory = statfsSync(path).type === TMPFS_MAGIC
-    this.fd = openSync(path, constants.O_RDONLY | constants.O_DIRECTORY)
   }
 
   pathOf(name: string) {
     return join(this.#path, name)
   }
 
-  /** Creations, renames and removals before this are durable when it resolves. */
-  sync(): Promise<void> {
-    return new Promise((resolve, reject) => fsync(this.fd, error => (error ? reject(toFerryError(error)) : resolve())))
+  /** Creations, renames and removals before this are durable when it resolves. Seldom needed, so it keeps no descriptor. */
+  async sync() {
+    const directory = await open(this.#path, DIRECTORY)
+    try {
+      await directory.sync()
+    } finally {
+      await directory.close()
+    }
   }
 
   syncSync() {
-    fsyncSync(this.fd)
+    const fd = openSync(this.#path, DIRECTORY)
+    try {
+      fsyncSync(fd)
+    } finally {
+      closeSync(fd)
+    }
   }
 
   freeBytes() {
@@ -138,7 +147,9 @@ class DiskFile {
   async sync(): Promise<void> {
     await this.#each(1, 'sync', (_, done) => fdatasync(this.#fd, error => done(error, 1)))
     if (!this.#fresh) return
-    await this.#directory.sync()
+    await this.#directory.sync().catch(error => {
+      throw this.#failure(error, 'sync the directory of')
+    })
     this.#fresh = false
   }
 
@@ -196,7 +207,7 @@ class DiskFile {
   }
 }
 
-/** Files of one directory, which exists. Names are plain file names. Holds one descriptor until the process ends. */
+/** Files of one directory, which exists. Names are plain file names. */
 class DiskStorage {
   readonly #directory: Directory
 

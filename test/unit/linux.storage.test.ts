@@ -1,10 +1,13 @@
-import { mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync, readdirSync, rmSync, statfsSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, test } from '@jest/globals'
+import { Journal } from '../../src/cache/journal.js'
 import type { Storage, StorageFile } from '../../src/cache/storage.js'
 import { diskStorage } from '../../src/linux/storage.js'
 
+const TMPFS_MAGIC = 0x0102_1994
 const directory = mkdtempSync(join(tmpdir(), 'pageferry-storage-'))
 afterAll(() => rmSync(directory, { recursive: true }))
 
@@ -46,6 +49,20 @@ describe('reading', () => {
     expect(file.readNow(into, 5000)).toBe(200)
     expect(into.equals(filled(0, 200))).toBe(true)
     file.close()
+  })
+
+  test('what is not in memory is not waited for', async () => {
+    if (statfsSync(directory).type === TMPFS_MAGIC) return
+    const { name, file } = fresh()
+    file.writeSync(filled(1, 1024 * 1024), 0)
+    await file.sync()
+    // count=0 with this flag: dd(1) asks the kernel to drop its cache of the file.
+    execFileSync('dd', [`if=${join(directory, name)}`, 'iflag=nocache', 'count=0', 'status=none'])
+    const into = Buffer.alloc(64 * 1024)
+    expect(file.readNow(into, 512 * 1024)).toBe(-1)
+    await file.read(into, 512 * 1024)
+    expect(into.equals(filled(1, into.length))).toBe(true)
+    expect(file.readNow(into, 512 * 1024)).toBe(into.length)
   })
 
   test('nothing is read into nothing', async () => {
@@ -114,6 +131,25 @@ describe('names', () => {
   test('a file that cannot be opened is named', () => {
     expect(() => storage.open('no/such')).toThrow(/no\/such/)
   })
+})
+
+test('a journal on it is all there for the next process, synced or not', async () => {
+  const path = mkdtempSync(join(directory, 'journal-'))
+  const options = { segmentBytes: 1024 * 1024 }
+  const before = Journal.open(diskStorage(path), options)
+  before.replay(0, () => true)
+  const bodies = Array.from({ length: 3000 }, (_, i) => filled(i % 256, (i * 37) % 3000))
+  for (const [i, body] of bodies.entries()) {
+    before.append(1, [body], body.length)
+    if (i % 500 === 0) await before.sync()
+  }
+  const after = Journal.open(diskStorage(path), options)
+  const found: Buffer[] = []
+  const result = after.replay(0, (_lsn, _kind, body) => found.push(Buffer.from(body)) > 0)
+  expect(result).toEqual({ lastLsn: 3000, records: 3000, discarded: 0 })
+  expect(found.every((body, i) => body.equals(bodies[i]))).toBe(true)
+  await after.close()
+  await before.close()
 })
 
 describe('closing', () => {
