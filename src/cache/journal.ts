@@ -1,6 +1,7 @@
 // The durable, ordered, local log of changes: segments that are preallocated, written with zeros, and recycled.
 import { strict as assert } from 'node:assert'
 import { FerryError, toFerryError } from '../base/errors.js'
+import { logger as loggerOf } from '../base/log.js'
 import { crc32 } from '../chunk/digest.js'
 import { GroupSync } from './group-sync.js'
 import {
@@ -25,6 +26,7 @@ export interface JournalOptions {
   segmentBytes?: number
   /** Segments kept ready, written with zeros. Default 2. */
   spare?: number
+  /** Default: a warning of the library's log. */
   log?: (line: string) => void
 }
 
@@ -47,6 +49,8 @@ export interface ReplayResult {
     setAside: string[]
   }
 }
+
+const logger = loggerOf('journal')
 
 const NAME = /^journal-(\d{6,})$/
 const ZEROS = new Uint8Array(256 * 1024)
@@ -91,7 +95,7 @@ export class Journal {
 
   private constructor(
     storage: Storage,
-    { segmentBytes = 16 * 1024 * 1024, spare = 2, log = () => {} }: JournalOptions,
+    { segmentBytes = 16 * 1024 * 1024, spare = 2, log = line => logger.warn(line) }: JournalOptions,
   ) {
     this.#storage = storage
     this.#segmentBytes = segmentBytes
@@ -262,7 +266,7 @@ export class Journal {
 
   /** Nothing that was promised is behind the end; what is there stays void, since the next segment begins with its LSN. */
   #cut({ segment, at, refused, later, leftover }: End): number {
-    if (leftover > 0) this.#log(`journal: ${leftover} records after ${this.#headLsn} had not been synced and are gone`)
+    if (leftover > 0) this.#log(`${leftover} records after ${this.#headLsn} had not been synced and are gone`)
     if (refused) {
       // A good record in itself: it would be visited again if the segment that takes its LSN got lost.
       segment.file.writeSync(ZEROS.subarray(0, RECORD_HEADER_BYTES), at)
@@ -307,7 +311,7 @@ export class Journal {
     }
     const where = end?.wasDurable ? { segment: end.segment.name, at: end.at } : { segment: this.#unreadable[0], at: 0 }
     const lost = end?.wasDurable ? end.lastLsnKnown + 1 - lsn : undefined
-    this.#log(`journal: ${where.segment} is damaged at byte ${where.at}; kept: ${setAside.join(', ')}`)
+    this.#log(`${where.segment} is damaged at byte ${where.at}; kept: ${setAside.join(', ')}`)
     return { ...where, lsn, lost, setAside }
   }
 
@@ -408,7 +412,7 @@ export class Journal {
   #prepare() {
     if (this.#preparing || this.#spares.length >= this.#spareMax) return
     this.#preparing = this.#fillSpares()
-      .catch(error => this.#log(`journal: no spare segment: ${toFerryError(error).message}`))
+      .catch(error => this.#log(`no spare segment: ${toFerryError(error).message}`))
       .finally(() => {
         this.#preparing = undefined
       })
