@@ -76,6 +76,8 @@ export class Lease<Change> {
   /** Whom we wait for, and since when it has not moved. */
   #watched: { key: string; sinceMs: number } | null = null
   #renewing: Promise<void> | null = null
+  /** While held: who held it before; null if nobody did. */
+  previous: Claim | null = null
   /** While held: the committed batch that is not applied yet. */
   pending: Numbered<IntentRecord<Change>> | null = null
 
@@ -175,6 +177,7 @@ export class Lease<Change> {
       const stale = before.numbers.filter(one => !kept.has(one))
       this.#held = { epoch: lease.epoch, lease, head: number, checkedAtMs, beats: 0, stale, lastDone: null }
       this.pending = before.pending
+      this.previous = before.lease?.claim ?? null
       this.#watched = null
       log.info('lease taken', { epoch: lease.epoch, from: before.lease?.claim.host, pending: lease.pending })
       await this.#beat(signal)

@@ -13,6 +13,7 @@ import { copyFile, patchFile, type Step, writeContent } from './rollforward-cont
 import { Placement } from './rollforward-place.js'
 import {
   type AttributesOf,
+  above,
   type Gather,
   goneName,
   type Link,
@@ -50,9 +51,11 @@ export const begunName = (batch: number) => ownName(batch, 'begun')
 export const patchName = (batch: number, index: number) => ownName(batch, `patch-${index}`)
 
 /** What had to be left out when things were taken in. */
-interface Ready {
+export interface Ready {
   refused: [index: number, path: Path, code: FerryError['code'], detail: string][]
   kept: Path[]
+  /** Times of directories that the batch does not tell. */
+  times: [Path, mtimeNs: bigint][]
 }
 
 /** Patches that are not done in place. */
@@ -73,6 +76,7 @@ class Application {
   readonly #options: ApplyOptions
   readonly #signal: AbortSignal | undefined
   #kept: Path[] = []
+  #times: Ready['times'] = []
   /** Names that were changed, or things in them. */
   readonly #touched = new Set<Path>()
 
@@ -102,6 +106,7 @@ class Application {
     })
     // Last, since every name that came or went has changed them.
     await this.#each(this.#madeDirectories(), ({ path, attributes: wanted }) => this.#setDirectory(path, wanted))
+    await this.#each(this.#times, ([path, mtimeNs]) => this.#setDirectory(this.#places.where(path), { mtimeNs }))
     await this.#each(directories, ({ change }) =>
       this.#setDirectory(this.#places.where(change.path), change.attributes, change.xattrs),
     )
@@ -167,12 +172,14 @@ class Application {
       this.#signal,
     )
     const refused = [...this.#places.refused].filter(([index]) => !before.has(index))
-    if (refused.length === 0 && this.#kept.length === 0)
+    await this.#each(this.#plan.untold, path => this.#noteTimes(path))
+    if (refused.length === 0 && this.#kept.length === 0 && this.#times.length === 0)
       await this.#step(() => this.#stage.make(ready, bareNode(S_IFREG), this.#signal))
     else {
       const note: Ready = {
         refused: refused.map(([index, { path, code, detail }]) => [index, path, code as FerryError['code'], detail]),
         kept: this.#kept,
+        times: this.#times,
       }
       await this.#step(() => this.#stage.note(ready, note, this.#signal))
     }
@@ -182,8 +189,19 @@ class Application {
   async #recall(ready: string): Promise<void> {
     const note = await this.#stage.readNote<Ready>(ready, this.#signal)
     this.#kept = note?.kept ?? []
+    this.#times = note?.times ?? []
     for (const [index, path, code, detail] of note?.refused ?? [])
       this.#places.refuse(index, path, new FerryError(code, { detail }))
+  }
+
+  /** Where it is when all is taken in and nothing placed. */
+  async #noteTimes(path: Path): Promise<void> {
+    const moves = this.#plan.places.flat().filter(({ change }) => change.do === 'move')
+    const moved = new Map(moves.map(({ path: to, staged }) => [to, staged]))
+    const prefix = [path, ...above(path)].find(one => moved.has(one))
+    const at = prefix === undefined ? path : this.#stage.at(moved.get(prefix)! + path.slice(prefix.length))
+    const there = await this.#tree.stat(at, this.#signal)
+    if (there && isDirectory(there)) this.#times.push([path, there.mtimeNs])
   }
 
   async #gather({ index, change, path }: Gather): Promise<void> {
@@ -469,7 +487,7 @@ class Application {
     return made
   }
 
-  async #setDirectory(path: Path, wanted: Attributes, xattrs?: Xattrs): Promise<void> {
+  async #setDirectory(path: Path, wanted: Partial<Attributes>, xattrs?: Xattrs): Promise<void> {
     const { mode, uid, gid, atimeNs, mtimeNs } = wanted
     this.#touched.add(path)
     const target = this.#stage.through(path)

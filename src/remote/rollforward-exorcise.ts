@@ -3,6 +3,7 @@
 import { constants } from 'node:fs'
 import { logger } from '../base/log.js'
 import type { IntentRecord } from './intent.js'
+import { parentPath } from './path.js'
 import { begunName, patchName } from './rollforward-apply.js'
 import { copyFile, type Step } from './rollforward-content.js'
 import { ownName } from './rollforward-plan.js'
@@ -85,8 +86,11 @@ async function swap(
   // If it is another file, it is the copy already, or somebody else's, which stays.
   if (there?.id !== undefined && there.id === file?.id) {
     if (stage.has(link)) await step(() => stage.remove(link, signal))
+    const directory = parentPath(path)
+    const mtimeNs = (await tree.stat(directory, signal))?.mtimeNs
     await step(() => stage.link(stage.at(copy), link, signal))
     await step(() => stage.place(link, path, signal))
+    await step(() => tree.setAttributes(stage.through(directory), { mtimeNs }, signal))
   }
   await step(() => stage.rename(copy, old, signal))
   await tree.sync([stage.at(old), path], signal)

@@ -1,4 +1,5 @@
 // What a batch means for a tree, before anything is touched: which names go, which come, and in which order. Pure.
+import { parentPath } from './path.js'
 import { HIDDEN, type Path, type TreeChange } from './tree.js'
 
 type Of<Do extends TreeChange['do']> = Extract<TreeChange, { do: Do }>
@@ -47,6 +48,8 @@ export interface Plan {
    * the two says so. Without these there is nothing to confuse.
    */
   marked: boolean
+  /** Directories whose times the batch does not tell, though files come into them: they keep those that they have. */
+  untold: Path[]
 }
 
 /** How the engine's staged bytes and ours are called in the stage directory. Ours have a dot, ids cannot. */
@@ -59,12 +62,16 @@ export const depthOf = (path: Path): number => {
   return depth
 }
 
-export const isHiddenPath = (path: Path) => path === HIDDEN || path.startsWith(`${HIDDEN}/`)
+/** Files that lost their last name while somebody had them open: the only hidden paths that a batch may name. */
+export const ORPHANS = `${HIDDEN}/orphans`
+
+export const isHiddenPath = (path: Path) =>
+  path === HIDDEN || (path.startsWith(`${HIDDEN}/`) && !path.startsWith(`${ORPHANS}/`))
 
 /** Paths above, the nearest first; the root last. */
 export function* above(path: Path): Generator<Path> {
   while (path !== '') {
-    path = path.slice(0, Math.max(0, path.lastIndexOf('/')))
+    path = parentPath(path)
     yield path
   }
 }
@@ -80,7 +87,15 @@ export const goneName = (batch: number, index: number) => ownName(batch, `gone-$
 export function planOf(batch: number, changes: TreeChange[]): Plan {
   const gathers: Gather[] = []
   const places: Place[] = []
-  const plan: Plan = { gathers: [], places: [], links: [], patches: [], attributes: [], marked: false }
+  const plan: Plan = {
+    gathers: [],
+    places: [],
+    links: [],
+    patches: [],
+    attributes: [],
+    marked: false,
+    untold: untoldBy(changes),
+  }
   const come = new Set<Path>()
   changes.forEach((change, index) => {
     switch (change.do) {
@@ -109,10 +124,28 @@ export function planOf(batch: number, changes: TreeChange[]): Plan {
     }
   })
   for (const { path } of places) come.add(path)
-  plan.marked ||= entangled(gathers, come)
+  plan.marked ||= plan.untold.length > 0 || entangled(gathers, come)
   plan.gathers = grouped(gathers, -1)
-  plan.places = grouped(places, 1)
+  // What is moved to a name may be replaced there by what is put.
+  plan.places = grouped(places, 1).flatMap(group => [
+    group.filter(({ change }) => change.do !== 'put'),
+    group.filter(({ change }) => change.do === 'put'),
+  ])
   return plan
+}
+
+/** Directories that get files but no line: a file that is written to does not change its directory, one that replaces it does. */
+export function untoldBy(changes: TreeChange[]): Path[] {
+  const told = new Set(
+    changes.flatMap(change => (change.do === 'attributes' || change.do === 'make' ? [change.path] : [])),
+  )
+  const untold = new Set<Path>()
+  for (const change of changes) {
+    if (change.do !== 'put' && change.do !== 'link') continue
+    const directory = parentPath(change.path)
+    if (!told.has(directory)) untold.add(directory)
+  }
+  return [...untold]
 }
 
 /** Something comes at the very name of something that goes, or above or below it. */

@@ -3,6 +3,7 @@
 import { constants } from 'node:fs'
 import { Packr } from 'msgpackr'
 import { isFerryError } from '../base/errors.js'
+import { ORPHANS } from './rollforward-plan.js'
 import { type Entry, HIDDEN, type NewNode, type Path, type Tree } from './tree.js'
 
 const { S_IFDIR, S_IFREG, S_IFLNK, S_IFMT } = constants
@@ -189,6 +190,14 @@ export async function sweepStages(tree: Tree, mine: number, signal?: AbortSignal
     const path = `${STAGE}/${name}`
     for (const entry of await listAll(tree, path, signal)) await discard(tree, path, entry, signal)
     await tree.remove(path, signal).catch(orIf(undefined, 'NOT_EMPTY', 'NOT_FOUND'))
+  }
+}
+
+/** Files without a name that a former writer kept. */
+export async function sweepOrphans(tree: Tree, guard: () => Promise<void>, signal?: AbortSignal): Promise<void> {
+  for (const { name } of await listAll(tree, ORPHANS, signal)) {
+    await guard()
+    await tree.remove(`${ORPHANS}/${name}`, signal).catch(orIf(undefined, 'NOT_FOUND', 'NOT_EMPTY'))
   }
 }
 

@@ -10,7 +10,16 @@ import { applyTree, clearStage, finishPut } from './rollforward-apply.js'
 import { exorcise } from './rollforward-exorcise.js'
 import type { RollforwardOptions } from './rollforward-options.js'
 import { isHiddenPath, stagedName } from './rollforward-plan.js'
-import { bareNode, fenceStage, openStage, orIf, Stage, stagePath, sweepStages } from './rollforward-stage.js'
+import {
+  bareNode,
+  fenceStage,
+  openStage,
+  orIf,
+  Stage,
+  stagePath,
+  sweepOrphans,
+  sweepStages,
+} from './rollforward-stage.js'
 import type { Path, Tree, TreeChange, Version } from './tree.js'
 
 const log = logger('rollforward')
@@ -27,6 +36,8 @@ export class TreeCommits implements Commits<TreeChange> {
   readonly #turns = new KeyedMutex()
   /** Staged files that are there, or are being made. */
   #made = new Map<string, Promise<void>>()
+  /** The newest batch of the writer that was committed when it claimed. */
+  #claimed: { writer: string; batch: number } | null = null
   #settled: { batch: string; outcome: Outcome } | null = null
   /** Versions that files had before the newest batch changed them in place. */
   readonly #before = new Map<Path, Version>()
@@ -42,13 +53,17 @@ export class TreeCommits implements Commits<TreeChange> {
       const batch = await this.lease.take(claim, signal)
       this.#made = new Map()
       this.#settled = null
+      this.#claimed = batch === null ? null : { writer: claim.writer, batch }
       this.#before.clear()
       const { epoch, pending } = this.lease
+      const guard = () => this.lease.guard(signal)
       let outcome: Outcome | null = null
       if (pending) {
         const path = await fenceStage(this.#tree, pending.record.epoch, epoch, signal)
         outcome = await this.#finish(path, pending, signal)
       }
+      // Nobody has open any more what another writer kept for those who had.
+      if (this.lease.previous?.writer !== claim.writer) await sweepOrphans(this.#tree, guard, signal)
       await sweepStages(this.#tree, epoch, signal)
       await this.lease.sweep(signal)
       await this.lease.prune(signal)
@@ -121,6 +136,7 @@ export class TreeCommits implements Commits<TreeChange> {
   }
 
   #isCommitted({ writer, number }: Batch<TreeChange>): boolean {
+    if (this.#claimed?.writer === writer && number <= this.#claimed.batch) return true
     const wanted = batchKey(writer, number)
     const pending = this.lease.pending?.record
     return (

@@ -2,7 +2,7 @@
 import { FerryError } from '../base/errors.js'
 import type { Batch, Claim, Claimed, Commits, Holder, Outcome } from './commits.js'
 import type { RollforwardOptions } from './rollforward-options.js'
-import { isHiddenPath } from './rollforward-plan.js'
+import { isHiddenPath, ORPHANS } from './rollforward-plan.js'
 import { TreeCommits } from './rollforward-tree.js'
 import { Views } from './rollforward-view.js'
 import type { Store } from './store.js'
@@ -51,6 +51,7 @@ export class RollforwardTree implements Tree, Commits<TreeChange> {
 
   async list(path: Path, cursor?: string, signal?: AbortSignal): Promise<{ entries: Entry[]; cursor?: string }> {
     visible(path)
+    if (path === ORPHANS || path.startsWith(`${ORPHANS}/`)) throw new FerryError('NOT_FOUND', { detail: path })
     return this.#views.read(view => (view ?? this.#tree).list(path, cursor, signal), signal)
   }
 

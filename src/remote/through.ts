@@ -7,8 +7,8 @@ import { constants } from 'node:fs'
 import { mapLimit } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import type { IntentRecord } from './intent.js'
-import { readyName } from './rollforward-apply.js'
-import { above, goneName, ownName, stagedName, waitsAt } from './rollforward-plan.js'
+import { type Ready, readyName } from './rollforward-apply.js'
+import { above, goneName, ownName, stagedName, untoldBy, waitsAt } from './rollforward-plan.js'
 import { findStage, isDirectory, orIf, unpackNote } from './rollforward-stage.js'
 import { Passed } from './rollforward-view.js'
 import { overlay } from './through-bytes.js'
@@ -45,6 +45,8 @@ export class Through {
   readonly #comes = new Map<Path, Comes>()
   readonly #goes = new Map<Path, Goes>()
   readonly #alters = new Map<Path, Alters>()
+  /** Committed names of what is moved to a name only to be replaced there. */
+  readonly #replaced = new Map<Path, Path>()
   /** What comes, by the directory that it comes into. */
   readonly #children = new Map<Path, Path[]>()
   /** How many names come for the file at a path. */
@@ -53,12 +55,16 @@ export class Through {
   readonly #placed = new Map<number, Path>()
   /** Files with more than one name that the batch alters, by their ids. */
   #altersById: Promise<Map<string, Path>> | null = null
+  /** Directories whose times are those that the mark tells, once files have come into them. */
+  readonly #untold: Set<Path>
+  #times: Promise<Map<Path, bigint>> | null = null
   #stage: Path | null = null
   #ready = false
 
   constructor(tree: Tree, intent: IntentRecord<TreeChange>) {
     this.#tree = tree
     this.#intent = intent
+    this.#untold = new Set(untoldBy(intent.changes))
     const refused = new Set(intent.refused.map(([index]) => index))
     intent.changes.forEach((change, index) => {
       if (refused.has(index)) return
@@ -66,9 +72,13 @@ export class Through {
       else if (change.do === 'patch' || change.do === 'attributes') this.#alters.set(change.path, { index, change })
       else {
         const path = change.do === 'move' ? change.to : change.path
-        this.#comes.set(path, { index, change })
         if (change.do === 'move') this.#goes.set(change.from, { index, change })
         if (change.do === 'link') this.#links.set(change.target, (this.#links.get(change.target) ?? 0) + 1)
+        const other = this.#comes.get(path)
+        if (other?.change.do === 'move') this.#replaced.set(path, other.change.from)
+        if (other && change.do === 'move') this.#replaced.set(path, change.from)
+        else this.#comes.set(path, { index, change })
+        if (other) return
         const parent = path.slice(0, Math.max(0, path.lastIndexOf('/')))
         const siblings = this.#children.get(parent)
         if (siblings) siblings.push(path)
@@ -157,7 +167,9 @@ export class Through {
       const { change } = found.line
       if (change.xattrs || change.do === 'make') return change.xattrs ?? new Map()
       // Those of what it replaces, which has them still, or was replaced by what has them now.
-      return this.#tree.xattrs(path, signal).catch(orIf(new Map(), 'NOT_FOUND'))
+      const replaced = this.#replaced.get(path)
+      const old = replaced === undefined ? null : await this.#findOld(path, replaced, signal)
+      return this.#tree.xattrs(old?.kind === 'old' ? old.at : path, signal).catch(orIf(new Map(), 'NOT_FOUND'))
     }
     const line = await this.#alteredBy(path, found.entry, signal)
     return line?.change.xattrs ?? this.#tree.xattrs(found.at, signal)
@@ -267,7 +279,7 @@ export class Through {
   /** What was there before, with what the batch changes about it. */
   async #altered(path: Path, entry: Entry, signal?: AbortSignal): Promise<Entry> {
     const line = await this.#alteredBy(path, entry, signal)
-    if (!line) return this.#linked(path, entry)
+    if (!line) return this.#linked(path, await this.#timed(path, entry, signal))
     const altered = this.#linked(line.change.path, { ...entry, ...attributesOf(line.change.attributes) })
     if (line.change.do !== 'patch') return altered
     const { index, change } = line
@@ -279,6 +291,22 @@ export class Through {
       if (altered.nlink === 1) delete altered.id
     }
     return altered
+  }
+
+  async #timed(path: Path, entry: Entry, signal?: AbortSignal): Promise<Entry> {
+    if (!this.#untold.has(path) || !(await this.#isReady(signal))) return entry
+    this.#times ??= this.#readTimes(signal).catch(error => {
+      this.#times = null
+      throw error
+    })
+    return { ...entry, mtimeNs: (await this.#times).get(path) ?? entry.mtimeNs }
+  }
+
+  async #readTimes(signal?: AbortSignal): Promise<Map<Path, bigint>> {
+    const mark = await this.#staged(readyName(this.#intent.batch), signal)
+    if (!mark) throw new Passed()
+    const bytes = await this.#tree.read(mark.at, { at: 0, length: mark.entry.size }, signal)
+    return new Map(unpackNote<Ready>(bytes)?.times)
   }
 
   /** What the batch alters about a file, by this name of it or by another. */
