@@ -40,7 +40,7 @@ export function planBatch(state: TreeState, flight: Changes, context: PlanContex
   const plan: Plan = { changes: [], stages: [], inodes: new Map(), bytes: 0 }
   const names = new NameDiff(state, flight, context)
   names.plan(plan)
-  for (const inode of flight.inodes.values()) planInode(state, inode, names.created, context, plan)
+  for (const ino of flight.inodes) planInode(state, state.inode(ino), names.created, context, plan)
   for (const ino of flight.orphans) plan.changes.push({ do: 'remove', path: orphanPath(ino) })
   return plan
 }

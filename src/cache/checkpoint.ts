@@ -3,7 +3,6 @@ import { popcount } from '../chunk/geometry.js'
 import { type Row, SEALED, VERIFIED } from './chunk-table.js'
 import { sumOf } from './content.js'
 import { chunkKey, idKey, inodeKey, type Meta, nameDbKey, type Write } from './database.js'
-import type { Ino } from './filesystem.js'
 import { Changes, nameKey, type TreeState } from './state.js'
 
 /** Checksums made for one checkpoint at most: the rest follows with the next, so that the loop is not held up. */
@@ -11,7 +10,7 @@ const SUMS_MAX = 256
 
 const changesRecord = (changes: Changes): Meta['open'] => ({
   names: [...changes.names.values()].map(change => [change.parent, change.name, change.base]),
-  inodes: [...changes.inodes.keys()],
+  inodes: [...changes.inodes],
   orphans: [...changes.orphans],
   operations: changes.operations,
   sinceMs: changes.sinceMs,
@@ -108,6 +107,8 @@ export function restore(state: TreeState, meta: Meta): number {
   state.inoReserved = meta.inoReserved
   state.batch = meta.batch
   state.flightBatch = meta.flightBatch
+  state.open = changesOf(meta.open)
+  state.flight = meta.flight && changesOf(meta.flight)
   for (const { ino, index, chunk } of database.chunks()) {
     const row = chunks.add(ino, index)
     ;[
@@ -126,23 +127,20 @@ export function restore(state: TreeState, meta: Meta): number {
       slots.markUsed(chunks.flightSlot[row])
       state.pages += popcount(chunks.flight[row])
     }
+    if (chunks.dirty[row]) state.open.rows.add(row)
+    if (chunks.flight[row]) state.flight?.rows.add(row)
     if (chunks.dirty[row] || chunks.flight[row]) chunks.flags[row] |= VERIFIED
     else state.settleRow(row)
   }
-  state.open = changesOf(state, meta.open, row => chunks.dirty[row])
-  state.flight = meta.flight && changesOf(state, meta.flight, row => chunks.flight[row])
   for (const [ino, path, code, detail] of meta.quarantine) state.quarantine.set(ino, { path, code, detail })
   state.conflicts = meta.conflicts.map(([path, keptAs, atMs]) => ({ path, keptAs, atMs }))
   return meta.lsn
 }
 
-function changesOf(state: TreeState, record: Meta['open'], mask: (row: number) => number): Changes {
+function changesOf(record: Meta['open']): Changes {
   const changes = new Changes()
   for (const [parent, name, base] of record.names) changes.names.set(nameKey(parent, name), { parent, name, base })
-  for (const ino of record.inodes as Ino[]) {
-    changes.inodes.set(ino, state.inode(ino))
-    for (const row of state.chunks.rowsOf(ino)) if (mask(row)) changes.rows.add(row)
-  }
+  for (const ino of record.inodes) changes.inodes.add(ino)
   for (const ino of record.orphans) changes.orphans.add(ino)
   changes.operations = record.operations
   changes.sinceMs = record.sinceMs

@@ -798,7 +798,8 @@ class Engine implements TreeCache {
     const { state } = this
     const paths: string[] = []
     for (const changes of [state.flight, state.open]) {
-      for (const inode of changes?.inodes.values() ?? []) {
+      for (const ino of changes?.inodes ?? []) {
+        const inode = state.inode(ino)
         const at = state.path(inode)
         if (at !== null && !inode.isDirectory && !state.isLocalOnly(inode.name)) paths.push(at)
         if (paths.length >= countMax) return paths

@@ -264,16 +264,27 @@ export class Journal {
     this.#chain = chain.sort((a, b) => a.serial - b.serial)
   }
 
-  /** Nothing that was promised is behind the end; what is there stays void, since the next segment begins with its LSN. */
-  #cut({ segment, at, refused, later, leftover }: End): number {
-    if (leftover > 0) this.#log(`${leftover} records after ${this.#headLsn} had not been synced and are gone`)
-    if (refused) {
-      // A good record in itself: it would be visited again if the segment that takes its LSN got lost.
-      segment.file.writeSync(ZEROS.subarray(0, RECORD_HEADER_BYTES), at)
-      segment.file.syncSync()
+  /**
+   * Nothing that was promised is behind the end. But records are there, of a history that did not happen, and a checkpoint of
+   * the one that begins now would let a later replay go on with them: they are erased before anything else is written.
+   */
+  #cut({ segment, at, later, leftover }: End): number {
+    const prefix = this.#live.includes(segment)
+    const others = prefix ? later : [segment, ...later]
+    if (leftover > 0) {
+      this.#log(`${leftover} records after ${this.#headLsn} had not been synced and are gone`)
+      if (prefix) this.#erase(segment, at)
+      for (const one of others) this.#erase(one, 0)
     }
-    for (const one of [segment, ...later]) if (!this.#live.includes(one)) this.#retire(one)
+    for (const one of others) this.#retire(one)
     return leftover
+  }
+
+  /** Zeros from `at` to the end, durable when it returns. */
+  #erase({ file, bytes }: Segment, at: number) {
+    for (let from = at; from < bytes; from += ZEROS.length)
+      file.writeSync(ZEROS.subarray(0, Math.min(ZEROS.length, bytes - from)), from)
+    file.syncSync()
   }
 
   /** Keeps what is behind the end, and the segments that cannot be read, out of the journal's way. Repeatable if cut short. */
@@ -303,11 +314,7 @@ export class Journal {
         one.file.close()
         move(one.name)
       }
-      if (prefix) {
-        for (let from = at; from < segment.bytes; from += ZEROS.length)
-          segment.file.writeSync(ZEROS.subarray(0, Math.min(ZEROS.length, segment.bytes - from)), from)
-        segment.file.syncSync()
-      }
+      if (prefix) this.#erase(segment, at)
     }
     const where = end?.wasDurable ? { segment: end.segment.name, at: end.at } : { segment: this.#unreadable[0], at: 0 }
     const lost = end?.wasDurable ? end.lastLsnKnown + 1 - lsn : undefined

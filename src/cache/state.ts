@@ -21,7 +21,8 @@ export interface NameChange {
 
 /** Changes since one cut and up to the next. */
 export class Changes {
-  readonly inodes = new Map<Ino, Inode>()
+  /** By number: they are loaded when the batch is cut. */
+  readonly inodes = new Set<Ino>()
   readonly names = new Map<string, NameChange>()
   /** Rows with dirty pages. */
   readonly rows = new Set<Row>()
@@ -148,7 +149,7 @@ export class TreeState {
   mark(inode: Inode, flags: number): void {
     inode.changed |= flags
     this.persist(inode)
-    this.open.inodes.set(inode.ino, inode)
+    this.open.inodes.add(inode.ino)
     this.#count()
     if (flags & Changed.names) this.quarantine.delete(inode.ino)
   }
@@ -282,10 +283,11 @@ export class TreeState {
     this.flight = flight
     this.flightBatch = batch
     this.batch = batch
-    for (const inode of flight.inodes.values()) {
+    for (const ino of flight.inodes) {
+      const inode = this.inode(ino)
       if (this.#held(inode)) {
-        flight.inodes.delete(inode.ino)
-        this.open.inodes.set(inode.ino, inode)
+        flight.inodes.delete(ino)
+        this.open.inodes.add(inode.ino)
         continue
       }
       inode.flight = inode.changed
@@ -342,8 +344,9 @@ export class TreeState {
   committed(versions: Map<Ino, string>, refused: Map<Ino, Quarantined>): void {
     const flight = this.flight
     if (!flight) return
-    for (const inode of flight.inodes.values()) {
-      const refusal = refused.get(inode.ino)
+    for (const ino of flight.inodes) {
+      const inode = this.inode(ino)
+      const refusal = refused.get(ino)
       if (refusal) {
         this.#restore(inode)
         this.quarantine.set(inode.ino, refusal)
@@ -384,7 +387,7 @@ export class TreeState {
     this.flight = null
     this.flightBatch = 0
     this.changesPersisted = false
-    for (const inode of flight.inodes.values()) this.reap(inode)
+    for (const ino of flight.inodes) this.reap(this.inode(ino))
   }
 
   /** The flight never was committed: it goes with what is open. */
@@ -393,7 +396,7 @@ export class TreeState {
     if (!flight) return
     this.flight = null
     this.flightBatch = 0
-    for (const inode of flight.inodes.values()) this.#restore(inode)
+    for (const ino of flight.inodes) this.#restore(this.inode(ino))
     for (const [key, change] of flight.names) this.open.names.set(key, change)
     for (const ino of flight.orphans) this.open.orphans.add(ino)
     this.open.operations += flight.operations
@@ -406,7 +409,7 @@ export class TreeState {
     inode.changed |= inode.flight
     inode.floor = Math.min(inode.floor, inode.flightFloor)
     inode.flight = 0
-    this.open.inodes.set(inode.ino, inode)
+    this.open.inodes.add(inode.ino)
     this.persist(inode)
     for (const row of chunks.rowsOf(inode.ino)) {
       if (chunks.flight[row] === 0) continue
