@@ -68,17 +68,18 @@ export async function fileTree(directory: string | Buffer): Promise<Tree> {
     }
   }
 
-  async function setAttributes(path: Buffer, wanted: Partial<Attributes>, stats: BigIntStats): Promise<void> {
+  /** `now`: what of it stays, and whether it is a symlink, whose mode cannot be changed. */
+  async function setAttributes(path: Buffer, wanted: Partial<Attributes>, now: Now): Promise<void> {
     const { mode, uid, gid, atimeNs, mtimeNs } = wanted
     if (uid !== undefined || gid !== undefined) {
       try {
-        await fs.promises.lchown(path, uid ?? Number(stats.uid), gid ?? Number(stats.gid))
+        await fs.promises.lchown(path, uid ?? Number(now.uid), gid ?? Number(now.gid))
       } catch (error) {
         if (capabilities.owners || errnoName(error) !== 'EPERM') throw error
       }
     }
     // After the owner, whose change takes the set-uid bits away.
-    if (mode !== undefined && !stats.isSymbolicLink()) await fs.promises.chmod(path, mode & 0o7777)
+    if (mode !== undefined && (Number(now.mode) & S_IFMT) !== S_IFLNK) await fs.promises.chmod(path, mode & 0o7777)
     if (atimeNs !== undefined || mtimeNs !== undefined) setTimes(path, { atimeNs, mtimeNs })
   }
 
@@ -172,7 +173,7 @@ export async function fileTree(directory: string | Buffer): Promise<Tree> {
       await root.change(path, signal, async whole => {
         await makeNode(whole, node.mode, node)
         try {
-          await setAttributes(whole, node, await lstat(whole))
+          await setAttributes(whole, node, node)
         } catch (error) {
           // Not half of it: whoever tries again would find it there.
           await unlink(whole)
@@ -245,6 +246,8 @@ export async function fileTree(directory: string | Buffer): Promise<Tree> {
     },
   }
 }
+
+type Now = Record<'mode' | 'uid' | 'gid', number | bigint>
 
 /** What lstat(2) said, as an entry. */
 function entryOf(name: string, stats: BigIntStats, link: string | undefined): Entry {

@@ -137,6 +137,7 @@ class Line {
     try {
       await this.#ask({ close: true }, [])
     } finally {
+      this.#died(new FerryError('CLOSED'))
       await this.worker.terminate()
     }
   }
