@@ -124,9 +124,9 @@ export class Stage {
     return this.names.has(name)
   }
 
-  /** The same path, but through this directory where the tree can do that. */
+  /** The same path, but through this directory where the tree can do that. The root has no path behind the link: only the link. */
   through(path: Path): Path {
-    return this.#root === null ? path : path === '' ? this.#root : `${this.#root}/${path}`
+    return this.#root === null || path === '' ? path : `${this.#root}/${path}`
   }
 
   /** A committed name comes in. */
