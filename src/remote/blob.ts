@@ -10,7 +10,10 @@ export interface BlobCapabilities {
   requestBytesMax: number
 }
 
-/** One run of bytes of a fixed size. Arguments can be cloned to another thread, but for `signal`. */
+/**
+ * One run of bytes of a fixed size. Arguments can be cloned to another thread, but for `signal`. Bytes are owned as tree.ts
+ * says. Methods reject with a FerryError: INVALID beyond the end, TOO_LARGE for a request beyond `requestBytesMax`.
+ */
 export interface Blob {
   readonly shape: 'blob'
   readonly url: string

@@ -25,7 +25,8 @@ export interface StoreCapabilities {
 }
 
 /**
- * Named, replaceable objects. Names are '/'-separated strings in which each char is one byte (latin1).
+ * Named, replaceable objects. Names are '/'-separated strings in which each char is one byte (latin1); INVALID as for paths
+ * (tree.ts), and of 'a' and 'a/b' a store may be able to keep only one. Bytes are owned as tree.ts says.
  * Arguments can be cloned to another thread, but for `signal` (which `inWorker` turns into a message).
  * Every method rejects with a FerryError; NOT_FOUND only when the object is known not to exist.
  */
@@ -40,7 +41,7 @@ export interface Store {
   head(name: string, signal?: AbortSignal): Promise<ObjectInfo | null>
   /** Durable when it resolves; never half visible. Resolves with the new version. */
   put(name: string, bytes: Uint8Array, condition?: PutCondition, signal?: AbortSignal): Promise<string>
-  /** Removing what is not there is fine. */
+  /** Removing what is not there is fine, whatever version was expected; CONFLICT if another version is there. */
   remove(name: string, condition?: { ifVersion?: string }, signal?: AbortSignal): Promise<void>
   /** Names that start with `prefix`, in byte order, at most 1,000 a page; go on with `after` = the last name. */
   list(prefix: string, after?: string, signal?: AbortSignal): Promise<ObjectInfo[]>

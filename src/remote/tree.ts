@@ -3,11 +3,14 @@ import type { Store } from './store.js'
 
 /**
  * A path below the tree's root: '' is the root itself, parts are joined by '/', and each char is one byte (latin1),
- * since names are bytes and need not be UTF-8.
+ * since names are bytes and need not be UTF-8. INVALID: NUL, and parts that are empty, '.' or '..'.
  */
 export type Path = string
 
-/** Opaque; equal versions mean equal bytes of the file (attributes do not count). */
+/**
+ * Opaque; equal versions mean equal bytes of the file. Attributes do not count, nor does its name. (In a directory of a host an
+ * mtime that was set back, or two changes in place within one tick of the kernel's clock, can hide a change of the same size.)
+ */
 export type Version = string
 
 /** POSIX attributes. Times are nanoseconds since the epoch and may be negative. `mode` includes the type (S_IFMT). */
@@ -74,7 +77,12 @@ export interface NewNode extends Attributes {
  * A directory tree. The first group is all that the engine reads with; the second is what `rollforward` stands on and nobody
  * else calls (see commits.ts for how the engine writes). Arguments can be cloned to another thread, but for `signal`.
  * Every method rejects with a FerryError. `null` and NOT_FOUND are positive knowledge that nothing is there: a remote that
- * cannot be reached says UNREACHABLE or DEADLINE instead. The tree hides `.pageferry` in its root from `list` and `stat`.
+ * cannot be reached says UNREACHABLE or DEADLINE instead. The tree hides `.pageferry` in its root from `list` and `stat`; what
+ * is below that, every method reaches by its path.
+ *
+ * Bytes that a method resolves with are the caller's alone, and may be handed on to another thread. Bytes that are given to a
+ * method stay as they are until it has settled; if that was with DEADLINE or ABORTED, they may still be read later: let them go.
+ * NOT_DIRECTORY and IS_DIRECTORY are as in POSIX; INVALID: bytes of what is neither file nor directory, and ranges below 0.
  */
 export interface Tree {
   readonly shape: 'tree'
@@ -82,33 +90,42 @@ export interface Tree {
   readonly url: string
   readonly capabilities: TreeCapabilities
   stat(path: Path, signal?: AbortSignal): Promise<Entry | null>
-  /** A page of at most 1,000 entries in an order of the remote's own; go on with `cursor` until there is none. */
+  /**
+   * A page of at most 1,000 entries in an order of the remote's own; go on with `cursor` until there is none (a page may be
+   * empty before that). A page can be asked for again. What is there all the while is listed exactly once.
+   */
   list(path: Path, cursor?: string, signal?: AbortSignal): Promise<{ entries: Entry[]; cursor?: string }>
   /** Bytes of a file; fewer only at its end. With `version`: STALE if the file is another version now. */
   read(path: Path, range: { at: number; length: number; version?: Version }, signal?: AbortSignal): Promise<Uint8Array>
+  /** Of the name spaces `user.` and `trusted.`: those that we may read. */
   xattrs(path: Path, signal?: AbortSignal): Promise<Xattrs>
   usage(signal?: AbortSignal): Promise<Usage | null>
   close(): Promise<void>
 
   /** The objects under `.pageferry/`: intents, lease, small staged things. */
   readonly hidden: Store
-  /** Bytes into a file that exists. */
+  /** Bytes into a file that exists; it grows if need be. */
   write(path: Path, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
   /** Cut or extend (with zeros) to `size` bytes. */
   truncate(path: Path, size: number, signal?: AbortSignal): Promise<void>
   /** These bytes read as zeros from now on; the size stays. */
   punch(path: Path, at: number, length: number, signal?: AbortSignal): Promise<void>
+  /** With these attributes; EXISTS if the name is taken, NOT_FOUND without its directory. */
   make(path: Path, node: NewNode, signal?: AbortSignal): Promise<void>
   /** Another name for a file that exists; EXISTS if the new name is taken. */
   link(source: Path, target: Path, signal?: AbortSignal): Promise<void>
-  /** Atomic. Replaces a file, or an empty directory by a directory. */
+  /** Atomic. Replaces a file, or an empty directory by a directory (else NOT_EMPTY). `source` is gone even if both are names of one file. */
   rename(source: Path, target: Path, signal?: AbortSignal): Promise<void>
-  /** A file, or an empty directory. */
+  /** A file, or an empty directory (else NOT_EMPTY). Not idempotent: NOT_FOUND if there is none. */
   remove(path: Path, signal?: AbortSignal): Promise<void>
+  /** Those that are given; a symlink's own, whose mode cannot change. Owners are ignored where `owners` is false. */
   setAttributes(path: Path, attributes: Partial<Attributes>, signal?: AbortSignal): Promise<void>
-  /** All of them: those not named are removed. */
+  /** All of them: those not named are removed. UNSUPPORTED for other name spaces, TOO_LARGE beyond `xattrBytesMax`. */
   setXattrs(path: Path, xattrs: Xattrs, signal?: AbortSignal): Promise<void>
-  /** What was changed at these paths, and the names in their directories, survives a crash of the remote. */
+  /**
+   * What was changed at these paths, and the names in their directories, survives a crash of the remote. Paths of what was
+   * removed are fine; for a rename name both.
+   */
   sync(paths: Path[], signal?: AbortSignal): Promise<void>
 }
 
