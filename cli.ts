@@ -1,21 +1,34 @@
 #!/usr/bin/env node
 // argv -> one library call -> exit status.
-import { CommanderError } from 'commander'
-import { program } from './src/commands/program.js'
+import { readyPipe, startDaemon, wantsDaemon } from './src/commands/daemonize.js'
 import { EXIT, type ExitStatus, reportFailure } from './src/commands/report.js'
 
-let status: ExitStatus = EXIT.ok
-const pageferry = program(ended => {
-  status = ended
-})
-try {
-  await pageferry.parseAsync()
-} catch (error) {
-  // Without a command: the help is all there is to say.
-  if (error instanceof CommanderError && error.code === 'commander.help') {
+const ready = readyPipe()
+
+async function run(): Promise<ExitStatus> {
+  const args = process.argv.slice(2)
+  if (!ready && wantsDaemon(args)) return startDaemon()
+  const { program } = await import('./src/commands/program.js')
+  let status: ExitStatus = EXIT.ok
+  const pageferry = program({
+    ready,
+    ended: of => {
+      status = of
+    },
+  })
+  if (args.length === 0) {
     process.stderr.write(pageferry.helpInformation())
-    status = EXIT.usage
-  } else if (!(error instanceof CommanderError && error.exitCode === 0)) status = reportFailure(error)
+    return EXIT.usage
+  }
+  await pageferry.parseAsync()
+  return status
 }
+
 // What the libraries below keep open does not keep a command from ending.
-process.exit(status)
+run().then(
+  status => process.exit(status),
+  error => {
+    ready?.failed(error)
+    process.exit(ready ? EXIT.failed : reportFailure(error))
+  },
+)

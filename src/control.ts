@@ -1,8 +1,8 @@
 // The control socket of a daemon: one request a line (JSON), answered by lines of progress and then a result or an error.
 import { chmodSync } from 'node:fs'
 import { createConnection, createServer, type Socket } from 'node:net'
-import { z } from 'zod'
-import { deferred } from './base/async.js'
+import * as z from 'zod/mini'
+import { deferred, sleep } from './base/async.js'
 import { type Code, codes, FerryError, toFerryError } from './base/errors.js'
 import { logger } from './base/log.js'
 
@@ -15,12 +15,14 @@ const ANSWER_BYTES_MAX = 64 * 1024 * 1024
 const CONNECTIONS_MAX = 64
 /** A connection that asks nothing is closed. */
 const IDLE_MS_MAX = 60_000
+/** How long closing waits for answers that are on their way. */
+const LAST_ANSWERS_MS_MAX = 2000
 
 /** Paths are below the mount point, as bytes (latin1). */
 const requestShape = z.discriminatedUnion('do', [
   z.object({ do: z.literal('status') }),
   z.object({ do: z.literal('sync') }),
-  z.object({ do: z.literal('umount'), stalledMsMax: z.number().nonnegative() }),
+  z.object({ do: z.literal('umount'), stalledMsMax: z.number().check(z.nonnegative()) }),
   z.object({ do: z.literal('pull'), path: z.string() }),
   z.object({ do: z.literal('evict'), path: z.string() }),
   z.object({ do: z.literal('refresh'), path: z.string() }),
@@ -47,11 +49,11 @@ export interface ControlServer {
 
 /** Listens at `path`, for this user alone. @throws what listen(2) says, e.g. EXISTS when the socket is there */
 export async function serveControl(path: string, handle: ControlHandler): Promise<ControlServer> {
-  const connections = new Set<Socket>()
+  /** Open connections, each with how to wait for the answer that is on its way. */
+  const connections = new Map<Socket, () => Promise<void>>()
   const server = createServer(socket => {
-    connections.add(socket)
+    connections.set(socket, converse(socket, handle))
     socket.on('close', () => connections.delete(socket))
-    converse(socket, handle)
   })
   server.maxConnections = CONNECTIONS_MAX
   const listening = deferred()
@@ -66,15 +68,18 @@ export async function serveControl(path: string, handle: ControlHandler): Promis
     close: async () => {
       const closed = deferred()
       server.close(() => closed.resolve())
-      for (const socket of connections) socket.end(() => socket.destroy())
+      const answers = Promise.all([...connections.values()].map(answered => answered()))
+      await Promise.race([answers, sleep(LAST_ANSWERS_MS_MAX)])
+      for (const socket of connections.keys()) socket.end(() => socket.destroy())
       await closed.promise
     },
   }
 }
 
-/** One client: one request at a time. */
-function converse(socket: Socket, handle: ControlHandler): void {
+/** One client: one request at a time. Returns how to wait until the one that is being answered has been. */
+function converse(socket: Socket, handle: ControlHandler): () => Promise<void> {
   let busy: AbortController | undefined
+  let answered = Promise.resolve()
   const send = (message: unknown) => void (socket.writable && socket.write(`${JSON.stringify(message)}\n`))
   const answer = async (request: ControlRequest) => {
     const abort = new AbortController()
@@ -97,7 +102,7 @@ function converse(socket: Socket, handle: ControlHandler): void {
     line: text => {
       if (busy) return send({ error: asMessage(new FerryError('BUSY', { detail: 'one request at a time' })) })
       const request = requestShape.safeParse(parseJson(text))
-      if (request.success) void answer(request.data)
+      if (request.success) answered = answer(request.data)
       else send({ error: asMessage(new FerryError('PROTOCOL', { detail: 'not a request of this daemon' })) })
     },
     tooLong: () => {
@@ -107,6 +112,7 @@ function converse(socket: Socket, handle: ControlHandler): void {
       socket.end()
     },
   })
+  return () => answered
 }
 
 const parseJson = (text: string): unknown => {
@@ -127,6 +133,9 @@ function asMessage(error: unknown): ErrorMessage {
   const { code, message } = toFerryError(error)
   return { code, detail: message === codes[code] ? undefined : message.slice(codes[code].length + 2) }
 }
+
+const asError = ({ code, detail }: { code: string; detail?: string }) =>
+  new FerryError(Object.hasOwn(codes, code) ? (code as Code) : 'IO', { detail })
 
 /** Cuts a stream into lines; `tooLong` ends it. */
 function eachLine(
@@ -165,12 +174,12 @@ export interface CallOptions {
   silenceMsMax?: number
 }
 
+const has = (key: string) => z.refine<object>(message => Object.hasOwn(message, key))
+
 const answerShape = z.union([
-  z.object({ result: z.unknown() }).transform(({ result }) => ({ kind: 'result' as const, result })),
-  z.object({ progress: z.unknown() }).transform(({ progress }) => ({ kind: 'progress' as const, progress })),
-  z
-    .object({ error: z.object({ code: z.string(), detail: z.string().optional() }) })
-    .transform(({ error }) => ({ kind: 'error' as const, ...error })),
+  z.object({ error: z.object({ code: z.string(), detail: z.optional(z.string()) }) }),
+  z.object({ progress: z.unknown() }).check(has('progress')),
+  z.object({ result: z.unknown() }).check(has('result')),
 ])
 
 /**
@@ -203,10 +212,9 @@ export function callControl(
       const parsed = answerShape.safeParse(parseJson(text))
       if (!parsed.success) return fail('PROTOCOL', `the daemon at ${path} answered with something else`)
       const answer = parsed.data
-      if (answer.kind === 'progress') return onProgress?.(answer.progress)
-      if (answer.kind === 'result') answered.resolve(answer.result)
-      else
-        answered.reject(new FerryError(answer.code in codes ? (answer.code as Code) : 'IO', { detail: answer.detail }))
+      if ('progress' in answer) return onProgress?.(answer.progress)
+      if ('error' in answer) answered.reject(asError(answer.error))
+      else answered.resolve(answer.result)
       socket.end()
     },
     tooLong: () => fail('PROTOCOL', `the daemon at ${path} answered with too much`),

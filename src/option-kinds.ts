@@ -1,7 +1,7 @@
 // What an option's value can be: how it is read from a flag, a variable, a config file or a caller, and how a refusal is worded.
 import { isIP } from 'node:net'
 import { resolve } from 'node:path'
-import { z } from 'zod'
+import * as z from 'zod/mini'
 import { codes } from './base/errors.js'
 import { parseSize, parseTime } from './base/units.js'
 
@@ -9,28 +9,31 @@ import { parseSize, parseTime } from './base/units.js'
 export interface Kind<Output, Input> {
   /** Stands for the value in the help. Absent: a switch. */
   placeholder?: string
-  schema: z.ZodType<Output, Input>
+  schema: z.ZodMiniType<Output, Input>
 }
 
 const shown = (given: unknown) =>
   typeof given === 'string' ? JSON.stringify(given) : (JSON.stringify(given) ?? String(given))
 
-/** `read` throws whatever it likes: the message is always what was given and what is allowed. */
-function kind<Output, Input>(
-  placeholder: string | undefined,
-  allowed: string,
-  read: (given: Input) => Output,
-): Kind<Output, Input> {
-  const schema = z.custom<Input>().transform((given, context): Output => {
+/** `read` throws when it does not like what it was given; `refuse` words that. */
+function reading<Output, Input>(read: (given: Input) => Output, refuse: (error: unknown) => string) {
+  const schema = z.transform((given: Input, { issues }): Output => {
     try {
       return read(given)
-    } catch {
-      context.addIssue({ code: 'custom', message: `got ${shown(given)}; allowed: ${allowed}` })
+    } catch (error) {
+      issues.push({ code: 'custom', message: `got ${shown(given)}; ${refuse(error)}`, input: given })
       return z.NEVER
     }
   })
-  return { placeholder, schema }
+  return z.pipe(z.custom<Input>(), schema)
 }
+
+/** Whatever `read` throws, the message is what was given and what is allowed. */
+const kind = <Output, Input>(
+  placeholder: string | undefined,
+  allowed: string,
+  read: (given: Input) => Output,
+): Kind<Output, Input> => ({ placeholder, schema: reading(read, () => `allowed: ${allowed}`) })
 
 /** For `read` functions: the value, if it is one. */
 function only<T>(value: T, ok: boolean): T {
@@ -141,15 +144,5 @@ const complaint = (error: unknown) =>
 /** Text that some other function understands; its complaint is the message. */
 export const parsed = <Output>(placeholder: string, read: (given: string) => Output): Kind<Output, string> => ({
   placeholder,
-  schema: z.custom<string>().transform((given, context): Output => {
-    try {
-      return read(given)
-    } catch (error) {
-      context.addIssue({
-        code: 'custom',
-        message: `got ${shown(given)}; ${complaint(error)}`,
-      })
-      return z.NEVER
-    }
-  }),
+  schema: reading(read, complaint),
 })

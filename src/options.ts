@@ -2,7 +2,7 @@
 // camelCase options are all read from it.
 import { readFileSync } from 'node:fs'
 import { parse as parseToml } from 'smol-toml'
-import { z } from 'zod'
+import * as z from 'zod/mini'
 import { FerryError } from './base/errors.js'
 import { levels } from './base/log.js'
 import { formatBytes } from './base/units.js'
@@ -25,7 +25,7 @@ import { parseSimulation } from './remote/simulate.js'
 type Group = 'cache' | 'remote' | 'mount' | 'process'
 
 /** One option. `fallback` is its default, as a user would write it. */
-interface Row<Schema extends z.ZodType = z.ZodType> {
+interface Row<Schema extends z.ZodMiniType = z.ZodMiniType> {
   group: Group
   placeholder: string | undefined
   help: string
@@ -37,12 +37,12 @@ const optional = <Output, Input>(
   group: Group,
   { placeholder, schema }: Kind<Output, Input>,
   help: string,
-): Row<z.ZodOptional<z.ZodType<Output, Input>>> => ({
+): Row<z.ZodMiniOptional<z.ZodMiniType<Output, Input>>> => ({
   group,
   placeholder,
   help,
   fallback: undefined,
-  schema: schema.optional(),
+  schema: z.optional(schema),
 })
 
 const defaulted = <Output, Input>(
@@ -50,12 +50,12 @@ const defaulted = <Output, Input>(
   { placeholder, schema }: Kind<Output, Input>,
   fallback: Input,
   help: string,
-): Row<z.ZodPrefault<z.ZodType<Output, Input>>> => ({
+): Row<z.ZodMiniPrefault<z.ZodMiniType<Output, Input>>> => ({
   group,
   placeholder,
   help,
   fallback,
-  schema: schema.prefault(fallback as z.core.util.NoUndefined<Input>),
+  schema: z.prefault(schema, fallback as z.core.util.NoUndefined<Input>),
 })
 
 const anySize = (like: string) => size({ min: '64K', max: '4096T', like })
@@ -280,7 +280,7 @@ export function usageOf<Output, Input>(name: string, { schema }: Kind<Output, In
   return check(z.object({ value: schema }), { values: { value: given }, calledAs: { value: name } }).value
 }
 
-function check<S extends z.ZodType>(schema: S, { values, calledAs }: Given): z.output<S> {
+function check<S extends z.ZodMiniType>(schema: S, { values, calledAs }: Given): z.output<S> {
   const checked = schema.safeParse(values)
   if (checked.success) return checked.data
   const [issue] = checked.error.issues

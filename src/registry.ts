@@ -16,13 +16,13 @@ import {
 } from 'node:fs'
 import { homedir, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { z } from 'zod'
+import * as z from 'zod/mini'
 import { FerryError, toFerryError } from './base/errors.js'
 import type { Lag } from './cache/tree-cache.js'
 import { identityOf, isAlive } from './linux/process.js'
 
 const daemonShape = z.object({
-  pid: z.number().int().positive(),
+  pid: z.int().check(z.positive()),
   startTime: z.number(),
   bootId: z.string(),
   mountpoint: z.string(),
@@ -105,7 +105,7 @@ const removeFile = (path: string) => {
 }
 
 /** Every entry of a directory that still has the right shape; a file that was cut short by a power loss counts as none. */
-function readAll<T>(directory: string, shape: z.ZodType<T>): { path: string; entry: T }[] {
+function readAll<T>(directory: string, shape: z.ZodMiniType<T>): { path: string; entry: T }[] {
   if (!existsSync(directory)) return []
   return readdirSync(directory)
     .filter(name => name.endsWith('.json'))

@@ -11,7 +11,12 @@ import { describeFailure, EXIT, type ExitStatus, print, say } from './report.js'
 const VARIABLE = 'PAGEFERRY_READY_FD'
 const READY_FD = 3
 
-export const isDaemon = (): boolean => process.env[VARIABLE] !== undefined
+/** Threads for file I/O and for calls into the kernel: a few of them may have to wait for the mount itself. */
+export const THREADS = '8'
+
+/** Whether a daemon is surely what is wanted, so that everything else can be left to it; it may also be wanted otherwise. */
+export const wantsDaemon = ([command, ...args]: string[]): boolean =>
+  command === 'mount' && args.includes('--daemon') && !args.some(arg => arg === '-h' || arg === '--help')
 
 type Message = { say: string } | { done: string } | { failed: string; status: ExitStatus }
 
@@ -22,7 +27,9 @@ export interface Ready {
   failed(error: unknown): void
 }
 
-export function readyPipe(): Ready {
+/** Undefined: this is not the one in the background. */
+export function readyPipe(): Ready | undefined {
+  if (process.env[VARIABLE] === undefined) return undefined
   const fd = Number(process.env[VARIABLE])
   // Programs that it starts are no daemons.
   delete process.env[VARIABLE]
@@ -52,8 +59,8 @@ export function readyPipe(): Ready {
 export const absoluteRemote = (remote: string): string => (/^\.{0,2}(\/|$)/.test(remote) ? resolve(remote) : remote)
 
 /** Runs this command line again, detached, and waits until it is ready or has failed. */
-export async function startDaemon(threads: string): Promise<ExitStatus> {
-  const env = { UV_THREADPOOL_SIZE: threads, ...process.env, [VARIABLE]: String(READY_FD) }
+export async function startDaemon(): Promise<ExitStatus> {
+  const env = { UV_THREADPOOL_SIZE: THREADS, ...process.env, [VARIABLE]: String(READY_FD) }
   const child = spawn(process.execPath, [...process.execArgv, ...process.argv.slice(1)], {
     detached: true,
     env,

@@ -1,135 +1,28 @@
-// pageferry mount: in the foreground, or as a daemon that says when it is ready.
-import { join } from 'node:path'
-import { FerryError, toFerryError } from '../base/errors.js'
-import { type LogRecord, logger } from '../base/log.js'
-import { type ControlServer, serveControl } from '../control.js'
-import { Daemon, type Ending } from '../daemon.js'
-import { exec } from '../linux/exec.js'
-import { setIoFlusher } from '../linux/process.js'
-import { type LogOptions, startLog } from '../log.js'
-import { type MetricsServer, serveMetrics } from '../metrics.js'
-import { mountWith } from '../mount-tree.js'
-import type { MountedTree, Unsent } from '../mounted-tree.js'
-import { type CommandSettings, commandSettings } from '../options.js'
-import { showProgress } from '../progress.js'
-import { Registry } from '../registry.js'
-import { absoluteRemote, isDaemon, type Ready, readyPipe, startDaemon } from './daemonize.js'
-import { debugging, EXIT, type ExitStatus, reportFailure, say } from './report.js'
-import { describeUnsent } from './show.js'
-
-const log = logger('mount')
-
-/** Threads for file I/O and for calls into the kernel: a few of them may have to wait for the mount itself. */
-export const THREADS = '8'
-
-const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+// pageferry mount: checks what was asked for, then serves it here or in a daemon. What serves it is loaded only where that is.
+import { commandSettings } from '../options.js'
+import { absoluteRemote, type Ready, startDaemon, THREADS } from './daemonize.js'
+import type { ExitStatus } from './report.js'
 
 /** The flags as given, before environment and config file. */
 export interface MountFlags extends Record<string, unknown> {
   config?: string
 }
 
+/** `ready`: this is the daemon, and who started it waits. */
 export async function mountCommand(
   remote: string,
   mountpoint: string,
   { config, ...flags }: MountFlags,
+  ready: Ready | undefined,
 ): Promise<ExitStatus> {
   const { env } = process
   const settings = commandSettings({ flags, env, config: config ?? env.PAGEFERRY_CONFIG })
-  if (settings.daemon && !isDaemon()) return startDaemon(THREADS)
-  // libuv sizes its pool once, before any line of ours runs.
-  if (env.UV_THREADPOOL_SIZE === undefined)
+  if (settings.daemon && !ready) return startDaemon()
+  if (env.UV_THREADPOOL_SIZE === undefined) {
+    // libuv sizes its pool once, before any line of ours runs.
+    const { exec } = await import('../linux/exec.js')
     exec(process.execPath, [...process.execArgv, ...process.argv.slice(1)], { ...env, UV_THREADPOOL_SIZE: THREADS })
-  const ready = isDaemon() ? readyPipe() : undefined
-  try {
-    return await serve(absoluteRemote(remote), mountpoint, settings, ready)
-  } catch (error) {
-    if (!ready) throw error
-    ready.failed(error)
-    return EXIT.failed
   }
-}
-
-async function serve(
-  remote: string,
-  mountpoint: string,
-  settings: CommandSettings,
-  ready: Ready | undefined,
-): Promise<ExitStatus> {
-  const starting = new AbortController()
-  const closing: { close(): unknown }[] = []
-  let onSignal = () => starting.abort(new FerryError('ABORTED', { detail: 'before the mount was ready' }))
-  for (const signal of signals) process.on(signal, () => onSignal())
-  dieLoudly()
-  try {
-    const line: LogOptions['line'] = ready ? text => ready.say(text) : say
-    const { logLevel: level, logFile: file } = settings
-    closing.unshift(startLog({ level, line, file }))
-    setIoFlusher()
-    const mount = await mountWith(remote, mountpoint, settings, starting.signal)
-    // Nobody reads a daemon's lines any more: what it has to say is to be found beside its journal.
-    if (ready && !file) closing.unshift(startLog({ level, file: join(mount.cacheDir, 'daemon.log') }))
-    return await serveMounted(mount, settings, ready, handler => {
-      onSignal = handler
-    })
-  } finally {
-    for (const each of closing) await each.close()
-  }
-}
-
-async function serveMounted(
-  mount: MountedTree,
-  settings: CommandSettings,
-  ready: Ready | undefined,
-  setSignalHandler: (handler: () => void) => void,
-): Promise<ExitStatus> {
-  const view = ready ? undefined : showProgress({ title: 'sending' })
-  const daemon = new Daemon(mount, { onProgress: progress => view?.update(progress) })
-  const registry = new Registry()
-  let control: ControlServer | undefined
-  let metrics: MetricsServer | undefined
-  let ending: Ending
-  try {
-    const socket = registry.socketPath()
-    control = await serveControl(socket, daemon.handle)
-    if (settings.metrics) metrics = await serveMetrics(settings.metrics, () => mount.status())
-    const { mountpoint, cacheDir, readOnly, remote } = mount.status()
-    registry.join({ mountpoint, remote: remote.url, cacheDir, readOnly, socket })
-    setSignalHandler(() => void daemon.signal())
-    process.chdir('/')
-    const message = `${remote.url} is mounted at ${mountpoint}`
-    if (ready) ready.done(`${message} (daemon ${process.pid})`)
-    else say(`${message}; Ctrl-C sends what is left and unmounts`)
-    ending = await daemon.ending
-  } catch (error) {
-    // Not ready, or not ended as it should: what was acknowledged stays in the journal.
-    await mount.close().catch(error => log.error('not closed', { error: toFerryError(error) }))
-    throw error
-  } finally {
-    view?.end()
-    registry.leave()
-    await control?.close()
-    await metrics?.close()
-  }
-  return report(ending.unsent, mount, ready !== undefined)
-}
-
-function report(unsent: Unsent | null, mount: MountedTree, quiet: boolean): ExitStatus {
-  if (!unsent) return EXIT.ok
-  log.error('ended with changes that the remote does not have', { ...unsent, cacheDir: mount.cacheDir })
-  if (!quiet) say(describeUnsent(unsent, mount.cacheDir))
-  return EXIT.failed
-}
-
-/** What nobody caught ends the process: going on might write wrong data, and the journal has everything that was acknowledged. */
-function dieLoudly(): void {
-  const die = (error: unknown) => {
-    log.fatal('ended by an internal error; the journal keeps everything, mount again to go on', {
-      error,
-    } satisfies LogRecord['fields'])
-    if (debugging()) reportFailure(error)
-    process.exit(EXIT.failed)
-  }
-  process.on('uncaughtException', die)
-  process.on('unhandledRejection', die)
+  const { serve } = await import('./serve.js')
+  return serve(absoluteRemote(remote), mountpoint, settings, ready)
 }

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { Command, Option } from 'commander'
 import { mountOptionRows, type OptionRow } from '../options.js'
+import type { Ready } from './daemonize.js'
 import type { ExitStatus } from './report.js'
 
 const groups: Record<string, string> = {
@@ -36,8 +37,15 @@ const negationOf = ({ flag }: OptionRow) => new Option(`--no-${flag}`).hideHelp(
 
 const examples = (...lines: string[]) => `\nExamples:\n${lines.map(line => `  $ pageferry ${line}\n`).join('')}`
 
-/** The program; `ended` gets the exit status of the command that ran. */
-export function program(ended: (status: ExitStatus) => void): Command {
+export interface ProgramOptions {
+  /** Gets the exit status of the command that ran. */
+  ended: (status: ExitStatus) => void
+  /** This is a daemon, and who started it waits. */
+  ready: Ready | undefined
+}
+
+/** The program with all its commands. */
+export function program({ ended, ready }: ProgramOptions): Command {
   const pageferry = new Command('pageferry')
     .description('Remote bytes, used as if they were local.')
     .version(version(), '-V, --version', 'print the version')
@@ -85,7 +93,7 @@ export function program(ended: (status: ExitStatus) => void): Command {
     )
     .action(
       run(async (remote: string, mountpoint: string, flags: Record<string, unknown>) =>
-        (await import('./mount.js')).mountCommand(remote, mountpoint, flags),
+        (await import('./mount.js')).mountCommand(remote, mountpoint, flags, ready),
       ),
     )
 

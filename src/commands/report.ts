@@ -1,5 +1,4 @@
 // How a command ends: one line about what went wrong, and an exit status.
-import { CommanderError } from 'commander'
 import { type Code, codes, FerryError, toFerryError } from '../base/errors.js'
 
 export const EXIT = { ok: 0, failed: 1, usage: 2 } as const
@@ -27,9 +26,13 @@ export const print = (text: string) => void process.stdout.write(`${text}\n`)
 /** PAGEFERRY_DEBUG=1: stack traces are welcome. */
 export const debugging = () => process.env.PAGEFERRY_DEBUG === '1'
 
+/** Known by its code, since to load commander for that takes longer than most commands. */
+const isCommander = (error: unknown): error is Error & { exitCode: number } =>
+  error instanceof Error && String((error as { code?: unknown }).code).startsWith('commander.')
+
 /** One line for a person, without stack, and the exit status that goes with it. */
 export function describeFailure(error: unknown): { line: string; status: ExitStatus } {
-  if (error instanceof CommanderError) {
+  if (isCommander(error)) {
     // Some messages carry a hint on a second line.
     const line = error.message.replace(/^error: /, '').replaceAll(/\s*\n\s*/g, ' ')
     return { line, status: error.exitCode === 0 ? EXIT.ok : EXIT.usage }
@@ -46,6 +49,8 @@ export function describeFailure(error: unknown): { line: string; status: ExitSta
 /** Says what went wrong; returns the exit status. */
 export function reportFailure(error: unknown): ExitStatus {
   const { line, status } = describeFailure(error)
+  // Help and version are ways to end, too.
+  if (status === EXIT.ok) return status
   say(line)
   if (debugging()) process.stderr.write(`${error instanceof Error ? (error.stack ?? error) : error}\n`)
   return status
