@@ -245,6 +245,7 @@ export class Content {
 
   #wrote(inode: Inode, size: number, timeNs: bigint, pieces: Piece[]) {
     const { state } = this
+    inode.size = size
     for (const piece of pieces) {
       const row = state.needRow(inode, piece.index)
       if (!piece.inline) {
@@ -252,9 +253,10 @@ export class Content {
         state.chunks.flags[row] |= SEALED
       }
       state.chunks.flags[row] |= VERIFIED
-      state.dirty(row, maskOf(piece.firstPage, piece.pages))
+      const mask = maskOf(piece.firstPage, piece.pages)
+      inode.allocate(piece.pages, popcount(mask & ~state.chunks.valid[row]))
+      state.dirty(row, mask)
     }
-    inode.size = size
     inode.mtimeNs = inode.ctimeNs = timeNs
     state.mark(inode, Changed.data)
   }
@@ -304,6 +306,7 @@ export class Content {
 
   #resized(inode: Inode, size: number, timeNs: bigint) {
     inode.size = size
+    inode.allocated = Math.min(inode.allocated, Math.ceil(size / PAGE_BYTES) * PAGE_BYTES)
     inode.baseSize = Math.min(inode.baseSize, size)
     inode.floor = Math.min(inode.floor, size)
     inode.mtimeNs = inode.ctimeNs = timeNs

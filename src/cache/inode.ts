@@ -46,6 +46,7 @@ export type InodeRecord = [
   listed: boolean,
   nextCookie: number,
   id: string | null,
+  allocated: number,
 ]
 
 /** The first cookies belong to `.` and `..`. */
@@ -58,6 +59,8 @@ export class Inode implements InodeAttributes {
   rdev = 0
   nlink = 1
   size = 0
+  /** Bytes that are not holes, as the remote said and as written since: never too few to tell a sparse file from a full one. */
+  allocated = 0
   readonly blksize = 4096
   atimeNs = 0n
   mtimeNs = 0n
@@ -119,9 +122,18 @@ export class Inode implements InodeAttributes {
     return (this.mode & S_IFMT) === S_IFREG
   }
 
-  /** Units of 512 B. */
+  /** Units of 512 B. None at all would mean to some programs (tar) that the file is one hole: the kernel may have pages for it. */
   get blocks() {
-    return Math.ceil(this.size / 512)
+    if (this.isDirectory) return this.size / 512
+    const some = this.isFile && (this.baseSize > 0 || this.writers > 0)
+    return Math.max(Math.ceil(this.allocated / 512), some ? 1 : 0)
+  }
+
+  /** Pages were written, some of which were not there before. `size` is the new one. */
+  allocate(pages: number, pagesNew: number): void {
+    const most = Math.ceil(this.size / this.blksize) * this.blksize
+    const now = Math.max(this.allocated + pagesNew * this.blksize, pages * this.blksize)
+    this.allocated = Math.max(this.allocated, Math.min(now, most))
   }
 
   get attributes(): Attributes {
@@ -136,6 +148,7 @@ export class Inode implements InodeAttributes {
     this.rdev = entry.rdev
     this.nlink = entry.nlink
     this.size = this.isDirectory ? 4096 : entry.size
+    this.allocated = entry.allocated
     this.atimeNs = entry.atimeNs
     this.mtimeNs = entry.mtimeNs
     this.ctimeNs = entry.ctimeNs
@@ -174,6 +187,7 @@ export class Inode implements InodeAttributes {
       this.listed,
       this.nextCookie,
       this.id,
+      this.allocated,
     ]
   }
 
@@ -211,6 +225,7 @@ export class Inode implements InodeAttributes {
       this.listed,
       this.nextCookie,
       this.id,
+      this.allocated = this.size,
     ] = record
     this.atimeNs = BigInt(this.atimeNs)
     this.mtimeNs = BigInt(this.mtimeNs)

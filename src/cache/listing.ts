@@ -170,6 +170,8 @@ export class Listing {
       inode.mtimeNs === entry.mtimeNs &&
       inode.nlink === entry.nlink &&
       inode.size === size
+    // Not worth telling the kernel, which would forget the file's pages.
+    inode.allocated = entry.allocated
     if (same) return
     inode.mode = entry.mode
     inode.uid = entry.uid

@@ -6,7 +6,7 @@ import type { Claim, Claimed, Outcome } from '../remote/commits.js'
 import { type Plan, type PlanContext, planBatch, type Stage } from './batch.js'
 import type { Ino } from './filesystem.js'
 import { type CommittedRecord, Kind } from './records.js'
-import type { Quarantined, TreeState } from './state.js'
+import { join, type Quarantined, type TreeState } from './state.js'
 import type { CommittingTree, Progress } from './tree-cache.js'
 
 /** Staged in one call at most. */
@@ -96,7 +96,7 @@ export class Push {
     if (this.#caughtUp) return
     this.#caughtUp = true
     if (state.flight) {
-      if ((claimed.batch ?? 0) >= state.flightBatch) this.#finish({ versions: [], conflicts: [], refused: [] }, null)
+      if ((claimed.batch ?? 0) >= state.flightBatch) this.#finish(claimed.outcome ?? NOTHING, flightPaths(state))
       else {
         state.append(Kind.merged, [state.flightBatch])
         state.merged()
@@ -214,7 +214,7 @@ export class Push {
     if (!flight) return
     this.#heldOperations = state.open.operations
     const plan = planBatch(state, flight, hooks.plan)
-    if (plan.changes.length === 0) return this.#finish({ versions: [], conflicts: [], refused: [] }, plan)
+    if (plan.changes.length === 0) return this.#finish(NOTHING, plan.inodes)
     const refused: Outcome['refused'] = []
     this.#progress = { bytesDone: 0, bytesTotal: plan.bytes }
     await this.#insist(() => hooks.durable())
@@ -232,7 +232,7 @@ export class Push {
       this.#committed = this.#cuts
       this.#answer('committed', this.#committed)
       const outcome = await this.#insist(() => this.remote.settle(this.#abort.signal))
-      this.#finish({ ...outcome, refused: [...outcome.refused, ...refused] }, plan)
+      this.#finish({ ...outcome, refused: [...outcome.refused, ...refused] }, plan.inodes)
     } finally {
       this.applying = null
       applied.resolve()
@@ -333,13 +333,14 @@ export class Push {
   }
 
   /** The batch is at the remote: write that down, then let go of what it held. */
-  #finish(outcome: Outcome, plan: Plan | null) {
+  #finish(outcome: Outcome, inodes: Map<string, Ino>) {
     const { state } = this
-    const ino = (path: string) => plan?.inodes.get(path) ?? 0
+    const ino = (path: string) => inodes.get(path) ?? 0
     const atMs = state.now.ms()
     const conflicts: CommittedRecord[2] = []
     for (const { path, keptAs } of outcome.conflicts) {
       const inode = state.inodes.get(ino(path))
+      if (inode) inodes.set(keptAs, inode.ino)
       if (inode?.flightParent) conflicts.push([inode.ino, inode.flightParent, inode.flightName, keptAs, atMs])
     }
     const record: CommittedRecord = [
@@ -363,6 +364,19 @@ export class Push {
     for (const waiter of this.#waiters) if (waiter.what === what && waiter.cut <= cut) waiter.done.resolve()
     if (this.#waiters.some(waiter => waiter.cut > this.#cuts)) this.#cutNow()
   }
+}
+
+const NOTHING: Outcome = { versions: [], conflicts: [], refused: [] }
+
+/** Whom the lines of a batch are about that an earlier process cut. */
+function flightPaths(state: TreeState): Map<string, Ino> {
+  const paths = new Map<string, Ino>()
+  for (const ino of state.flight?.inodes ?? []) {
+    const inode = state.inode(ino)
+    const directory = inode.flightParent > 0 ? state.path(state.inode(inode.flightParent)) : null
+    if (directory !== null) paths.set(join(directory, inode.flightName), ino)
+  }
+  return paths
 }
 
 /** What became of the flight, in memory; replay does it again. */

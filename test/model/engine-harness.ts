@@ -39,15 +39,24 @@ export const engineOptions = (cacheDir: string, changes: Partial<TreeCacheOption
 })
 
 export function temporaryDirectory(): string {
-  return fs.mkdtempSync(path.join(os.tmpdir(), 'pageferry-'))
+  return fs.mkdtempSync(path.join(fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir(), 'pageferry-'))
 }
 
-export async function openEngine(remote: Tree, cacheDir: string, changes: Partial<TreeCacheOptions> = {}): Promise<TreeCache> {
+export async function openEngine(
+  remote: Tree,
+  cacheDir: string,
+  changes: Partial<TreeCacheOptions> = {},
+): Promise<TreeCache> {
   return openTreeCache(rollforward(remote), engineOptions(cacheDir, changes))
 }
 
 /** Everything below an inode: path -> what it is. */
-export async function snapshot(cache: TreeCache, ino: Ino = 1, at = '', into = new Map<string, string>()): Promise<Map<string, string>> {
+export async function snapshot(
+  cache: TreeCache,
+  ino: Ino = 1,
+  at = '',
+  into = new Map<string, string>(),
+): Promise<Map<string, string>> {
   for (let after = 0; ; ) {
     const entries = await cache.entries(ino, after, 100)
     if (entries.length === 0) return into

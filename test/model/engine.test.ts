@@ -35,11 +35,16 @@ const expected = (model: Model) =>
   new Map(
     [...model].map(([path, node]) => [
       path,
-      'directory' in node ? 'directory 755' : 'link' in node ? `-> ${node.link}` : `644 ${node.bytes.toString('latin1')}`,
+      'directory' in node
+        ? 'directory 755'
+        : 'link' in node
+          ? `-> ${node.link}`
+          : `644 ${node.bytes.toString('latin1')}`,
     ]),
   )
 
-const sorted = (map: Map<string, string>) => [...map].sort(([a], [b]) => (a < b ? -1 : 1)).map(([path, what]) => [path, what.length > 200 ? digest(what) : what])
+const sorted = (map: Map<string, string>) =>
+  [...map].sort(([a], [b]) => (a < b ? -1 : 1)).map(([path, what]) => [path, what.length > 200 ? digest(what) : what])
 const digest = (text: string) => {
   let sum = 7
   for (let at = 0; at < text.length; at++) sum = (Math.imul(sum, 31) + text.charCodeAt(at)) | 0
@@ -177,57 +182,60 @@ const first = seedOf(process.env.SEED, 1)
 const rounds = process.env.SEED ? 1 : process.env.PAGEFERRY_LONG ? 200 : 12
 
 describe('the engine against a model', () => {
-  test.each(Array.from({ length: rounds }, (_, n) => first + n))('random operations, sync, crash and replay, evict, empty cache; seed %d', async seed => {
-    const random = randomOf(seed * 7919)
-    const remote = memTree(`mem:engine-${process.pid}-${seed}`)
-    let directory = cacheDir()
-    let cache = await openEngine(remote, directory)
-    const model: Model = new Map()
-    const log: string[] = []
-    try {
-      for (let n = 0; n < 250; n++) {
-        log.push(await step(cache, model, random))
-        const what = random(40)
-        if (what === 0) {
-          log.push('sync')
-          await cache.sync()
-        } else if (what === 1) {
-          log.push('fsync')
-          await cache.fsync(1)
-        } else if (what === 2) {
-          // kill -9: whatever the journal and the data file hold now is all that a new process finds.
-          log.push('crash')
-          const copy = cacheDir()
-          fs.cpSync(directory, copy, { recursive: true })
-          await cache.close()
-          directory = copy
-          cache = await openEngine(remote, directory)
-          expect(sorted(await snapshot(cache))).toEqual(sorted(expected(model)))
-        } else if (what === 3) {
-          log.push('evict')
-          await cache.evict('')
-        } else if (what === 4) {
-          log.push('reopen')
-          await cache.close()
-          cache = await openEngine(remote, directory)
-        } else if (what === 5) {
-          log.push('lose the host')
-          await cache.sync()
-          await cache.close()
-          directory = cacheDir()
-          cache = await openEngine(remote, directory)
+  test.each(Array.from({ length: rounds }, (_, n) => first + n))(
+    'random operations, sync, crash and replay, evict, empty cache; seed %d',
+    async seed => {
+      const random = randomOf(seed * 7919)
+      const remote = memTree()
+      let directory = cacheDir()
+      let cache = await openEngine(remote, directory)
+      const model: Model = new Map()
+      const log: string[] = []
+      try {
+        for (let n = 0; n < 250; n++) {
+          log.push(await step(cache, model, random))
+          const what = random(40)
+          if (what === 0) {
+            log.push('sync')
+            await cache.sync()
+          } else if (what === 1) {
+            log.push('fsync')
+            await cache.fsync(1)
+          } else if (what === 2) {
+            // kill -9: whatever the journal and the data file hold now is all that a new process finds.
+            log.push('crash')
+            const copy = cacheDir()
+            fs.cpSync(directory, copy, { recursive: true })
+            await cache.close()
+            directory = copy
+            cache = await openEngine(remote, directory)
+            expect(sorted(await snapshot(cache))).toEqual(sorted(expected(model)))
+          } else if (what === 3) {
+            log.push('evict')
+            await cache.evict('')
+          } else if (what === 4) {
+            log.push('reopen')
+            await cache.close()
+            cache = await openEngine(remote, directory)
+          } else if (what === 5) {
+            log.push('lose the host')
+            await cache.sync()
+            await cache.close()
+            directory = cacheDir()
+            cache = await openEngine(remote, directory)
+          }
         }
+        expect(sorted(await snapshot(cache))).toEqual(sorted(expected(model)))
+        await cache.sync()
+        await cache.close()
+        cache = await openEngine(remote, cacheDir())
+        expect(sorted(await snapshot(cache))).toEqual(sorted(expected(model)))
+      } catch (error) {
+        console.error(`seed ${seed}:\n${log.slice(-30).join('\n')}`)
+        throw error
+      } finally {
+        await cache.close()
       }
-      expect(sorted(await snapshot(cache))).toEqual(sorted(expected(model)))
-      await cache.sync()
-      await cache.close()
-      cache = await openEngine(remote, cacheDir())
-      expect(sorted(await snapshot(cache))).toEqual(sorted(expected(model)))
-    } catch (error) {
-      console.error(`seed ${seed}:\n${log.slice(-30).join('\n')}`)
-      throw error
-    } finally {
-      await cache.close()
-    }
-  })
+    },
+  )
 })

@@ -1,0 +1,315 @@
+// Random programs on a cached tree, done again on a naive model that remembers what everything looked like after each operation.
+import { createHash } from 'node:crypto'
+import { type Random, random } from '../../src/base/random.js'
+import type { Ino, Maybe } from '../../src/cache/filesystem.js'
+import type { TreeCache } from '../../src/cache/tree-cache.js'
+
+const TYPE = 0o170000
+const FILE = 0o100000
+const DIRECTORY = 0o040000
+const LINK = 0o120000
+
+/** A file keeps its identity when it is renamed or gets another name. */
+interface Node {
+  type: number
+  mode: number
+  bytes: Buffer
+  link: string
+  xattrs: Map<string, string>
+  /** Digest of `bytes`, made when asked for. */
+  digest?: string
+}
+
+/** What a tree looks like: one line a path. */
+export type Picture = string
+
+const sum = (bytes: Uint8Array) => `${bytes.length}:${createHash('md5').update(bytes).digest('hex').slice(0, 12)}`
+const lineOf = (path: string, node: Node, names: string[]) => {
+  const { type, mode, link, xattrs } = node
+  const what = type === DIRECTORY ? 'directory' : type === LINK ? `-> ${link}` : (node.digest ??= sum(node.bytes))
+  const marks = [...xattrs].map(([name, value]) => `${name}=${value}`).sort()
+  const also = names.length > 1 ? ` also ${names.filter(name => name !== path).sort()}` : ''
+  return `${path} ${type === LINK ? '' : mode.toString(8)} ${what} ${marks}${also}`
+}
+
+export class Program {
+  readonly random: Random
+  tree = new Map<string, Node>()
+  /** What it looked like after so many operations. */
+  pictures: Picture[] = ['']
+  log: string[] = []
+  /** An operation is on its way: whether it has happened only the cache knows. */
+  busy = false
+  readonly hardLinks: boolean
+
+  constructor(
+    readonly seed: number,
+    { hardLinks = true } = {},
+  ) {
+    this.random = random(seed)
+    this.hardLinks = hardLinks
+  }
+
+  /** Operations that have been done. */
+  get count() {
+    return this.pictures.length - 1
+  }
+
+  get picture(): Picture {
+    return this.pictures[this.count]
+  }
+
+  /** Goes on from what it looked like after `count` operations: that is what the cache has now. */
+  async restart(cache: TreeCache): Promise<void> {
+    this.tree = await treeOf(cache)
+    this.pictures = [this.#look()]
+    this.log.push('--')
+  }
+
+  #look(): Picture {
+    const names = new Map<Node, string[]>()
+    for (const [path, node] of this.tree) names.set(node, [...(names.get(node) ?? []), path])
+    return [...this.tree].map(([path, node]) => lineOf(path, node, names.get(node)!)).sort().join('\n')
+  }
+
+  /** One random operation on both; what it was. */
+  async step(cache: TreeCache): Promise<void> {
+    const { random, tree } = this
+    const pick = (accept: (node: Node) => boolean) => {
+      const paths = [...tree].filter(([, node]) => accept(node)).map(([path]) => path)
+      return paths.length ? random.pick(paths) : null
+    }
+    const isFile = (node: Node) => node.type === FILE
+    const isDirectory = (node: Node) => node.type === DIRECTORY
+    const fresh = () => {
+      const parent = random.chance(0.3) ? '' : (pick(isDirectory) ?? '')
+      return `${parent ? `${parent}/` : ''}n${random.below(10)}`
+    }
+    const ino = (path: string) => inoOf(cache, path)
+    const parent = (path: string) => inoOf(cache, parentOf(path))
+
+    const kind = random.below(24)
+    if (kind < 6) {
+      const path = fresh()
+      if (tree.has(path)) return
+      const type = kind < 3 ? FILE : kind < 5 ? DIRECTORY : LINK
+      const node: Node = { type, mode: type === LINK ? 0o777 : 0o755, bytes: Buffer.alloc(0), link: type === LINK ? path : '', xattrs: new Map() }
+      const at = await parent(path)
+      const make = () => cache.make(at, nameOf(path), { mode: node.type | node.mode, uid: 0, gid: 0, link: node.link })
+      return this.#do(`make ${type.toString(8)} ${path}`, make, () => tree.set(path, node))
+    }
+    if (kind < 11) {
+      const path = pick(isFile)
+      if (!path) return
+      const node = tree.get(path)!
+      const at = random.chance(0.3) ? node.bytes.length : random.below(random.chance(0.2) ? 600_000 : 60_000)
+      const length = 1 + random.below(random.chance(0.2) ? 400_000 : 9_000)
+      const data = Buffer.alloc(length, 1 + random.below(255))
+      if (length >= 4) data.writeUInt32LE(this.count)
+      const target = await ino(path)
+      return this.#do(`write ${path} ${at}+${length}`, () => cache.write(target, at, data), () => {
+        const bytes = Buffer.alloc(Math.max(node.bytes.length, at + length))
+        node.bytes.copy(bytes)
+        data.copy(bytes, at)
+        node.bytes = bytes
+        node.digest = undefined
+      })
+    }
+    if (kind === 11) {
+      const path = pick(isFile)
+      if (!path) return
+      const node = tree.get(path)!
+      const size = random.chance(0.3) ? 0 : random.below(random.chance(0.3) ? 600_000 : 40_000)
+      const target = await ino(path)
+      return this.#do(`truncate ${path} ${size}`, () => cache.setAttributes(target, { size }), () => {
+        const bytes = Buffer.alloc(size)
+        node.bytes.copy(bytes)
+        node.bytes = bytes
+        node.digest = undefined
+      })
+    }
+    if (kind === 12) {
+      const path = pick(isFile)
+      if (!path) return
+      const node = tree.get(path)!
+      const at = random.below(300_000)
+      const length = 1 + random.below(200_000)
+      const target = await ino(path)
+      // Of several records: none of them must wait for pages, or a cut could fall between them.
+      await readAll(cache, target)
+      return this.#do(`punch ${path} ${at}+${length}`, () => cache.allocate(target, { at, length }, { kind: 'punch', keepSize: true }), () => {
+        node.bytes = Buffer.from(node.bytes)
+        if (at < node.bytes.length) node.bytes.fill(0, at, Math.min(node.bytes.length, at + length))
+        node.digest = undefined
+      })
+    }
+    if (kind === 13) {
+      const path = pick(() => true)
+      if (!path) return
+      const node = tree.get(path)!
+      if (node.type === LINK) return
+      const mode = random.pick([0o600, 0o640, 0o755, 0o777])
+      const target = await ino(path)
+      return this.#do(`chmod ${path} ${mode.toString(8)}`, () => cache.setAttributes(target, { mode }), () => {
+        node.mode = mode
+      })
+    }
+    if (kind === 14) {
+      const path = pick(node => node.type !== LINK)
+      if (!path) return
+      const node = tree.get(path)!
+      const name = `user.x${random.below(3)}`
+      const value = String(random.below(1000))
+      const target = await ino(path)
+      await cache.listXattrs(target)
+      if (node.xattrs.has(name) && random.chance(0.4))
+        return this.#do(`removexattr ${path} ${name}`, () => cache.removeXattr(target, name), () => node.xattrs.delete(name))
+      return this.#do(`setxattr ${path} ${name}`, () => cache.setXattr(target, name, Buffer.from(value), 'set'), () => node.xattrs.set(name, value))
+    }
+    if (kind === 15 && this.hardLinks) {
+      const source = pick(isFile)
+      const path = fresh()
+      if (!source || tree.has(path)) return
+      const node = tree.get(source)!
+      const [target, at] = [await ino(source), await parent(path)]
+      return this.#do(`link ${source} ${path}`, () => cache.link(target, at, nameOf(path)), () => tree.set(path, node))
+    }
+    if (kind < 18) {
+      const path = pick(node => node.type !== DIRECTORY)
+      if (!path) return
+      const at = await parent(path)
+      return this.#do(`unlink ${path}`, () => cache.unlink(at, nameOf(path)), () => tree.delete(path))
+    }
+    if (kind === 18) {
+      const path = pick(isDirectory)
+      if (!path || [...tree.keys()].some(other => other.startsWith(`${path}/`))) return
+      const at = await parent(path)
+      return this.#do(`rmdir ${path}`, () => cache.removeDirectory(at, nameOf(path)), () => tree.delete(path))
+    }
+    if (kind === 19) {
+      const path = pick(isFile)
+      if (!path) return
+      const node = tree.get(path)!
+      const bytes = await readAll(cache, await ino(path))
+      if (!bytes.equals(node.bytes)) throw new Error(`${path} reads as something else at ${firstDifference(bytes, node.bytes)} of ${bytes.length}, ${node.bytes.length}`)
+      return
+    }
+    const source = pick(() => true)
+    const target = random.chance(0.5) ? pick(() => true) : fresh()
+    if (!source || !target || source === target || target.startsWith(`${source}/`)) return
+    const moved = tree.get(source)!
+    const other = tree.get(target)
+    if (moved === other) return
+    const exchange = kind === 20 && other !== undefined && !source.startsWith(`${target}/`)
+    if (!exchange && other) {
+      if ((other.type === DIRECTORY) !== (moved.type === DIRECTORY)) return
+      if ([...tree.keys()].some(path => path.startsWith(`${target}/`))) return
+    }
+    const [from, to] = [await parent(source), await parent(target)]
+    const names = [{ parent: from, name: nameOf(source) }, { parent: to, name: nameOf(target) }] as const
+    return this.#do(`${exchange ? 'exchange' : 'rename'} ${source} ${target}`, () => cache.rename(...names, exchange ? 'exchange' : 'replace'), () => {
+      const rebase = (old: string, now: string) => {
+        const nodes = [...tree].filter(([path]) => path === old || path.startsWith(`${old}/`))
+        for (const [path] of nodes) tree.delete(path)
+        return nodes.map(([path, node]) => [now + path.slice(old.length), node] as const)
+      }
+      const moves = rebase(source, target)
+      if (exchange) moves.push(...rebase(target, source))
+      else tree.delete(target)
+      for (const [path, node] of moves) tree.set(path, node)
+    })
+  }
+
+  /** The model follows in the same turn, so that whoever looks between turns sees both the same. */
+  async #do(what: string, operation: () => Maybe<unknown>, follow: () => unknown): Promise<void> {
+    this.log.push(what)
+    const value = operation()
+    if (value instanceof Promise) {
+      this.busy = true
+      try {
+        await value
+      } finally {
+        this.busy = false
+      }
+    }
+    follow()
+    this.pictures.push(this.#look())
+  }
+}
+
+export const parentOf = (path: string) => path.slice(0, Math.max(0, path.lastIndexOf('/')))
+export const nameOf = (path: string) => path.slice(path.lastIndexOf('/') + 1)
+
+export async function inoOf(cache: TreeCache, path: string): Promise<Ino> {
+  let ino = 1
+  for (const name of path.split('/').filter(Boolean)) {
+    const found = await cache.lookup(ino, name)
+    if (!found) throw new Error(`${path} is not there`)
+    ino = found.ino
+  }
+  return ino
+}
+
+export async function readAll(cache: TreeCache, ino: Ino): Promise<Buffer> {
+  const bytes = Buffer.alloc((await cache.attributes(ino)).size)
+  for (let done = 0; done < bytes.length; ) {
+    const read = await cache.read(ino, done, bytes.subarray(done, done + 256 * 1024))
+    if (read === 0) throw new Error(`inode ${ino}: nothing at ${done} of ${bytes.length}`)
+    done += read
+  }
+  return bytes
+}
+
+async function treeOf(cache: TreeCache): Promise<Map<string, Node>> {
+  const tree = new Map<string, Node>()
+  const nodes = new Map<Ino, Node>()
+  const visit = async (directory: Ino, at: string): Promise<void> => {
+    for (let after = 0; ; ) {
+      const entries = await cache.entries(directory, after, 100)
+      if (entries.length === 0) return
+      for (const entry of entries) {
+        after = entry.cookie
+        const path = at ? `${at}/${entry.name}` : entry.name
+        const known = nodes.get(entry.ino)
+        if (known) {
+          tree.set(path, known)
+          continue
+        }
+        const { mode, nlink } = await cache.attributes(entry.ino)
+        const type = mode & TYPE
+        const node: Node = { type, mode: mode & 0o7777, bytes: Buffer.alloc(0), link: '', xattrs: new Map() }
+        if (type === LINK) node.link = await cache.readLink(entry.ino)
+        if (type === FILE) node.bytes = await readAll(cache, entry.ino)
+        if (type !== LINK)
+          for (const name of await cache.listXattrs(entry.ino))
+            node.xattrs.set(name, Buffer.from(await cache.getXattr(entry.ino, name)).toString())
+        if (type === FILE && nlink < 1) throw new Error(`${path} has ${nlink} links`)
+        nodes.set(entry.ino, node)
+        tree.set(path, node)
+        if (type === DIRECTORY) await visit(entry.ino, path)
+      }
+    }
+  }
+  await visit(1, '')
+  return tree
+}
+
+/** What a cache shows, as `Program.picture` would have it. */
+export async function pictureOf(cache: TreeCache): Promise<Picture> {
+  const names = new Map<Node, string[]>()
+  const tree = await treeOf(cache)
+  for (const [path, node] of tree) names.set(node, [...(names.get(node) ?? []), path])
+  return [...tree].map(([path, node]) => lineOf(path, node, names.get(node)!)).sort().join('\n')
+}
+
+/** Lines that only one of two pictures has. */
+export function difference(found: Picture, expected: Picture): string {
+  const [a, b] = [found.split('\n'), expected.split('\n')]
+  const lines = [...a.filter(line => !b.includes(line)).map(line => `found    ${line}`), ...b.filter(line => !a.includes(line)).map(line => `expected ${line}`)]
+  return lines.join('\n')
+}
+
+function firstDifference(a: Uint8Array, b: Uint8Array): number {
+  for (let at = 0; at < Math.max(a.length, b.length); at++) if (a[at] !== b[at]) return at
+  return -1
+}

@@ -1,0 +1,192 @@
+// The host is lost at a random moment, also in the middle of a commit: an empty cache sees exactly one batch, not older than the last sync.
+// Or only the process is: then its journal sees everything.
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { afterAll, describe, expect, test } from '@jest/globals'
+import { isFerryError } from '../../src/base/errors.js'
+import { random } from '../../src/base/random.js'
+import { openTreeCache } from '../../src/cache/engine.js'
+import { RECORD_MAGIC } from '../../src/cache/journal-format.js'
+import { Kind } from '../../src/cache/records.js'
+import type { Storage } from '../../src/cache/storage.js'
+import type { TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
+import { diskStorage } from '../../src/linux/storage.js'
+import { fileTree } from '../../src/remote/file-tree.js'
+import { faulty } from '../../src/remote/faulty.js'
+import { memTree } from '../../src/remote/mem-tree.js'
+import { rollforward } from '../../src/remote/rollforward.js'
+import type { Tree } from '../../src/remote/tree.js'
+import { wrap } from '../../src/remote/wrap.js'
+import { long } from '../fixtures/requires.js'
+import { engineOptions } from './engine-harness.js'
+import { difference, Program, pictureOf } from './program.js'
+
+const parent = fs.mkdtempSync(path.join(fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir(), 'pageferry-lost-'))
+afterAll(() => fs.rmSync(parent, { recursive: true, force: true }))
+let directories = 0
+const directory = () => {
+  const made = path.join(parent, String(++directories))
+  fs.mkdirSync(made)
+  return made
+}
+
+/** Storage that tells of each cut, in the turn in which it is made. */
+function watched(storage: Storage, onCut: () => void): Storage {
+  return {
+    open(name, options) {
+      const file = storage.open(name, options)
+      if (!name.startsWith('journal-')) return file
+      const writeSync = file.writeSync.bind(file)
+      file.writeSync = (from, at) => {
+        writeSync(from, at)
+        const view = new DataView(from.buffer, from.byteOffset, from.byteLength)
+        if (from.length >= 24 && view.getUint16(4, true) === RECORD_MAGIC && from[6] === Kind.cut) onCut()
+      }
+      return file
+    },
+    list: () => storage.list(),
+    rename: (source, target) => storage.rename(source, target),
+    remove: name => storage.remove(name),
+    freeBytes: () => storage.freeBytes(),
+  }
+}
+
+/** A remote that takes its time, so that programs go on while batches are on their way. */
+const slow = (remote: Tree, turns: () => number) =>
+  wrap(remote, async (_call, next) => {
+    for (let left = turns(); left > 0; left--) await new Promise(setImmediate)
+    return next()
+  })
+
+const turn = () => new Promise(setImmediate)
+
+interface Bounds {
+  /** Counts of operations at which a batch was cut. */
+  cuts: Set<number>
+  synced: number
+}
+
+async function survive(seed: number, kind: 'mem' | 'file') {
+  const draw = random(seed)
+  const remote = kind === 'mem' ? memTree() : fileTree(directory())
+  const program = new Program(seed + 1, { hardLinks: draw.chance(0.5) })
+  let cacheDir = directory()
+  const history: string[] = []
+  const open = (tree: Tree, bounds?: Bounds, changes: Partial<TreeCacheOptions> = {}): Promise<TreeCache> => {
+    const storage = watched(diskStorage(cacheDir), () => {
+      bounds?.cuts.add(program.count)
+      // Whether the operation that waits comes before or after it, nobody can tell.
+      if (program.busy) bounds?.cuts.add(program.count + 1)
+    })
+    return openTreeCache(rollforward(tree), engineOptions(cacheDir, { storage, ...changes }))
+  }
+  try {
+    for (let round = 0; round < 4; round++) {
+      const crashAfter = draw.chance(0.2) ? undefined : 4 + draw.below(draw.chance(0.5) ? 60 : 400)
+      const worse = faulty(slow(remote, () => draw.below(3)), { seed: draw.below(2 ** 31), crashAfter, crashTorn: draw.chance(0.5) })
+      const bounds: Bounds = { cuts: new Set([0]), synced: 0 }
+      history.push(`round ${round}: crash after ${crashAfter}`)
+      let cache: TreeCache
+      try {
+        cache = await open(worse, bounds, { flushIntervalMs: draw.pick([1, 5, 3_600_000]) })
+      } catch (error) {
+        if (!worse.faults.crashed) throw error
+        continue
+      }
+      const before = program.count
+      if (before === 0 && round > 0) await program.restart(cache)
+      const steps = 20 + draw.below(120)
+      try {
+        for (let n = 0; n < steps; n++) {
+          await program.step(cache)
+          if (draw.chance(0.3)) for (let left = draw.below(8); left > 0; left--) await turn()
+          if (draw.chance(0.06)) {
+            const count = program.count
+            history.push(`sync at ${count}`)
+            const stop = new AbortController()
+            const done = cache.sync({ signal: stop.signal }).then(
+              () => {
+                bounds.synced = Math.max(bounds.synced, count)
+              },
+              () => {},
+            )
+            // Waited for, or not.
+            if (draw.chance(0.5)) {
+              while (!worse.faults.crashed && (await Promise.race([done.then(() => false), turn().then(() => true)])));
+              if (worse.faults.crashed) stop.abort()
+            }
+          }
+          if (draw.chance(0.03)) await cache.evict('')
+          if (worse.faults.crashed && draw.chance(0.3)) break
+        }
+      } catch (error) {
+        if (!worse.faults.crashed || !isFerryError(error)) throw error
+        program.busy = false
+      }
+      history.push(`lost after ${program.count} operations, cut at ${[...bounds.cuts]}, synced ${bounds.synced}, ${worse.faults.crashed ? 'in a commit, perhaps' : ''}`)
+      // kill -9: this process is gone in this turn. What it had on its way to the remote still arrives, or does not.
+      worse.faults.down = true
+      const journal = path.join(parent, String(++directories))
+      fs.cpSync(cacheDir, journal, { recursive: true })
+      await cache.close()
+      const found = Math.max(...[...bounds.cuts])
+      if (draw.chance(0.5)) {
+        cacheDir = directory()
+        cache = await open(remote)
+        const picture = await pictureOf(cache)
+        const allowed = [...bounds.cuts].filter(count => count >= bounds.synced && program.pictures[count] !== undefined)
+        if (!allowed.some(count => program.pictures[count] === picture)) {
+          const nearest = allowed.map(count => difference(picture, program.pictures[count])).sort((a, b) => a.length - b.length)[0]
+          const any = program.pictures.indexOf(picture)
+          throw new Error(`an empty cache sees none of the batches ${allowed} (but operation ${any}); nearest:\n${nearest}`)
+        }
+        await program.restart(cache)
+        await cache.close()
+        if (draw.chance(0.5)) cacheDir = directory()
+      } else {
+        cacheDir = journal
+        cache = await open(remote)
+        const picture = await pictureOf(cache)
+        if (picture !== program.picture) throw new Error(`after replay (${found}):\n${difference(picture, program.picture)}`)
+        expect(cache.conflicts()).toEqual([])
+        if (draw.chance(0.3)) for (let n = 0; n < 10; n++) await program.step(cache)
+        const last = program.picture
+        await cache.sync()
+        const again = await pictureOf(cache)
+        if (again !== last) throw new Error(`after replay and sync:\n${difference(again, last)}`)
+        await cache.close()
+        const kept = cacheDir
+        cacheDir = directory()
+        cache = await open(remote)
+        const fresh = await pictureOf(cache)
+        if (fresh !== last) throw new Error(`from an empty cache after replay and sync:\n${difference(fresh, last)}`)
+        await program.restart(cache)
+        await cache.close()
+        if (draw.chance(0.5)) cacheDir = kept
+      }
+    }
+  } catch (error) {
+    const said = error instanceof Error ? error.stack : String(error)
+    throw new Error(`seed ${seed} (${kind}): ${said}\n${history.join('\n')}\n${program.log.slice(-25).join('\n')}`)
+  }
+}
+
+const given = process.env.SEED
+const rounds = long ? 2000 : 60
+const seeds = given ? [Number(given)] : Array.from({ length: rounds }, (_, n) => n + 1)
+
+describe('the host is lost, or the process', () => {
+  test(`seeds ${seeds[0]} to ${seeds.at(-1)}: what is found is one batch, not older than the last sync`, async () => {
+    const failed: string[] = []
+    for (const seed of seeds) {
+      try {
+        await survive(seed, process.env.KIND === 'file' || (!given && seed % 10 === 0) ? 'file' : 'mem')
+      } catch (error) {
+        failed.push((error as Error).message)
+        if (failed.length >= 3) break
+      }
+    }
+    expect(failed.join('\n\n')).toBe('')
+  }, 3_600_000)
+})
