@@ -49,6 +49,10 @@ for (;;) {
     } catch (error) {
       answer = toFerryError(error).code
     }
-    writeSync(1, `${id} ${answer}\n`)
+    try {
+      writeSync(1, `${id} ${answer}\n`)
+    } catch {
+      process.exit() // nobody wants to know any more
+    }
   }
 }

@@ -5,15 +5,14 @@ const SIGKILL_BIT = 1n << 8n
 
 /**
  * A signal that kills a process whole is turned by the kernel into a pending SIGKILL of each of its threads (complete_signal in
- * kernel/signal.c), so that is what to look for. `pid` is that of the thread; 0 if it lives in a pid namespace that we cannot see.
+ * kernel/signal.c), so that is what to look for. `pid` is that of the thread; of one that is gone already nobody waits.
  */
 export function isDoomed(pid: number): boolean {
-  if (pid === 0) return true
   let status: string
   try {
     status = readFileSync(`/proc/${pid}/status`, 'latin1')
   } catch {
-    return true // gone already
+    return false
   }
   const pending = /^SigPnd:\s*([0-9a-f]+)/m.exec(status)
   const shared = /^ShdPnd:\s*([0-9a-f]+)/m.exec(status)

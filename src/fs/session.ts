@@ -63,6 +63,8 @@ interface Waiting {
   handler: Handler
   answer: Answer
   abandoned: boolean
+  /** Looks at whether its program still lives, so far. */
+  looks: number
 }
 
 /** An hour: longer than anything lasts that nobody invalidates, short enough to mend what somebody forgot. */
@@ -71,8 +73,8 @@ const TTL_MS = 3_600_000
 export const REQUEST_BYTES_MAX = PAYLOAD_BYTES_MAX + 4096
 /** Buffers kept for requests that wait, beyond those that do: 8 MiB of each kind. */
 const SPARES = 8
-/** How often a request that was interrupted by a signal looks whether its process is going to die. */
-const DOOM_POLL_MS = 50
+/** How often it is looked whether a program that waits is going to die. Most requests are answered before the first look. */
+const LOOK_MS = 250
 
 const hour: Ttls = { entryTtlMs: TTL_MS, attrTtlMs: TTL_MS, negativeTtlMs: TTL_MS }
 
@@ -91,8 +93,7 @@ export class Session implements Door {
   readonly #answers = new Pool(SPARES, () => new Answer())
   readonly #buffers = new Pool<Uint8Array>(SPARES, () => new Uint8Array(REQUEST_BYTES_MAX))
   readonly #waiting = new Map<number, Waiting>()
-  readonly #interrupted = new Set<Waiting>()
-  #doomTimer: NodeJS.Timeout | undefined
+  #lookout: NodeJS.Timeout | undefined
   #buffer: Uint8Array = new Uint8Array(0)
   #dialect = { setxattrExt: false }
 
@@ -162,7 +163,7 @@ export class Session implements Door {
       }
       if (handler.fillsAnswer) this.answer = this.#answers.take()
       if (handler.holdsRequest) this.#link.exchange(this.#buffers.take())
-      this.#wait({ request, handler, answer, abandoned: false }, value, bytes)
+      this.#wait({ request, handler, answer, abandoned: false, looks: 0 }, value, bytes)
     } catch (error) {
       this.#refuse(request, handler, error)
     }
@@ -175,16 +176,16 @@ export class Session implements Door {
 
   /** No more requests will come: what still waits has nobody to answer to. */
   close() {
-    clearInterval(this.#doomTimer)
+    clearInterval(this.#lookout)
     for (const waiting of this.#waiting.values()) waiting.abandoned = true
     this.#waiting.clear()
-    this.#interrupted.clear()
   }
 
   async #wait(waiting: Waiting, value: Promise<unknown>, bytes: Uint8Array) {
     const { request, handler, answer } = waiting
     const key = keyOf(request)
     this.#waiting.set(key, waiting)
+    this.#lookout ??= setInterval(() => this.#look(), LOOK_MS).unref()
     try {
       const result = await value
       // Unless it was filled meanwhile, the answer is written and sent at once, so all can share one.
@@ -193,7 +194,6 @@ export class Session implements Door {
       if (!waiting.abandoned) this.#refuse(request, handler, error)
     }
     if (this.#waiting.get(key) === waiting) this.#waiting.delete(key)
-    this.#interrupted.delete(waiting)
     if (handler.fillsAnswer) this.#answers.give(answer)
     if (handler.holdsRequest) this.#buffers.give(bytes)
   }
@@ -241,29 +241,26 @@ export class Session implements Door {
 
   /**
    * A signal reached the program that waits. Only if it will die of it is the request given up: other signals have handlers, and hardly any
-   * program expects EINTR from a file. The kernel says it once only, so a later and deadly signal has to be looked for.
+   * program expects EINTR from a file. A later one, which the kernel does not tell us about, is found by the lookout.
    */
   #interrupt(to: Unique) {
     const waiting = this.#waiting.get(keyOf(to))
-    if (!waiting?.handler.abandonable) return
-    if (isDoomed(waiting.request.pid)) {
-      this.#abandon(waiting)
-      return
-    }
-    this.#interrupted.add(waiting)
-    this.#doomTimer ??= setInterval(() => this.#look(), DOOM_POLL_MS).unref()
+    // 0 is the pid of somebody in a name space that we cannot see into: believe the signal.
+    if (waiting && (waiting.request.pid === 0 || isDoomed(waiting.request.pid))) this.#abandon(waiting)
   }
 
+  /** Programs that die while they wait are let go, also from where a signal makes the kernel say nothing (asynchronous direct I/O). */
   #look() {
-    for (const waiting of this.#interrupted) if (isDoomed(waiting.request.pid)) this.#abandon(waiting)
-    if (this.#interrupted.size > 0) return
-    clearInterval(this.#doomTimer)
-    this.#doomTimer = undefined
+    for (const waiting of this.#waiting.values())
+      if (waiting.looks++ > 0 && isDoomed(waiting.request.pid)) this.#abandon(waiting)
+    if (this.#waiting.size > 0) return
+    clearInterval(this.#lookout)
+    this.#lookout = undefined
   }
 
   #abandon(waiting: Waiting) {
+    if (!waiting.handler.abandonable) return
     waiting.abandoned = true
-    this.#interrupted.delete(waiting)
     this.#waiting.delete(keyOf(waiting.request))
     this.#fail(waiting.request, EINTR)
   }
