@@ -171,11 +171,14 @@ export async function syncNearest(root: FileRoot, path: string): Promise<void> {
   }
 }
 
+/** What node lets a single read or write do is less than 2 GiB. */
+const CALL_BYTES_MAX = 2 ** 30
+
 /** All of `from`: write(2) may do less than it was asked. */
 export async function writeAll(fd: number, from: Uint8Array, at: number): Promise<void> {
   const write = (done: number) =>
     new Promise<number>((resolve, reject) =>
-      fs.write(fd, from, done, from.byteLength - done, at + done, (error, count) =>
+      fs.write(fd, from, done, Math.min(from.byteLength - done, CALL_BYTES_MAX), at + done, (error, count) =>
         error ? reject(error) : resolve(count),
       ),
     )
@@ -187,7 +190,7 @@ export async function readUpTo(fd: number, at: number, length: number): Promise<
   const into = Buffer.allocUnsafeSlow(length)
   const read = (done: number) =>
     new Promise<number>((resolve, reject) =>
-      fs.read(fd, into, done, Math.min(length - done, 2 ** 30), at + done, (error, count) =>
+      fs.read(fd, into, done, Math.min(length - done, CALL_BYTES_MAX), at + done, (error, count) =>
         error ? reject(error) : resolve(count),
       ),
     )

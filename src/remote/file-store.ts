@@ -6,7 +6,7 @@ import fs from 'node:fs'
 import { KeyedMutex, mapLimit, sleep, throwIfAborted } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import { renameat2 } from '../linux/files.js'
-import { tryLock, unlock } from '../linux/lock.js'
+import { tryLock } from '../linux/lock.js'
 import {
   close,
   errnoName,
@@ -140,14 +140,10 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
       const path = root.at(joinPath(below, `${TEMPORARY}/lock`))
       const fd = await orMakeFirst(() => open(path, O_RDWR | O_CREAT | O_NOFOLLOW, 0o600))
       try {
-        while (!tryLock(fd)) await sleep(1, signal)
-        try {
-          return await work()
-        } finally {
-          unlock(fd)
-        }
+        while (!tryLockIfCan(fd)) await sleep(1, signal)
+        return await work()
       } finally {
-        await close(fd)
+        await close(fd) // and with it the lock goes
       }
     })
 
@@ -297,6 +293,16 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
     async close() {
       files.clear()
     },
+  }
+}
+
+/** Where the file system has no locks, puts are atomic within this process only. */
+function tryLockIfCan(fd: number): boolean {
+  try {
+    return tryLock(fd)
+  } catch (error) {
+    if (['ENOLCK', 'ENOSYS', 'EOPNOTSUPP', 'ENOTSUP'].includes(errnoName(error) ?? '')) return true
+    throw error
   }
 }
 

@@ -3,12 +3,14 @@ import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals'
 import { listxattr, setxattr } from '../../src/linux/xattr.js'
 import { fileBlob } from '../../src/remote/file-blob.js'
 import { fileStore, fileStoreBeside } from '../../src/remote/file-store.js'
 import { fileTree } from '../../src/remote/file-tree.js'
 import type { Tree } from '../../src/remote/tree.js'
+import { compileOnce } from '../remotes/compiled.js'
 
 const bytes = (text: string) => new Uint8Array(Buffer.from(text))
 const node = { mode: 0o100644, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 0n, rdev: 0 }
@@ -196,6 +198,41 @@ describe('a directory that others use, too', () => {
     expect(listxattr(path).map(String)).toEqual(['security.pageferry-test'])
     await tree.close()
   })
+})
+
+describe('somebody who is not root', () => {
+  test('writes files of theirs whatever their mode, and cannot give them away', async () => {
+    if (process.geteuid?.() !== 0) return
+    await compileOnce()
+    const nobody = { uid: 65534, gid: 65534 }
+    fs.chmodSync(above, 0o755)
+    fs.chownSync(directory, nobody.uid, nobody.gid)
+    const script = `
+      import { fileTree } from '${pathToFileURL(join(import.meta.dirname, '../../dist/src/remote/file-tree.js')).href}'
+      const tree = await fileTree(${JSON.stringify(directory)})
+      const { owners, specialFiles, write } = tree.capabilities
+      const node = { uid: 7, gid: 7, atimeNs: 0n, mtimeNs: 5n, rdev: 0 }
+      await tree.make('f', { ...node, mode: 0o100444 })
+      await tree.write('f', 0, Buffer.from('x'))
+      await tree.setAttributes('f', { uid: 8, mode: 0o000 })
+      const bytes = await tree.read('f', { at: 0, length: 9 })
+      await tree.sync(['f'])
+      const { mode, uid } = await tree.stat('f')
+      await tree.hidden.put('a', Buffer.from('x'))
+      const device = await tree.make('dev', { ...node, mode: 0o020600, rdev: 259 }).catch(error => error.code)
+      const root = await fileTree('/')
+      const refused = await root.make('pageferry-test', { ...node, mode: 0o100644 }).catch(error => error.code)
+      console.log(JSON.stringify({ owners, specialFiles, write, rootWrite: root.capabilities.write, mode, uid, size: bytes.length, device, refused }))`
+    const output = execFileSync(process.execPath, ['--input-type=module', '-e', script], {
+      ...nobody,
+      env: {},
+      cwd: '/',
+    })
+    expect(JSON.parse(output.toString())).toEqual({
+      ...{ owners: false, specialFiles: false, write: true, rootWrite: false },
+      ...{ mode: 0o100000, uid: 65534, size: 1, device: 'NOT_PERMITTED', refused: 'FORBIDDEN' },
+    })
+  }, 300_000)
 })
 
 describe('what a tree keeps open', () => {
