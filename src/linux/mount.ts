@@ -44,6 +44,8 @@ export interface FuseMountOptions {
   readBytesMax?: number
   /** File type of the root, default S_IFDIR. */
   rootMode?: number
+  /** How: by default mount(2), and the helper when that is not permitted. */
+  by?: 'mount' | 'fusermount3'
 }
 
 export interface FuseMount {
@@ -58,13 +60,16 @@ export interface FuseMount {
  * @throws NOT_FOUND, NOT_DIRECTORY (the target), NOT_PERMITTED, BUSY (already mounted from the same descriptor), USAGE
  */
 export async function mountFuse(options: FuseMountOptions): Promise<FuseMount> {
-  try {
-    return { fd: await mountDirectly(options), by: 'mount' }
-  } catch (error) {
-    // Without privileges either opening /dev/fuse or mounting is refused.
-    if (!isFerryError(error, 'NOT_PERMITTED', 'FORBIDDEN')) throw error
-    return { fd: await mountThroughHelper(options), by: 'fusermount3' }
+  const { by } = options
+  if (by !== 'fusermount3') {
+    try {
+      return { fd: await mountDirectly(options), by: 'mount' }
+    } catch (error) {
+      // Without privileges either opening /dev/fuse or mounting is refused.
+      if (by === 'mount' || !isFerryError(error, 'NOT_PERMITTED', 'FORBIDDEN')) throw error
+    }
   }
+  return { fd: await mountThroughHelper(options), by: 'fusermount3' }
 }
 
 /** mount(2) with a /dev/fuse of our own. */

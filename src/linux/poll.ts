@@ -1,5 +1,7 @@
 // Readiness of a file descriptor: as an event of node's loop, or by asking once.
 
+import assert from 'node:assert/strict'
+import { isMainThread } from 'node:worker_threads'
 import koffi from 'koffi'
 import { checked, errno, lastErrno, self, systemError } from './libc.js'
 
@@ -70,6 +72,7 @@ export interface Watcher {
  * error, as /dev/fuse is after an unmount: read it to learn why. What the callback throws becomes an uncaught exception.
  */
 export function watchReadable(fd: number, onReady: (failed: boolean) => void): Watcher {
+  assert(isMainThread, "uv_default_loop() is the main thread's, and libuv takes no calls from others")
   // Memory of ours until libuv calls the close callback; koffi's callback slots likewise.
   const handle = koffi.alloc('uint8_t', uv.handleSize(UV_POLL)) as Pointer
   const failure = uv.init(uv.loop(), handle, fd)
