@@ -240,6 +240,19 @@ test('a recycled segment never gives back what it held before', async () => {
 
 const serialOf = (disk: LossyDisk, name: string) => disk.contents(name).readUInt32LE(32)
 
+test('records of a history that did not happen stay away, whatever is checkpointed later', async () => {
+  const { disk: before, journal } = await withRecords(3)
+  for (const byte of [4, 5, 6]) put(journal, filled(byte))
+  const disk = before.clone() // as if the disk had got all of it by itself
+  disk.contents(segments(disk)[0])[HEADER_BYTES + 3 * 128 + 50] ^= 1
+  const { journal: next, result } = reopen(disk)
+  expect(result).toEqual({ lastLsn: 3, records: 3, discarded: 2 })
+  put(next, filled(44))
+  next.release(4)
+  disk.crash()
+  expect(reopen(disk, 4).result).toEqual({ lastLsn: 4, records: 0, discarded: 0 })
+})
+
 describe('damage to what was durable', () => {
   test('is found in the middle, at whatever byte of a record it is; the rest is set aside', async () => {
     const { disk } = await withRecords(300)
