@@ -1,6 +1,8 @@
 // Who keeps a mount busy. Only links and lists in /proc and /sys are read, which the kernel answers without asking the mount.
 
 import { readdir, readFile, readlink } from 'node:fs/promises'
+import { setTimeout } from 'node:timers/promises'
+import { bytesOf } from './libc.js'
 import { mounts } from './mountinfo.js'
 
 export interface Holder {
@@ -11,21 +13,34 @@ export interface Holder {
   what: string
 }
 
+/** A process that keeps us waiting longer hangs in a page fault. Its mappings are left out, and those of all that follow: each would
+ * cost another thread of the pool. */
+const MAPS_TIMEOUT_MS = 200
+
 /**
  * Everything in use below `point` (absolute, without symlinks); one line per process and kind is enough to act on, so of the open
  * files and the mappings of a process the first is named. Asynchronous throughout: to read a process's mappings one may
- * have to wait for its page fault, which may be ours to answer. What we may not look at (other users' processes) is left out.
+ * have to wait for its page fault, which may be ours to answer, or nobody's. What we may not look at (other users' processes) is
+ * left out.
  */
 export async function holdersOf(point: Uint8Array | string): Promise<Holder[]> {
-  const root = Buffer.from(point as Uint8Array).toString('latin1')
+  const root = Buffer.from(bytesOf(point)).toString('latin1')
   const inside = (path: string) => path === root || path.startsWith(root.endsWith('/') ? root : `${root}/`)
   const found = kernelHolders(root, inside)
   for (const loop of await loopDevices()) {
     if (inside(loop.file)) found.push({ command: loop.name, what: `loop device: ${text(loop.file)}` })
   }
+  let hanging = false
+  const mapsOf = async (pid: string) => {
+    if (hanging) return ''
+    const timeout = setTimeout(MAPS_TIMEOUT_MS, undefined, { ref: false })
+    const maps = await Promise.race([contents(`/proc/${pid}/maps`), timeout])
+    hanging = maps === undefined
+    return maps ?? ''
+  }
   for (const entry of await listed('/proc')) {
     if (!/^\d+$/.test(entry)) continue
-    const uses = await usesOf(entry, inside)
+    const uses = [...(await usesOf(entry, inside)), ...mapped(await mapsOf(entry), inside)]
     if (uses.length === 0) continue
     const command = (await contents(`/proc/${entry}/comm`)).trimEnd()
     found.push(...uses.map(what => ({ pid: Number(entry), command: text(command), what })))
@@ -61,14 +76,16 @@ async function usesOf(pid: string, inside: Inside): Promise<string[]> {
     uses.push(`fd ${fd}: ${text(path)}`)
     break
   }
-  for (const line of (await contents(`/proc/${pid}/maps`)).split('\n')) {
-    const from = line.indexOf('/')
-    const path = from < 0 ? '' : line.slice(from)
-    if (!inside(path)) continue
-    uses.push(`mapping: ${text(path)}`)
-    break
-  }
   return uses
+}
+
+/** The first mapping inside: the path is the rest of a line from its first slash on. */
+function mapped(maps: string, inside: Inside): string[] {
+  for (const line of maps.split('\n')) {
+    const from = line.indexOf('/')
+    if (from >= 0 && inside(line.slice(from))) return [`mapping: ${text(line.slice(from))}`]
+  }
+  return []
 }
 
 // Processes end while we look, and not all of them are ours: whatever cannot be read counts as empty.

@@ -66,9 +66,12 @@ export function checkedAsync(
   })
 }
 
+/** A path as bytes. */
+export const bytesOf = (path: Uint8Array | string): Uint8Array => (typeof path === 'string' ? Buffer.from(path) : path)
+
 /** Bytes as a C string. A NUL inside would silently shorten a path, so it is refused (INVALID). */
 export function cstring(bytes: Uint8Array | string): Buffer {
-  const source = typeof bytes === 'string' ? Buffer.from(bytes) : bytes
+  const source = bytesOf(bytes)
   if (source.includes(0)) throw systemError(errno.EINVAL, 'path', 'contains a NUL byte')
   const terminated = Buffer.alloc(source.length + 1)
   terminated.set(source)
@@ -76,8 +79,7 @@ export function cstring(bytes: Uint8Array | string): Buffer {
 }
 
 /** A path for error messages. */
-export const printable = (bytes: Uint8Array | string): string =>
-  JSON.stringify(typeof bytes === 'string' ? bytes : Buffer.from(bytes).toString())
+export const printable = (bytes: Uint8Array | string): string => JSON.stringify(Buffer.from(bytesOf(bytes)).toString())
 
 const ioctlRaw = self.func('ioctl', 'int', ['int', 'ulong', 'void *']) as (
   fd: number,

@@ -2,6 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import type { Device } from './files.js'
+import { bytesOf } from './libc.js'
 
 export interface MountInfo extends Device {
   id: number
@@ -40,6 +41,6 @@ export const mounts = (): MountInfo[] => readFileSync('/proc/self/mountinfo', 'l
 
 /** The mount to be seen at exactly this path (absolute, without symlinks), if any. */
 export const mountAt = (path: Uint8Array | string): MountInfo | undefined => {
-  const wanted = Buffer.from(path as Uint8Array)
+  const wanted = bytesOf(path)
   return mounts().findLast(({ point }) => point.equals(wanted))
 }
