@@ -273,7 +273,7 @@ const withoutUndefined = <T extends object>(options: T): T =>
   Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T
 
 /** How attributes are shown, as the mount's options have it. */
-function presentation({ uid, gid, umask }: SessionOptions): (attributes: InodeAttributes) => InodeAttributes {
+export function presentation({ uid, gid, umask }: SessionOptions): (attributes: InodeAttributes) => InodeAttributes {
   if (uid === undefined && gid === undefined && umask === undefined) return attributes => attributes
   const hidden = umask ?? 0
   return attributes => ({
