@@ -45,6 +45,7 @@ export interface MountParts {
   release: (left: Lag) => Promise<void>
 }
 
+/** How long `unmount` tries, and who may stop it. */
 export interface UnmountOptions {
   /** Give up sending when nothing got through for this long. Default 60,000 ms; 0 sends nothing. */
   stalledMsMax?: number

@@ -12,6 +12,7 @@ import { memTree } from './remote/mem-tree.js'
 import type { Store } from './remote/store.js'
 import type { Remote, Shape, Shapes } from './remote/wrap.js'
 
+/** How a remote is to be opened. */
 export interface OpenOptions<S extends Shape = Shape> {
   /** What the caller wants to see in it: a directory is a tree or a store, a file is a blob. */
   shape: S

@@ -37,6 +37,7 @@ export const codes = {
   IO: 'input/output error',
 } as const
 
+/** What went wrong, by name. */
 export type Code = keyof typeof codes
 
 export interface FerryErrorOptions {
@@ -56,6 +57,7 @@ export class FerryError extends Error {
   }
 }
 
+/** Whether it is one of ours, and (if codes are named) one of these. */
 export const isFerryError = (error: unknown, ...wanted: Code[]): error is FerryError =>
   error instanceof FerryError && (wanted.length === 0 || wanted.includes(error.code))
 

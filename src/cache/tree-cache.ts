@@ -46,6 +46,7 @@ export interface TreeCacheOptions {
   kernelBytesMax: number
 }
 
+/** What the remote does not have yet. */
 export interface Lag {
   /** Not at the remote yet. */
   bytes: number
@@ -75,12 +76,14 @@ export interface TreeCacheStatus {
   inodes: { memory: number; known: number }
 }
 
+/** A file that somebody else had changed at the remote as well: theirs kept the name. Paths are bytes (latin1). */
 export interface Conflict {
   path: string
   keptAs: string
   atMs: number
 }
 
+/** How far sending or fetching is. Totals may grow meanwhile. */
 export interface Progress {
   bytesDone: number
   bytesTotal: number
