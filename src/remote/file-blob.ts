@@ -17,7 +17,7 @@ import {
   syncDirectory,
   writeAll,
 } from './file-io.js'
-import { checkRange, parentPath, printable } from './path.js'
+import { checkRange, fileUrl, parentPath, printable } from './path.js'
 
 /** Nothing in the kernel asks for a bound; but somebody must, before memory is taken for an answer. */
 const REQUEST_BYTES_MAX = 64 * 1024 * 1024
@@ -121,7 +121,7 @@ function blobOf({ fd, write, real, size, stats, attempt }: Opened): Blob {
 
   return {
     shape: 'blob',
-    url: `file://${encodeURI(real.toString())}`,
+    url: fileUrl(real),
     size,
     capabilities: { write, trim: write, alignment: 1, requestBytesMax: REQUEST_BYTES_MAX },
 

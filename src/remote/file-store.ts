@@ -29,7 +29,7 @@ import {
   writeAll,
 } from './file-io.js'
 import { compareNames } from './file-names.js'
-import { checkPath, checkRange, joinPath, lastName, parentPath, printable } from './path.js'
+import { checkPath, checkRange, fileUrl, joinPath, lastName, parentPath, printable } from './path.js'
 import type { ObjectInfo, PutCondition, Store } from './store.js'
 
 /** Where unfinished objects and the lock lie, in the store's directory; no object can have such a name. */
@@ -46,7 +46,7 @@ const { O_RDWR, O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW } = fs.constants
 /** The objects in a directory, which must exist: NOT_FOUND, NOT_DIRECTORY. */
 export async function fileStore(directory: string | Buffer): Promise<Store> {
   const root = await FileRoot.open(directory)
-  return fileStoreIn(root, '', `file://${encodeURI(root.at('').toString())}`)
+  return fileStoreIn(root, '', fileUrl(root.at('')))
 }
 
 /** The objects of a blob that is one file: they lie in `.pageferry-NAME/` beside it, which is made when first needed. */
@@ -54,7 +54,7 @@ export async function fileStoreBeside(file: string | Buffer): Promise<Store> {
   const path = Buffer.from(file).toString('latin1')
   const root = await FileRoot.open(Buffer.from(parentPath(path) || (path.startsWith('/') ? '/' : '.'), 'latin1'))
   const below = `.pageferry-${lastName(path)}`
-  return fileStoreIn(root, below, `file://${encodeURI(Buffer.from(root.at(below)).toString())}`)
+  return fileStoreIn(root, below, fileUrl(root.at(below)))
 }
 
 /** The objects in the directory `below` of a root; it is made when first needed. */
@@ -78,10 +78,12 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
     try {
       await mkdir(root.at(path), 0o700)
     } catch (error) {
-      if (errnoName(error) === 'EEXIST') return
-      if (errnoName(error) !== 'ENOENT') throw error
-      await makeDirectories(parentPath(path))
-      return makeDirectories(path)
+      if (errnoName(error) === 'ENOENT') {
+        await makeDirectories(parentPath(path))
+        return makeDirectories(path)
+      }
+      // Somebody made it, perhaps only just now: it must be durable for us, too.
+      if (errnoName(error) !== 'EEXIST') throw error
     }
     await syncDirectory(root.at(parentPath(path)))
   }

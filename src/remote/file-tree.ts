@@ -28,7 +28,7 @@ import {
 } from './file-io.js'
 import { SortedNames } from './file-names.js'
 import { fileStoreIn } from './file-store.js'
-import { checkRange, isHidden, joinPath, parentPath, printable } from './path.js'
+import { checkRange, fileUrl, isHidden, joinPath, parentPath, printable } from './path.js'
 import { type Attributes, type Entry, HIDDEN, type Tree } from './tree.js'
 
 const PAGE_MAX = 1000
@@ -47,7 +47,7 @@ const { S_IFMT, S_IFREG, S_IFDIR, S_IFLNK } = fs.constants
 export async function fileTree(directory: string | Buffer): Promise<Tree> {
   const root = await FileRoot.open(directory)
   const capabilities = await treeCapabilities(root.at(''))
-  const url = `file://${encodeURI(root.at('').toString())}`
+  const url = fileUrl(root.at(''))
   const hidden = fileStoreIn(root, HIDDEN, `${url}/${HIDDEN}`)
   const readers = new OpenFiles('read')
   const writers = new OpenFiles('write')

@@ -86,7 +86,7 @@ const backends: Record<string, Backend> = {
 }
 
 const wanted = process.env.REMOTES?.split(',').filter(name => Object.hasOwn(backends, name))
-if (wanted?.some(name => name.endsWith('worker')) !== false) beforeAll(compileOnce, 300_000)
+if (wanted?.some(name => name.endsWith('worker')) !== false) beforeAll(compileOnce)
 
 const chosen = Object.entries(backends).filter(([name]) => !wanted || wanted.includes(name))
 if (chosen.length === 0)

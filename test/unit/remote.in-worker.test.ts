@@ -6,7 +6,7 @@ import { inWorker } from '../../src/remote/in-worker.js'
 import { pack, packError, unpackError } from '../../src/remote/in-worker-messages.js'
 import { compileOnce } from '../remotes/compiled.js'
 
-beforeAll(compileOnce, 300_000)
+beforeAll(compileOnce)
 
 const bytes = (text: string) => new Uint8Array(Buffer.from(text))
 const node = { mode: 0o100644, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 0n, rdev: 0 }

@@ -47,13 +47,13 @@ describe('openRemote', () => {
   })
 
   test('in a worker', async () => {
-    await compileOnce()
+    compileOnce()
     await using tree = await openRemote(directory, { shape: 'tree', worker: true })
     expect(await tree.stat('file')).toMatchObject({ size: 5 })
     await expect(openRemote('/no/such', { shape: 'tree', worker: true })).rejects.toThrow(
       'bad usage: /no/such: no such directory',
     )
-  }, 300_000)
+  })
 
   test.each<[string, Shape, string]>([
     ['', 'tree', '"" is not a remote: /path, ./path, file:, mem:'],
