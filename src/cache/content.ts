@@ -335,17 +335,16 @@ export class Content {
     return moves
   }
 
-  /** The row's slot may be changed in place after this; a slot taken for it is noted, or is the one noted then. */
+  /** The row's slot may be changed in place after this. It is noted in the record: replay may know nothing of a slot that was only fetched into. */
   #own(row: Row, moves: Move[], replayed: Map<number, number> | null) {
     const { state } = this
-    const noted = replayed?.get(state.chunks.index[row])
+    const { chunks } = state
+    const noted = replayed?.get(chunks.index[row])
     if (noted !== undefined) {
       state.slots.markUsed(noted)
       state.moveTo(row, noted, true)
-    } else if (!replayed && (!state.chunks.slot[row] || !state.mayOverwrite(row))) {
-      state.moveTo(row, state.slots.take(), true)
-      moves.push([state.chunks.index[row], state.chunks.slot[row]])
-    }
+    } else if (!chunks.slot[row] || !state.mayOverwrite(row)) state.moveTo(row, state.slots.take(), true)
+    moves.push([chunks.index[row], chunks.slot[row]])
   }
 
   /** Whole pages from `at` on become zeros; `size` is the file's after it. */
