@@ -55,22 +55,27 @@ export class TreeCommits implements Commits<TreeChange> {
       this.#settled = null
       this.#claimed = batch === null ? null : { writer: claim.writer, batch }
       this.#before.clear()
-      const { epoch, pending } = this.lease
-      const guard = () => this.lease.guard(signal)
-      let outcome: Outcome | null = null
-      if (pending) {
-        const path = await fenceStage(this.#tree, pending.record.epoch, epoch, signal)
-        outcome = await this.#finish(path, pending, signal)
-      }
-      // Nobody has open any more what another writer kept for those who had.
-      if (this.lease.previous?.writer !== claim.writer) await sweepOrphans(this.#tree, guard, signal)
-      await sweepStages(this.#tree, epoch, signal)
-      await this.lease.sweep(signal)
-      await this.lease.prune(signal)
-      await openStage(this.#tree, epoch, signal)
-      const mine = outcome && pending!.record.writer === claim.writer && pending!.record.batch === batch
-      return mine ? { epoch, batch, outcome: outcome! } : { epoch, batch }
+      const outcome = await this.#unlessLost(() => this.#takeOver(claim, signal), signal)
+      const { epoch } = this.lease
+      return outcome ? { epoch, batch, outcome } : { epoch, batch }
     })
+  }
+
+  /** Finishes what was begun, tidies up, and opens a stage. @returns what became of the claimer's own batch, if it was pending */
+  async #takeOver({ writer }: Claim, signal?: AbortSignal): Promise<Outcome | null> {
+    const { epoch, pending } = this.lease
+    let outcome: Outcome | null = null
+    if (pending) {
+      const path = await fenceStage(this.#tree, pending.record.epoch, epoch, signal)
+      outcome = await this.#finish(path, pending, signal)
+    }
+    // Nobody has open any more what another writer kept for those who had.
+    if (this.lease.previous?.writer !== writer) await sweepOrphans(this.#tree, () => this.lease.guard(signal), signal)
+    await sweepStages(this.#tree, epoch, signal)
+    await this.lease.sweep(signal)
+    await this.lease.prune(signal)
+    await openStage(this.#tree, epoch, signal)
+    return pending?.record.writer === writer ? outcome : null
   }
 
   renew(signal?: AbortSignal): Promise<void> {
