@@ -176,10 +176,10 @@ export class MountedTree implements AsyncDisposable {
     await this.#leave(evenIfBusy)
     // The kernel may have had more, and programs could write until just now. From here there is no way back.
     if (!stopped) stopped = await send()
-    const { lag } = this.status()
-    const unsent = hasWork(lag)
-      ? { ...lag, paths: this.#parts.cache.unsent(PATHS_MAX), reason: stopped?.message ?? null }
-      : null
+    const { lag, batches } = this.status()
+    // What the remote says is worth more than that we stopped waiting for it.
+    const reason = batches.lastError ?? stopped?.message ?? null
+    const unsent = hasWork(lag) ? { ...lag, paths: this.#parts.cache.unsent(PATHS_MAX), reason } : null
     await this.close()
     return unsent
   }
