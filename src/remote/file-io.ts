@@ -221,6 +221,7 @@ const OPEN_FILES_MAX = 128
 export class OpenFiles {
   readonly #files: LRUCache<string, OpenFile>
   readonly #access: number
+  #closeError: Error | null = null
 
   constructor(how: 'read' | 'write') {
     this.#access = how === 'read' ? O_RDONLY : O_WRONLY
@@ -228,7 +229,7 @@ export class OpenFiles {
       max: OPEN_FILES_MAX,
       dispose: file => {
         file.evicted = true
-        if (file.users === 0) fs.close(file.fd)
+        if (file.users === 0) this.#close(file)
       },
     })
   }
@@ -249,7 +250,7 @@ export class OpenFiles {
       return await work(file.fd, stats)
     } finally {
       file.users--
-      if (file.users === 0 && file.evicted) fs.close(file.fd)
+      if (file.users === 0 && file.evicted) this.#close(file)
     }
   }
 
@@ -273,6 +274,20 @@ export class OpenFiles {
     if (opened.dev === dev && opened.ino === ino) return { fd, dev, ino, users: 0, evicted: false }
     await close(fd)
     throw new FerryError('STALE', { detail: `${printable(path.toString('latin1'))} was replaced just now` })
+  }
+
+  /** Network file systems may say only now that a write did not arrive: the next sync has to hear of it. */
+  #close(file: OpenFile): void {
+    fs.close(file.fd, error => {
+      if (error && this.#access !== O_RDONLY) this.#closeError ??= error
+    })
+  }
+
+  /** Throws what closing a file brought to light since the last time it was asked. */
+  throwIfLost(): void {
+    const error = this.#closeError
+    this.#closeError = null
+    if (error) throw error
   }
 
   clear(): void {

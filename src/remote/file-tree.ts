@@ -241,6 +241,7 @@ export async function fileTree(directory: string | Buffer): Promise<Tree> {
           if (stats?.isDirectory()) directories.add(path)
           else if (stats?.isFile()) await syncFile(writers, whole)
         })
+        writers.throwIfLost()
         await mapLimit([...directories], FSYNCS_AT_ONCE, path => syncNearest(root, path))
       })
     },
