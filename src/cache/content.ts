@@ -14,6 +14,7 @@ import {
   runStart,
 } from '../chunk/geometry.js'
 import { GUESSED, type Row, SEALED, VERIFIED } from './chunk-table.js'
+import type { Durability } from './durability.js'
 import type { Maybe } from './filesystem.js'
 import { Changed, type Inode } from './inode.js'
 import type { Pull } from './pull.js'
@@ -32,12 +33,11 @@ export class Content {
   misses = 0
   bytesRead = 0
   guessedBytesUsed = 0
-  /** Extents were written that no fdatasync has covered yet. */
-  extentsUnsynced = false
 
   constructor(
     readonly state: TreeState,
     readonly pull: Pull,
+    readonly durability: Durability,
   ) {}
 
   // --- reading
@@ -202,8 +202,10 @@ export class Content {
     if (offset === 0 && end >= sizeInChunk && end > INLINE_BYTES_MAX) {
       const slot = slots.take()
       slots.writeSync(slot, 0, from)
+      // What a fresh slot reads as is undefined, and past the end of the file a page is zeros.
+      if (end % PAGE_BYTES) slots.writeSync(slot, end, new Uint8Array(PAGE_BYTES - (end % PAGE_BYTES)))
       const sum = halves(digest(from))
-      this.extentsUnsynced = true
+      this.durability.extentWritten()
       return {
         index,
         slot,
@@ -275,7 +277,7 @@ export class Content {
       if (sum.low !== piece.sumLow || sum.high !== piece.sumHigh) return false
     }
     for (const piece of record.pieces) {
-      slots.markUsed(piece.slot)
+      state.adopt(piece.slot)
       if (!piece.inline) continue
       const row = state.needRow(inode, piece.index)
       state.moveTo(row, piece.slot, true)
@@ -341,7 +343,7 @@ export class Content {
     const { chunks } = state
     const noted = replayed?.get(chunks.index[row])
     if (noted !== undefined) {
-      state.slots.markUsed(noted)
+      state.adopt(noted)
       state.moveTo(row, noted, true)
     } else if (!chunks.slot[row] || !state.mayOverwrite(row)) state.moveTo(row, state.slots.take(), true)
     moves.push([chunks.index[row], chunks.slot[row]])

@@ -8,6 +8,7 @@ import type { Usage } from '../remote/tree.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
 import { Content } from './content.js'
 import { Database } from './database.js'
+import { Durability } from './durability.js'
 import {
   type AttributeChange,
   type DirectoryEntry,
@@ -71,6 +72,7 @@ class Engine implements TreeCache {
   readonly #slots: Slots
   readonly #database: Database
   readonly #profile: Profile | null
+  readonly #durability: Durability
   #replayed: ReplayResult | null = null
   #roomWaiters: Deferred<void>[] = []
   #timers: NodeJS.Timeout[] = []
@@ -111,7 +113,8 @@ class Engine implements TreeCache {
       },
       { makeRoom: bytes => this.#makeRoom(bytes), surprised: inode => this.#surprised(inode) },
     )
-    this.content = new Content(this.state, this.pullQueue)
+    this.#durability = new Durability(this.#journal, this.#slots)
+    this.content = new Content(this.state, this.pullQueue, this.#durability)
     this.push = new Push(
       remote,
       this.state,
@@ -132,7 +135,7 @@ class Engine implements TreeCache {
           complete: inode => this.pullQueue.complete(inode),
         },
         settled: conflicts => this.#settled(conflicts),
-        durable: () => this.#durable(),
+        durable: async () => this.#durability.reach(),
         random: Math.random,
       },
     )
@@ -169,8 +172,9 @@ class Engine implements TreeCache {
     this.#replayed = this.#journal.replay(meta?.lsn ?? 0, (_lsn, kind, body) =>
       replayRecord(state, this.names, this.content, kind, body),
     )
-    state.replaying = false
+    state.replayed()
     this.#afterReplay()
+    void this.#slots.reclaim()
     const root = this.#lookAtRoot()
     if (this.readOnly) await root
     else await Promise.all([root, this.#claim()])
@@ -189,7 +193,7 @@ class Engine implements TreeCache {
     if (damaged)
       this.#problems.set(
         'journal',
-        `the journal is damaged at record ${damaged.lsn}: what came after it was set aside in ${damaged.segment}`,
+        `the journal is damaged at record ${damaged.lsn}: what came after it was set aside in ${damaged.setAside.join(', ')}`,
       )
   }
 
@@ -277,7 +281,7 @@ class Engine implements TreeCache {
     await Promise.all([this.pullQueue.close(), this.listing.close(), this.push.close()])
     await this.#checkpointing
     try {
-      await this.#durable()
+      await this.#durability.reach()
       await checkpoint(this.state)
     } finally {
       await this.#journal.close()
@@ -614,24 +618,9 @@ class Engine implements TreeCache {
   }
 
   fsync(_ino: Ino): Maybe<void> {
-    if (this.options.fsync === 'remote') return this.#durable().then(() => this.push.flush('committed'))
-    if (!this.content.extentsUnsynced && this.#journal.durableLsn >= this.#journal.headLsn) return undefined
-    return this.#durable()
-  }
-
-  /** Data that records name, then the records. */
-  async #durable(): Promise<void> {
-    const lsn = this.#journal.headLsn
-    if (this.content.extentsUnsynced) {
-      this.content.extentsUnsynced = false
-      try {
-        await this.#slots.sync()
-      } catch (error) {
-        this.content.extentsUnsynced = true
-        throw error
-      }
-    }
-    await this.#journal.sync(lsn)
+    const durable = this.#durability.reach()
+    if (this.options.fsync === 'local') return durable
+    return Promise.resolve(durable).then(() => this.push.flush('committed'))
   }
 
   allocate(

@@ -78,6 +78,7 @@ export class TreeState {
   changesPersisted = false
 
   replaying = false
+  readonly #freedInReplay = new Set<number>()
 
   constructor(
     readonly journal: Journal,
@@ -202,6 +203,24 @@ export class TreeState {
     if (before === 0) this.persistRows.add(row)
   }
 
+  #free(slot: number) {
+    if (this.replaying) this.#freedInReplay.add(slot)
+    else this.slots.free(slot)
+  }
+
+  /** A record names the slot. What replay let go of, since it knows nothing of pages that were only fetched, it takes back. */
+  adopt(slot: number): void {
+    this.slots.markUsed(slot)
+    this.#freedInReplay.delete(slot)
+  }
+
+  /** What replay let go of and nothing took back is free. */
+  replayed(): void {
+    this.replaying = false
+    for (const slot of this.#freedInReplay) this.slots.free(slot)
+    this.#freedInReplay.clear()
+  }
+
   /** The bytes of a row may be changed in place; otherwise they must be copied aside first. */
   mayOverwrite(row: Row): boolean {
     const { chunks } = this
@@ -225,7 +244,7 @@ export class TreeState {
     this.persistRows.add(row)
     if (!old) return
     if (chunks.flight[row] && chunks.flightSlot[row] === old) this.pages += popcount(chunks.flight[row])
-    else slots.free(old)
+    else this.#free(old)
   }
 
   /** Pages of a row are gone (cut off, or replaced at the remote): absent pages are zeros or the remote's. */
@@ -248,12 +267,12 @@ export class TreeState {
   }
 
   dropRow(row: Row): void {
-    const { chunks, slots } = this
+    const { chunks } = this
     this.clean.delete(row)
     this.pages -= popcount(chunks.valid[row])
     this.dirtyPages -= popcount(chunks.dirty[row])
     if (chunks.flight[row]) this.#releaseFlight(row)
-    if (chunks.slot[row]) slots.free(chunks.slot[row])
+    if (chunks.slot[row]) this.#free(chunks.slot[row])
     this.open.rows.delete(row)
     this.persistRows.delete(row)
     this.removedRows.push({ ino: chunks.ino[row], index: chunks.index[row] })
@@ -261,12 +280,12 @@ export class TreeState {
   }
 
   #releaseFlight(row: Row) {
-    const { chunks, slots } = this
+    const { chunks } = this
     const pages = popcount(chunks.flight[row])
     this.dirtyPages -= pages
     if (chunks.flightSlot[row] !== chunks.slot[row]) {
       this.pages -= pages
-      slots.free(chunks.flightSlot[row])
+      this.#free(chunks.flightSlot[row])
     }
     chunks.flight[row] = 0
     chunks.flightSlot[row] = 0
