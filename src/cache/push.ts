@@ -164,7 +164,8 @@ export class Push {
     const operations = state.open.operations + (state.flight?.operations ?? 0)
     return {
       bytesDone: this.#progress.bytesDone,
-      bytesTotal: this.#progress.bytesDone + state.dirtyBytes,
+      // What is on its way counts as dirty until its batch is settled.
+      bytesTotal: Math.max(this.#progress.bytesDone, state.dirtyBytes),
       operationsDone: 0,
       operationsTotal: operations,
     }
