@@ -1,6 +1,7 @@
 // From a URL and a directory to a mounted tree: every layer, in order, and taken down again in reverse.
-import { statfsSync } from 'node:fs'
+import { accessSync, constants, existsSync, statfsSync } from 'node:fs'
 import { hostname } from 'node:os'
+import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { orAborted, throwIfAborted } from './base/async.js'
 import { FerryError } from './base/errors.js'
@@ -69,6 +70,7 @@ export async function mountWith(
     opened.unshift(remote)
     const point = await prepareMountPoint(mountpoint, { note: line => log.warn(line) })
     const path = settings.cacheDir ?? defaultCacheDir(remote.url)
+    checkFiles(settings)
     keepApart(remote.url, point, { 'cache directory': path, 'file of --record': settings.record })
     const registry = new Registry()
     const cacheDir = await claimCacheDir(path, { remote: remote.url, registry, signal })
@@ -177,6 +179,21 @@ const remoteStatus = (url: string, { requests, bytesRead, bytesWritten, errors, 
 
 const isWithin = (path: string, directory: string) =>
   path === directory || path.startsWith(directory.endsWith('/') ? directory : `${directory}/`)
+
+/** Files that are needed later are looked for now, while somebody reads what we say. USAGE. */
+function checkFiles({ prefetch, record }: MountSettings): void {
+  const check = (path: string, mode: number, complaint: string) => {
+    try {
+      accessSync(path, mode)
+    } catch (error) {
+      const detail = `${complaint} (${(error as NodeJS.ErrnoException).code})`
+      throw new FerryError('USAGE', { cause: error, detail })
+    }
+  }
+  if (typeof prefetch === 'object') check(prefetch.file, constants.R_OK, `--prefetch: ${prefetch.file} cannot be read`)
+  if (record)
+    check(existsSync(record) ? record : dirname(record), constants.W_OK, `--record: ${record} cannot be written`)
+}
 
 /** A mount that stands on files behind itself, or that finds itself in its remote, would wait for its own answers. USAGE. */
 function keepApart(url: string, point: string, files: Record<string, string | undefined>): void {

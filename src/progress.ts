@@ -21,7 +21,9 @@ const DRAW_MS = 100
 const LINE_MS = 3000
 /** The rate is that of the last while: what happened long ago says little about when it ends. */
 const RATE_MS = 10_000
-const BAR_CHARS = 24
+const BAR_CHARS_MAX = 24
+/** A shorter bar says nothing. */
+const BAR_CHARS_MIN = 8
 
 interface Sample {
   atMs: number
@@ -46,15 +48,14 @@ export class Estimate {
   }
 
   leftMs({ bytesDone, bytesTotal, operationsDone, operationsTotal }: Progress): number | undefined {
-    const times = [
-      timeFor(bytesTotal - bytesDone, this.bytesPerSecond()),
-      timeFor(
-        operationsTotal - operationsDone,
-        this.#rate(sample => sample.operations),
-      ),
-    ]
-    // Bytes and operations are done together: the slower of the two decides.
-    return times.includes(undefined) ? undefined : Math.max(...(times as number[]))
+    const bytesMs = timeFor(bytesTotal - bytesDone, this.bytesPerSecond())
+    const operationsMs = timeFor(
+      operationsTotal - operationsDone,
+      this.#rate(sample => sample.operations),
+    )
+    // They are done together: the slower of the two decides, unless changes count as done only when their whole batch is.
+    if (bytesMs && operationsMs === undefined) return bytesMs
+    return bytesMs === undefined || operationsMs === undefined ? undefined : Math.max(bytesMs, operationsMs)
   }
 
   #rate(of: (sample: Sample) => number): number | undefined {
@@ -72,9 +73,12 @@ const timeFor = (amount: number, rate: number | undefined) => {
 /** `done` of `total` as a fraction; nothing to do is all done. */
 const part = (done: number, total: number) => (total > 0 ? Math.min(1, done / total) : 1)
 
-const bar = (fraction: number) => {
-  const full = Math.round(fraction * BAR_CHARS)
-  return `[${'='.repeat(full)}${' '.repeat(BAR_CHARS - full)}]`
+/** As long as there is room for it in so many columns, or nothing. */
+const bar = (fraction: number, columns: number) => {
+  const chars = Math.min(BAR_CHARS_MAX, columns - 3)
+  if (chars < BAR_CHARS_MIN) return ''
+  const full = Math.round(fraction * chars)
+  return `[${'='.repeat(full)}${' '.repeat(chars - full)}] `
 }
 
 /** One line that says how far it is: `syncing 12 MiB of 80 MiB, 3 of 20 changes, 4 MiB/s, 17s left`. */
@@ -117,7 +121,9 @@ export function showProgress({ screen = process.stderr, title, nowMs = Date.now 
         progress.bytesTotal + progress.operationsTotal,
       )
       onScreen = true
-      screen.write(`\r\x1b[K${`${title} ${bar(fraction)} ${line}`.slice(0, (screen.columns ?? 80) - 1)}`)
+      const columns = (screen.columns || 80) - 1
+      const drawn = bar(fraction, columns - title.length - 1 - line.length)
+      screen.write(`\r\x1b[K${`${title} ${drawn}${line}`.slice(0, columns)}`)
     },
     end() {
       ended = true

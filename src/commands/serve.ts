@@ -8,7 +8,7 @@ import { setIoFlusher } from '../linux/process.js'
 import { type LogOptions, startLog } from '../log.js'
 import type { MetricsServer } from '../metrics.js'
 import { mountWith } from '../mount-tree.js'
-import type { MountedTree, Unsent } from '../mounted-tree.js'
+import type { MountedTree } from '../mounted-tree.js'
 import type { CommandSettings } from '../options.js'
 import { showProgress } from '../progress.js'
 import { Registry } from '../registry.js'
@@ -70,8 +70,10 @@ async function serveMounted(
     setSignalHandler(() => void daemon.signal())
     process.chdir('/')
     const message = `${remote.url} is mounted at ${mountpoint}`
-    if (ready) ready.done(`${message} (daemon ${process.pid})`)
-    else say(`${message}; Ctrl-C sends what is left and unmounts`)
+    if (ready) {
+      log.info(message)
+      ready.done(`${message} (daemon ${process.pid})`)
+    } else say(`${message}; Ctrl-C sends what is left and unmounts`)
     ending = await daemon.ending
   } catch (error) {
     // Not ready, or not ended as it should: what was acknowledged stays in the journal.
@@ -84,14 +86,18 @@ async function serveMounted(
     await control?.close()
     await metrics?.close()
   }
-  return report(ending.unsent, mount, ready !== undefined)
+  return report(ending, mount, ready !== undefined)
 }
 
-function report(unsent: Unsent | null, mount: MountedTree, quiet: boolean): ExitStatus {
-  if (!unsent) return EXIT.ok
-  log.error('ended with changes that the remote does not have', { ...unsent, cacheDir: mount.cacheDir })
-  if (!quiet) say(describeUnsent(unsent, mount.cacheDir))
-  return EXIT.failed
+/** Says how it ended: on the terminal, or for a daemon in its log. */
+function report({ unsent, handedOver }: Ending, { cacheDir }: MountedTree, quiet: boolean): ExitStatus {
+  if (unsent) {
+    if (quiet) log.error('ended with changes that the remote does not have', { ...unsent, cacheDir })
+    else say(describeUnsent(unsent, cacheDir))
+    return EXIT.failed
+  }
+  log.info(handedOver ? 'ended: another daemon goes on' : 'ended: the remote has everything')
+  return EXIT.ok
 }
 
 /** What nobody caught ends the process: going on might write wrong data, and the journal has everything that was acknowledged. */
