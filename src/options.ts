@@ -156,7 +156,7 @@ const mountTable = {
   dirTtl: defaulted(
     'remote',
     time({ min: '0', max: '24h', like: '1s' }),
-    '1s',
+    '10s',
     'how long a listing of the remote is believed',
   ),
   lease: defaulted(
