@@ -78,6 +78,8 @@ export class Lease<Change> {
   #renewing: Promise<void> | null = null
   /** While held: who held it before; null if nobody did. */
   previous: Claim | null = null
+  /** While held: so long the one before may go on until it looks whether the lease is still its own. */
+  graceMs = 0
   /** While held: the committed batch that is not applied yet. */
   pending: Numbered<IntentRecord<Change>> | null = null
 
@@ -177,6 +179,7 @@ export class Lease<Change> {
       const stale = before.numbers.filter(one => !kept.has(one))
       this.#held = { epoch: lease.epoch, lease, head: number, checkedAtMs, beats: 0, stale, lastDone: null }
       this.pending = before.pending
+      this.graceMs = !dead && claim.takeOver ? before.lease!.claim.leaseMs / 3 : 0
       this.previous = before.lease?.claim ?? null
       this.#watched = null
       log.info('lease taken', { epoch: lease.epoch, from: before.lease?.claim.host, pending: lease.pending })

@@ -10,6 +10,7 @@ import { FerryError, isFerryError, isPermanent } from '../base/errors.js'
 import type { Outcome } from './commits.js'
 import type { IntentRecord } from './intent.js'
 import { copyFile, patchFile, type Step, writeContent } from './rollforward-content.js'
+import { inParallel } from './rollforward-parallel.js'
 import { Placement } from './rollforward-place.js'
 import {
   type AttributesOf,
@@ -123,21 +124,8 @@ class Application {
     await work()
   }
 
-  /** All of them, some at once; when one fails those under way are waited for, so that nothing goes on behind the error. */
-  async #each<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
-    let next = 0
-    let failed: { error: unknown } | null = null
-    const worker = async () => {
-      while (next < items.length && !failed) {
-        try {
-          await work(items[next++])
-        } catch (error) {
-          failed ??= { error }
-        }
-      }
-    }
-    await Promise.all(Array.from({ length: Math.min(this.#options.parallel, items.length) }, worker))
-    if (failed) throw (failed as { error: unknown }).error
+  #each<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
+    return inParallel(items, this.#options.parallel, work)
   }
 
   /** Does it, or notes that it is refused for good. */

@@ -116,6 +116,11 @@ export class Stage {
     return new Stage(tree, path, names, followed ? root : null)
   }
 
+  /** Every step but the attributes of the root ends with this directory. */
+  get fenced(): boolean {
+    return this.#root !== null && this.tree.capabilities.hardLinks
+  }
+
   at(name: string): Path {
     return `${this.path}/${name}`
   }

@@ -1,9 +1,10 @@
 // A tree that reads through what is committed but not applied, hides what is ours, and takes whole batches.
 import { FerryError } from '../base/errors.js'
-import type { Batch, Claim, Claimed, Commits, Holder, Outcome } from './commits.js'
+import { ChainCommits } from './rollforward-commits.js'
+import { Committing } from './rollforward-delegate.js'
 import type { RollforwardOptions } from './rollforward-options.js'
 import { isHiddenPath, ORPHANS } from './rollforward-plan.js'
-import { TreeCommits } from './rollforward-tree.js'
+import { TreeShape } from './rollforward-tree.js'
 import { Views } from './rollforward-view.js'
 import type { Store } from './store.js'
 import { Through } from './through.js'
@@ -26,22 +27,24 @@ interface Range {
   version?: Version
 }
 
-export class RollforwardTree implements Tree, Commits<TreeChange> {
+export class RollforwardTree extends Committing<TreeChange> implements Tree {
   readonly shape = 'tree'
   readonly url: string
   readonly capabilities: TreeCapabilities
   readonly hidden: Store
   readonly #tree: Tree
-  readonly #commits: TreeCommits
+  readonly #shape: TreeShape
   readonly #views: Views<TreeChange, Through>
 
   constructor(tree: Tree, options: RollforwardOptions) {
+    const shape = new TreeShape(tree, options)
+    super(new ChainCommits(shape, tree.hidden, options))
+    this.#shape = shape
     this.#tree = tree
     this.url = tree.url
     this.capabilities = tree.capabilities
     this.hidden = tree.hidden
-    this.#commits = new TreeCommits(tree, options)
-    this.#views = new Views(this.#commits.lease, intent => new Through(tree, intent), options)
+    this.#views = new Views(this.commits.lease, intent => new Through(tree, intent), options)
   }
 
   async stat(path: Path, signal?: AbortSignal): Promise<Entry | null> {
@@ -57,7 +60,8 @@ export class RollforwardTree implements Tree, Commits<TreeChange> {
 
   async read(path: Path, range: Range, signal?: AbortSignal): Promise<Uint8Array> {
     visible(path)
-    const wanted = this.#commits.isOurs(path, range.version) ? { at: range.at, length: range.length } : range
+    const known = this.commits.lease.held && this.#shape.isBefore(path, range.version)
+    const wanted = known ? { at: range.at, length: range.length } : range
     return this.#views.read(view => (view ?? this.#tree).read(path, wanted, signal), signal)
   }
 
@@ -72,30 +76,6 @@ export class RollforwardTree implements Tree, Commits<TreeChange> {
 
   close(): Promise<void> {
     return this.#tree.close()
-  }
-
-  // --- commits
-
-  claim(claim: Claim, signal?: AbortSignal): Promise<Claimed> {
-    return this.#commits.claim(claim, signal)
-  }
-  renew(signal?: AbortSignal): Promise<void> {
-    return this.#commits.renew(signal)
-  }
-  release(signal?: AbortSignal): Promise<void> {
-    return this.#commits.release(signal)
-  }
-  holder(signal?: AbortSignal): Promise<Holder | null> {
-    return this.#commits.holder(signal)
-  }
-  stage(batch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {
-    return this.#commits.stage(batch, id, at, from, signal)
-  }
-  commit(batch: Batch<TreeChange>, signal?: AbortSignal): Promise<void> {
-    return this.#commits.commit(batch, signal)
-  }
-  settle(signal?: AbortSignal): Promise<Outcome> {
-    return this.#commits.settle(signal)
   }
 
   // --- the primitives, for whoever wraps this again; not through any intent

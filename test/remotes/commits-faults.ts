@@ -1,20 +1,12 @@
-// A remote that stops at a chosen step: dead from there on, or asleep until it is woken.
+// Remotes that stop at a chosen step: dead from there on, or asleep until they are woken.
 import type { Blob } from '../../src/remote/blob.js'
 import type { Store } from '../../src/remote/store.js'
 import type { Tree } from '../../src/remote/tree.js'
 
+/** What changes something. */
 const STEPS = new Set([
-  'write',
-  'truncate',
-  'punch',
-  'make',
-  'link',
-  'rename',
-  'remove',
-  'setAttributes',
-  'setXattrs',
-  'put',
-  'trim',
+  ...['write', 'truncate', 'punch', 'make', 'link', 'rename', 'remove', 'setAttributes', 'setXattrs'],
+  ...['put', 'trim'],
 ])
 
 export class Crashed extends Error {}
@@ -26,10 +18,13 @@ export interface Steps {
   log: string[]
 }
 
-type Gate = (step: string, number: number) => Promise<void>
+/** The same remote, with the fault. Several remotes may share one, as those of one process do. */
+export type Fault = <R extends Tree | Store | Blob>(remote: R) => R
 
-/** The same remote, in which each step that changes something first passes the gate; so do reads, with number 0. */
-export function gated<R extends Tree | Store | Blob>(remote: R, gate: Gate): { remote: R; steps: Steps } {
+type Gate = (number: number) => Promise<void>
+
+/** Each step that changes something first passes the gate with its number; so does what only reads, with 0. */
+function gated(gate: Gate): { fault: Fault; steps: Steps } {
   const steps: Steps = { count: 0, log: [] }
   const wrap = <T extends object>(target: T): T =>
     new Proxy(target, {
@@ -44,39 +39,46 @@ export function gated<R extends Tree | Store | Blob>(remote: R, gate: Gate): { r
             steps.count++
             steps.log.push([name, ...args.filter(arg => typeof arg === 'string')].join(' '))
           }
-          await gate(steps.log.at(-1) ?? '', changes ? steps.count : 0)
+          await gate(changes ? steps.count : 0)
           return value.apply(target, args)
         }
       },
     })
-  return { remote: wrap(remote), steps }
+  return { fault: wrap, steps }
 }
 
-/** After `survived` steps nothing works any more. */
-export function crashing<R extends Tree | Store | Blob>(remote: R, survived: number): { remote: R; steps: Steps } {
-  let dead = false
-  return gated(remote, async (_, number) => {
-    dead ||= number > survived
-    if (dead) throw new Crashed()
-  })
-}
+export const faults = {
+  none: (<R>(remote: R) => remote) as Fault,
 
-/** Step `at` and whatever follows waits until `wake` is called. */
-export function sleeping<R extends Tree | Store | Blob>(remote: R, at: number) {
-  let wake!: () => void
-  let asleep!: () => void
-  const woken = new Promise<void>(resolve => {
-    wake = resolve
-  })
-  const fellAsleep = new Promise<void>(resolve => {
-    asleep = resolve
-  })
-  let sleeps = false
-  const { remote: slow, steps } = gated(remote, async (_, number) => {
-    sleeps ||= number === at
-    if (!sleeps) return
-    asleep()
-    await woken
-  })
-  return { remote: slow, steps, wake, fellAsleep }
+  /** Only counts. */
+  watched: () => gated(async () => {}),
+
+  /** After `survived` steps nothing works any more. */
+  crashing(survived: number) {
+    let dead = false
+    return gated(async number => {
+      dead ||= number > survived
+      if (dead) throw new Crashed()
+    })
+  },
+
+  /** Step `at` and whatever follows waits until `wake` is called. */
+  sleeping(at: number) {
+    let wake!: () => void
+    let asleep!: () => void
+    const woken = new Promise<void>(resolve => {
+      wake = resolve
+    })
+    const fellAsleep = new Promise<void>(resolve => {
+      asleep = resolve
+    })
+    let sleeps = false
+    const { fault, steps } = gated(async number => {
+      sleeps ||= number === at
+      if (!sleeps) return
+      asleep()
+      await woken
+    })
+    return { fault, steps, wake, fellAsleep }
+  },
 }

@@ -5,7 +5,7 @@ import { freshSeed, type Random, random as randomOf } from '../../src/base/rando
 import type { Claim, Commits } from '../../src/remote/commits.js'
 import { rollforward } from '../../src/remote/rollforward.js'
 import type { Tree, TreeChange } from '../../src/remote/tree.js'
-import { Crashed, crashing, gated, sleeping } from './commits-faults.js'
+import { Crashed, faults } from './commits-faults.js'
 import { diff, look, Model, mutate, type NetChange, type Picture, pictureOf } from './commits-model.js'
 
 export const SEED = Number(process.env.SEED ?? freshSeed())
@@ -124,7 +124,7 @@ async function* scenes({ open, batches, operations }: TreeSuiteOptions, seed: nu
 }
 
 /** A test whose failure names the seed. */
-const seeded = (name: string, body: (seed: number) => Promise<void>) =>
+export const seeded = (name: string, body: (seed: number) => Promise<void>) =>
   test(name, async () => {
     try {
       await body(SEED)
@@ -177,11 +177,11 @@ export function treeSuite(name: string, options: TreeSuiteOptions): void {
             if (survived < 400) continue
           }
           await scene.restore()
-          const { remote, steps } = crashing(scene.fixture.tree, survived)
+          const { fault, steps } = faults.crashing(survived)
           let committed = false
           let settled = false
           try {
-            const writer = opener(remote)
+            const writer = opener(fault(scene.fixture.tree))
             await writer.claim(claimOf('w'))
             await send(writer, 'w', number, scene.net)
             committed = true
@@ -235,8 +235,8 @@ async function overtaken(scene: Scene, sleepAt: number, fencedDirectories: boole
   const { fixture, before, after, net, number, random } = scene
   const { tree } = fixture
   let clock = 0
-  const { remote, steps, wake, fellAsleep } = sleeping(tree, sleepAt)
-  const old = rollforward(remote, { now: () => clock, alive })
+  const { fault, steps, wake, fellAsleep } = faults.sleeping(sleepAt)
+  const old = rollforward(fault(tree), { now: () => clock, alive, sleep: async () => {} })
   let committed = false
   const run = (async () => {
     await old.claim(claimOf('w'))
@@ -250,7 +250,7 @@ async function overtaken(scene: Scene, sleepAt: number, fencedDirectories: boole
     expect(await run).toBeNull()
     return false
   }
-  const heir = rollforward(tree, { now: () => clock, alive })
+  const heir = rollforward(tree, { now: () => clock, alive, sleep: async () => {} })
   const { epoch, batch } = await heir.claim(claimOf('heir', { pid: 2, takeOver: true }))
   expect(batch).toBeNull()
   const found = await look(heir)
@@ -294,12 +294,11 @@ async function recovered(
   { committed, pictures, twice }: { committed: boolean; pictures: { before: Picture; after: Picture }; twice: number },
 ): Promise<void> {
   const { tree } = fixture
-  const { remote: watched, steps } = gated(tree, async () => {})
-  const seen = withoutRoot((await look(opener(watched))).picture)
+  const { fault, steps } = faults.watched()
+  const seen = withoutRoot((await look(opener(fault(tree)))).picture)
   expect(steps.log).toEqual([])
   // Another crash, in the middle of recovering.
-  const dying = crashing(tree, twice)
-  await opener(dying.remote)
+  await opener(faults.crashing(twice).fault(tree))
     .claim(claimOf('x', { pid: 2 }))
     .catch(error => {
       if (!(error instanceof Crashed)) throw error

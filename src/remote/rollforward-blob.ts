@@ -1,0 +1,154 @@
+// A blob that takes whole batches. What is staged, and the chain, are in a store beside it.
+import { FerryError, isPermanent } from '../base/errors.js'
+import type { Blob, BlobCapabilities, BlobChange } from './blob.js'
+import type { Batch, Outcome } from './commits.js'
+import type { IntentRecord } from './intent.js'
+import { ChainCommits, type Shape, type Turn } from './rollforward-commits.js'
+import { Committing } from './rollforward-delegate.js'
+import type { RollforwardOptions } from './rollforward-options.js'
+import { clearPacks, Packer, Unpacker } from './rollforward-pack.js'
+import { inParallel } from './rollforward-parallel.js'
+import { Passed, Views } from './rollforward-view.js'
+import type { Store } from './store.js'
+import { overlay } from './through-bytes.js'
+
+/** Bytes of one write, at most; and of zeros where nothing can be trimmed. */
+const WRITE_BYTES_MAX = 4 * 1024 * 1024
+
+export class RollforwardBlob extends Committing<BlobChange> implements Blob {
+  readonly shape = 'blob'
+  readonly url: string
+  readonly size: number
+  readonly capabilities: BlobCapabilities
+  readonly trim?: (at: number, length: number, signal?: AbortSignal) => Promise<void>
+  readonly #blob: Blob
+  readonly #views: Views<BlobChange, ThroughBlob>
+
+  constructor(blob: Blob, commitStore: Store, options: RollforwardOptions) {
+    super(new ChainCommits(new BlobShape(blob, commitStore, options), commitStore, options))
+    this.#blob = blob
+    this.url = blob.url
+    this.size = blob.size
+    this.capabilities = blob.capabilities
+    if (blob.trim) this.trim = (at, length, signal) => blob.trim!(at, length, signal)
+    this.#views = new Views(this.commits.lease, intent => new ThroughBlob(blob, commitStore, intent), options)
+  }
+
+  async read(at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
+    return this.#views.read(view => (view ?? this.#blob).read(at, length, signal), signal)
+  }
+
+  write(at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {
+    return this.#blob.write(at, from, signal)
+  }
+
+  flush(signal?: AbortSignal): Promise<void> {
+    return this.#blob.flush(signal)
+  }
+
+  close(): Promise<void> {
+    return this.#blob.close()
+  }
+}
+
+class BlobShape implements Shape<BlobChange> {
+  readonly #blob: Blob
+  readonly #store: Store
+  readonly #options: RollforwardOptions
+  readonly #packer: Packer
+
+  constructor(blob: Blob, store: Store, options: RollforwardOptions) {
+    this.#blob = blob
+    this.#store = store
+    this.#options = options
+    this.#packer = new Packer(store)
+  }
+
+  async open({ epoch, graceMs, signal }: Turn): Promise<void> {
+    if (graceMs > 0) await this.#options.sleep(graceMs, signal)
+    this.#packer.forget()
+    await clearPacks(this.#store, { epoch, batch: 0 }, signal)
+  }
+
+  stage(epoch: number, batch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {
+    return this.#packer.add(epoch, batch, id, at, from, signal)
+  }
+
+  async complete(_: number, { number, changes }: Batch<BlobChange>, signal?: AbortSignal) {
+    const named = new Set(changes.flatMap(change => ('staged' in change ? [change.staged] : [])))
+    return { refused: [], packed: (await this.#packer.flush(number, signal)).filter(([id]) => named.has(id)) }
+  }
+
+  async apply({ changes, packed }: IntentRecord<BlobChange>, turn: Turn): Promise<Outcome> {
+    const unpacker = new Unpacker(this.#store, packed)
+    const refused: Outcome['refused'] = []
+    await inParallel(changes, this.#options.parallel, async change => {
+      try {
+        await this.#change(change, unpacker, turn)
+      } catch (error) {
+        if (!isPermanent(error)) throw error
+        const { code, message } = error as FerryError
+        refused.push({ path: '', code, detail: `${lengthOf(change)} bytes at ${change.at}: ${message}` })
+      }
+    })
+    await this.#blob.flush(turn.signal)
+    return { versions: [], conflicts: [], refused }
+  }
+
+  async clear({ epoch, batch }: IntentRecord<BlobChange>, signal?: AbortSignal): Promise<void> {
+    this.#packer.forget(batch)
+    await clearPacks(this.#store, { epoch, batch }, signal)
+  }
+
+  async #change(change: BlobChange, unpacker: Unpacker, { guard, signal }: Turn): Promise<void> {
+    const blob = this.#blob
+    if (change.do === 'trim' && blob.trim) {
+      await guard()
+      return blob.trim(change.at, change.length, signal)
+    }
+    const piece = Math.min(WRITE_BYTES_MAX, blob.capabilities.requestBytesMax)
+    const length = lengthOf(change)
+    for (let from = 0; from < length; from += piece) {
+      const at = change.at + from
+      let bytes = new Uint8Array(Math.min(piece, length - from))
+      if (change.do === 'write' && 'bytes' in change)
+        bytes = new Uint8Array(change.bytes.subarray(from, from + bytes.length))
+      else if (change.do === 'write') await unpacker.read(change.staged, at, bytes, signal)
+      await guard()
+      await blob.write(at, bytes, signal)
+    }
+  }
+}
+
+const lengthOf = (change: BlobChange) => ('bytes' in change ? change.bytes.byteLength : change.length)
+
+/** Reading a blob through a batch that is committed but not applied. */
+class ThroughBlob {
+  readonly #blob: Blob
+  readonly #changes: BlobChange[]
+  readonly #unpacker: Unpacker
+
+  constructor(blob: Blob, store: Store, { changes, packed }: IntentRecord<BlobChange>) {
+    this.#blob = blob
+    this.#changes = changes
+    this.#unpacker = new Unpacker(store, packed)
+  }
+
+  async read(at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
+    const into = await this.#blob.read(at, length, signal)
+    const end = at + length
+    for (const change of this.#changes) {
+      const from = Math.max(at, change.at)
+      const to = Math.min(end, change.at + lengthOf(change))
+      if (from >= to) continue
+      if (change.do === 'trim') into.fill(0, from - at, to - at)
+      else if ('bytes' in change) overlay(into, at, change.bytes, change.at)
+      else
+        await this.#unpacker.read(change.staged, from, into.subarray(from - at, to - at), signal).catch(error => {
+          // What was staged goes only when all of it is applied.
+          throw error instanceof FerryError && error.code === 'NOT_FOUND' ? new Passed() : error
+        })
+    }
+    return into
+  }
+}

@@ -1,0 +1,166 @@
+// The commit contract over a chain of records, whatever the shape of what is committed: claim, commit, settle, one after the other.
+import { KeyedMutex } from '../base/async.js'
+import { isFerryError } from '../base/errors.js'
+import { logger } from '../base/log.js'
+import type { Batch, Claim, Claimed, Commits, Holder, Outcome } from './commits.js'
+import type { IntentRecord, Packed, Refusal } from './intent.js'
+import { Lease } from './lease.js'
+import type { RollforwardOptions } from './rollforward-options.js'
+import type { Store } from './store.js'
+
+const log = logger('rollforward')
+
+/** What an application may do, and may not do any more. */
+export interface Turn {
+  /** Of the lease under which we work. */
+  epoch: number
+  /** Somebody who may still be alive has worked on this intent before. */
+  haunted: boolean
+  /** So long the holder before us may go on with what cannot be stopped. */
+  graceMs: number
+  /** LEASE_LOST if this is not ours to do any more; before each step that changes something. Asks the remote only now and then. */
+  guard(): Promise<void>
+  /** The same, and asks the remote. */
+  check(): Promise<void>
+  signal?: AbortSignal
+}
+
+/** What differs between trees, stores and blobs. */
+export interface Shape<Change> {
+  /** Bytes of a batch to come, where nobody sees them. */
+  stage(epoch: number, batch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
+  /** All that the batch names is staged, complete and durable. */
+  complete(epoch: number, batch: Batch<Change>, signal?: AbortSignal): Promise<{ refused: Refusal[]; packed: Packed[] }>
+  /** The batch is committed. */
+  committed?(changes: Change[]): void
+  /** Makes it true, durably; can be done again at whatever point an earlier attempt stopped. */
+  apply(intent: IntentRecord<Change>, turn: Turn): Promise<Outcome>
+  /** What was staged up to this batch goes. */
+  clear(intent: IntentRecord<Change>, signal?: AbortSignal): Promise<void>
+  /** After a claim, when all that was begun is finished: what former epochs left goes, and the new one can stage. */
+  open(turn: Turn, claim: Claim, previous: Claim | null): Promise<void>
+}
+
+const nothing: Outcome = { versions: [], conflicts: [], refused: [] }
+
+export class ChainCommits<Change> implements Commits<Change> {
+  readonly #shape: Shape<Change>
+  readonly lease: Lease<Change>
+  readonly #turns = new KeyedMutex()
+  /** The newest batch of the writer that was committed when it claimed. */
+  #claimed: { writer: string; batch: number } | null = null
+  #settled: { batch: string; outcome: Outcome } | null = null
+
+  constructor(shape: Shape<Change>, store: Store, options: RollforwardOptions) {
+    this.#shape = shape
+    this.lease = new Lease(store, options)
+  }
+
+  claim(claim: Claim, signal?: AbortSignal): Promise<Claimed> {
+    return this.#turns.run('', async () => {
+      const batch = await this.lease.take(claim, signal)
+      this.#settled = null
+      this.#claimed = batch === null ? null : { writer: claim.writer, batch }
+      const { epoch, pending, previous } = this.lease
+      const outcome = await this.#unlessLost(async () => {
+        const done = pending && (await this.#finish(pending.record, signal))
+        await this.#shape.open(this.#turn(signal), claim, previous)
+        await this.lease.sweep(signal)
+        await this.lease.prune(signal)
+        return pending?.record.writer === claim.writer ? done : null
+      }, signal)
+      return outcome ? { epoch, batch, outcome } : { epoch, batch }
+    })
+  }
+
+  renew(signal?: AbortSignal): Promise<void> {
+    return this.lease.renew(signal)
+  }
+
+  release(signal?: AbortSignal): Promise<void> {
+    return this.#turns.run('', () => this.lease.release(signal))
+  }
+
+  holder(signal?: AbortSignal): Promise<Holder | null> {
+    return this.lease.holder(signal)
+  }
+
+  async stage(batch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {
+    const { epoch } = this.lease
+    await this.lease.guard(signal)
+    await this.#unlessLost(() => this.#shape.stage(epoch, batch, id, at, from, signal), signal)
+  }
+
+  commit(batch: Batch<Change>, signal?: AbortSignal): Promise<void> {
+    return this.#turns.run('', async () => {
+      await this.lease.guard(signal)
+      const { writer, number, cutAtMs, changes } = batch
+      if (this.#isCommitted(batch)) return
+      const staged = await this.#unlessLost(() => this.#shape.complete(this.lease.epoch, batch, signal), signal)
+      for (;;) {
+        if (this.#isCommitted(batch)) break
+        // One that was committed before, though its writer was told otherwise.
+        if (this.lease.pending) await this.#settle(signal)
+        await this.lease.append({ kind: 'intent', writer, batch: number, cutAtMs, changes, ...staged }, signal)
+      }
+      this.#shape.committed?.(changes)
+    })
+  }
+
+  settle(signal?: AbortSignal): Promise<Outcome> {
+    return this.#turns.run('', () => this.#settle(signal))
+  }
+
+  async #settle(signal?: AbortSignal): Promise<Outcome> {
+    await this.lease.guard(signal)
+    const { pending } = this.lease
+    return pending ? this.#finish(pending.record, signal) : (this.#settled?.outcome ?? nothing)
+  }
+
+  #isCommitted({ writer, number }: Batch<Change>): boolean {
+    if (this.#claimed?.writer === writer && number <= this.#claimed.batch) return true
+    const wanted = batchKey(writer, number)
+    const pending = this.lease.pending?.record
+    return (
+      this.#settled?.batch === wanted || (pending !== undefined && batchKey(pending.writer, pending.batch) === wanted)
+    )
+  }
+
+  /** Applies the pending intent, and says so. */
+  async #finish(intent: IntentRecord<Change>, signal?: AbortSignal): Promise<Outcome> {
+    const { writer, batch } = intent
+    return this.#unlessLost(async () => {
+      const outcome = await this.#shape.apply(intent, this.#turn(signal))
+      this.#settled = { batch: batchKey(writer, batch), outcome }
+      while (this.lease.pending) await this.lease.append({ kind: 'done', writer, batch }, signal)
+      // Only tidiness from here on: what fails now goes with a later batch.
+      await this.#shape.clear(intent, signal).catch(error => log.debug('stage not cleared', { error }))
+      await this.lease.prune(signal)
+      return outcome
+    }, signal)
+  }
+
+  #turn(signal: AbortSignal | undefined): Turn {
+    const { lease } = this
+    return {
+      epoch: lease.epoch,
+      haunted: lease.haunted,
+      graceMs: lease.graceMs,
+      guard: () => lease.guard(signal),
+      check: () => lease.check(signal),
+      signal,
+    }
+  }
+
+  /** When something of ours is missing, whoever took the lease over has it: then that is what is said. */
+  async #unlessLost<T>(work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+    try {
+      return await work()
+    } catch (error) {
+      if (isFerryError(error, 'NOT_FOUND', 'NOT_DIRECTORY')) await this.lease.check(signal)
+      throw error
+    }
+  }
+}
+
+const batchKey = (writer: string, batch: number) => `${writer} ${batch}`
