@@ -158,8 +158,10 @@ function engineOptions(settings: MountSettings, { path: cacheDir, writer }: Cach
 }
 
 function doorOptions(settings: MountSettings, source: string): DoorOptions {
-  const { uid, gid, umask, allowOther, suid, dev } = settings
-  return { source, uid, gid, umask, allowOther, suid, dev, bdi: { bytesMax: kernelBytesMax(settings) } }
+  const { uid, gid, umask, allowOther, suid, dev, dirTtl } = settings
+  // A name that the kernel goes on believing is not looked up here, and what others did to it would never be seen.
+  const ttls = { entryTtlMs: dirTtl, negativeTtlMs: dirTtl }
+  return { source, uid, gid, umask, allowOther, suid, dev, ...ttls, bdi: { bytesMax: kernelBytesMax(settings) } }
 }
 
 /** A tenth of a small disk: a gigabyte may be all there is. */
