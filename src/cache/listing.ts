@@ -218,6 +218,8 @@ export class Listing {
     inode.durable = false
     state.setDentry(directory, entry.name, inode)
     state.persist(inode)
+    // The kernel may keep an older listing of it.
+    if (directory.listed) this.hooks.kernel().invalidateInode(directory.ino)
     return inode
   }
 
