@@ -116,13 +116,13 @@ const mountTable = {
   pullWorkers: defaulted(
     'cache',
     count({ min: 0, max: 64 }),
-    4,
+    16,
     'requests at once for bytes that nobody waits for; 0: none',
   ),
   pushWorkers: defaulted(
     'cache',
     count({ min: 1, max: 64 }),
-    4,
+    8,
     'requests at once for changes on their way to the remote',
   ),
   prefetch: defaulted(
