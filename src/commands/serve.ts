@@ -70,10 +70,10 @@ async function serveMounted(
     setSignalHandler(() => void daemon.signal())
     process.chdir('/')
     const message = `${remote.url} is mounted at ${mountpoint}`
-    if (ready) {
-      log.info(message)
-      ready.done(`${message} (daemon ${process.pid})`)
-    } else say(`${message}; Ctrl-C sends what is left and unmounts`)
+    ready?.done(`${message} (daemon ${process.pid})`)
+    // For its log: whoever waited has been told.
+    if (ready) log.info(message)
+    else say(`${message}; Ctrl-C sends what is left and unmounts`)
     ending = await daemon.ending
   } catch (error) {
     // Not ready, or not ended as it should: what was acknowledged stays in the journal.
