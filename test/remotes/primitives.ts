@@ -371,8 +371,7 @@ export function treeSuite(name: string, make: () => Promise<Subject<Tree>>): voi
     it('keeps what is made, with all its attributes', async tree => {
       await tree.make('d', directoryNode)
       await tree.make('d/f', { ...fileNode, mode: S_IFREG | 0o4755, mtimeNs: -1_500_000_001n, atimeNs: 0n })
-      await tree.make('d/l', linkNode('where\xff/../to'))
-      const [directory, file, link] = [await entry(tree, 'd'), await entry(tree, 'd/f'), await entry(tree, 'd/l')]
+      const [directory, file] = [await entry(tree, 'd'), await entry(tree, 'd/f')]
       expect(directory).toMatchObject({ name: 'd', mode: S_IFDIR | 0o750, uid: 0, gid: 0, size: 0 })
       expect(file).toMatchObject({
         name: 'f',
@@ -382,12 +381,15 @@ export function treeSuite(name: string, make: () => Promise<Subject<Tree>>): voi
         mtimeNs: -1_500_000_001n,
         atimeNs: 0n,
       })
+      expect(await list(tree, 'd')).toEqual([file])
+      if (!tree.capabilities.symlinks) return
+      await tree.make('d/l', linkNode('where\xff/../to'))
+      const link = await entry(tree, 'd/l')
       expect(link).toMatchObject({ name: 'l', mode: S_IFLNK | 0o777, link: 'where\xff/../to', size: 12 })
       expect(link.mtimeNs).toBe(given.mtimeNs)
       expect(await names(tree, 'd')).toEqual(['f', 'l'])
-      const listed = await list(tree, 'd')
-      expect(listed.find(one => one.name === 'f')).toEqual(file)
       // Looking at a symlink may count as an access.
+      const listed = await list(tree, 'd')
       expect(listed.find(one => one.name === 'l')).toEqual({ ...link, atimeNs: expect.anything() })
     })
 
