@@ -27,6 +27,9 @@ const DEMAND_BYTES_MIN = 16 * 1024
 /** A miss whose version went away is looked at this often again before it is an error. */
 const TRIES_MAX = 6
 
+/** Not what stood there when the path was last looked at: somebody else changed it, or a batch of ours is being applied. */
+const SURPRISES = ['STALE', 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY', 'ABORTED'] as const
+
 export interface PullOptions {
   fetchBytesMax: number
   memoryBytesMax: number
@@ -118,8 +121,8 @@ export class Pull {
       const failed = results.find(result => result.status === 'rejected')
       if (!failed) continue
       const error = toFerryError((failed as PromiseRejectedResult).reason)
-      if (tries < TRIES_MAX && isFerryError(error, 'STALE', 'NOT_FOUND', 'ABORTED')) await this.hooks.surprised(inode)
-      else throw isFerryError(error, 'NOT_FOUND') ? new FerryError('STALE', { cause: error }) : error
+      if (tries < TRIES_MAX && isFerryError(error, ...SURPRISES)) await this.hooks.surprised(inode)
+      else throw isFerryError(error, 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY') ? new FerryError('STALE', { cause: error }) : error
     }
   }
 
@@ -222,6 +225,7 @@ export class Pull {
       fetch.started = true
       start()
     }
+    fetches.add(fetch)
     if (!demand) this.#guessedInFlight += to - from
     fetch.done = go
       .then(() => this.#run(inode, fetch))
