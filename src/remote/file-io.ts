@@ -208,11 +208,14 @@ interface OpenFile {
   dev: bigint
   ino: bigint
   users: number
+  usedAtMs: number
   evicted: boolean
 }
 
 /** Descriptors kept open per root, for each of reading and writing. */
 const OPEN_FILES_MAX = 128
+/** An open file keeps its disk from being unmounted, and the space of a removed one from being free: not for longer than this. */
+const OPEN_UNUSED_MS_MAX = 1000
 
 /**
  * Files that are kept open, by path. Before each use the path is looked at again, and the descriptor serves only if it is that
@@ -222,6 +225,7 @@ export class OpenFiles {
   readonly #files: LRUCache<string, OpenFile>
   readonly #access: number
   #closeError: Error | null = null
+  #sweeper: NodeJS.Timeout | null = null
 
   constructor(how: 'read' | 'write') {
     this.#access = how === 'read' ? O_RDONLY : O_WRONLY
@@ -250,8 +254,20 @@ export class OpenFiles {
       return await work(file.fd, stats)
     } finally {
       file.users--
+      file.usedAtMs = performance.now()
       if (file.users === 0 && file.evicted) this.#close(file)
+      else this.#sweepLater()
     }
+  }
+
+  #sweepLater(): void {
+    this.#sweeper ??= setTimeout(() => {
+      this.#sweeper = null
+      const since = performance.now() - OPEN_UNUSED_MS_MAX
+      for (const [key, { users, usedAtMs }] of [...this.#files.entries()])
+        if (users === 0 && usedAtMs <= since) this.#files.delete(key)
+      if (this.#files.size > 0) this.#sweepLater()
+    }, OPEN_UNUSED_MS_MAX).unref()
   }
 
   async #open(path: Buffer, { dev, ino, uid, mode }: BigIntStats): Promise<OpenFile> {
@@ -271,7 +287,7 @@ export class OpenFiles {
       }
     })
     const opened = await fstat(fd)
-    if (opened.dev === dev && opened.ino === ino) return { fd, dev, ino, users: 0, evicted: false }
+    if (opened.dev === dev && opened.ino === ino) return { fd, dev, ino, users: 0, usedAtMs: 0, evicted: false }
     await close(fd)
     throw new FerryError('STALE', { detail: `${printable(path.toString('latin1'))} was replaced just now` })
   }
