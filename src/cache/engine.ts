@@ -43,6 +43,8 @@ const INODES_MAX = 100_000
 const COPY_BYTES_MAX = 1024 * 1024
 const USAGE_TTL_MS = 10_000
 const CLAIM_RETRY_MS = 2_000
+/** With nothing at hand to go on with, a remote that fails is tried so often before that is said. */
+const CLAIM_TRIES_MAX = 8
 const XATTR_NAME_BYTES_MAX = 255
 /** The free space of the cache's disk is looked at after this many bytes were taken. */
 const FREE_LOOK_BYTES = 16 * 1024 * 1024
@@ -225,7 +227,7 @@ class Engine implements TreeCache {
   /** The lease now, or in the background while the remote is out of reach and there is something to go on with. */
   async #claim(): Promise<void> {
     const until = performance.now() + this.options.leaseMs * 1.2
-    for (;;) {
+    for (let failures = 0; ; ) {
       try {
         await this.push.claim(this.#stop.signal)
         return
@@ -241,6 +243,10 @@ class Engine implements TreeCache {
             detail: `by pid ${holder.pid} on ${holder.host}; --take-over takes it`,
             cause: error,
           })
+        }
+        if (!this.state.inode(ROOT).listed && error.code === 'UNREACHABLE' && ++failures < CLAIM_TRIES_MAX) {
+          await new Promise(resolve => setTimeout(resolve, 100 * failures))
+          continue
         }
         if (
           !this.state.inode(ROOT).listed ||
