@@ -144,7 +144,7 @@ class Engine implements TreeCache {
     this.listing = new Listing(
       remote,
       this.state,
-      { ttlMs: options.dirTtlMs, readOnly: options.readOnly },
+      { ttlMs: options.dirTtlMs, deadlineMs: options.deadlineMs, readOnly: options.readOnly },
       {
         kernel: () => this.kernel,
         serial: () => this.push.serial,
@@ -311,6 +311,13 @@ class Engine implements TreeCache {
 
   attributes(ino: Ino): InodeAttributes {
     return this.state.inode(ino)
+  }
+
+  examine(ino: Ino): Maybe<InodeAttributes> {
+    const inode = this.state.inode(ino)
+    const wait = inode.isDirectory && inode.listed ? this.listing.fresh(inode) : undefined
+    // Gone at the remote, it is still what this inode was.
+    return wait ? wait.then(() => inode, () => inode) : inode
   }
 
   parentOf(ino: Ino): Ino {
@@ -941,7 +948,6 @@ class Engine implements TreeCache {
 
   async #surprised(inode: Inode): Promise<void> {
     if (this.#closed) throw new FerryError('CLOSED')
-    if (this.push.applying) await this.push.applying
     await this.listing.again(inode)
   }
 

@@ -1,5 +1,6 @@
 // What the remote has, told to the namespace: directories listed when first needed, looked at again when their time is up.
 import { lasting } from '../base/async.js'
+import { orAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import type { Entry, Tree } from '../remote/tree.js'
 import type { Ino, KernelCache, Maybe } from './filesystem.js'
@@ -11,6 +12,8 @@ const TRIES_MAX = 5
 
 export interface ListingOptions {
   ttlMs: number
+  /** How long to wait for a batch that is being applied. */
+  deadlineMs: number
   readOnly: boolean
 }
 
@@ -44,7 +47,8 @@ export class Listing {
       if (age > options.ttlMs / 2) void this.look(directory).catch(() => {})
       return
     }
-    if (directory.listed && this.unreachable) {
+    // Not to be waited for: a remote out of reach, or a batch that is being applied there, which may take as long.
+    if (directory.listed && (this.unreachable || this.hooks.settled())) {
       void this.look(directory).catch(() => {})
       return
     }
@@ -71,12 +75,14 @@ export class Listing {
 
   async #list(directory: Inode): Promise<void> {
     for (let tries = 0; tries < TRIES_MAX; tries++) {
-      await this.hooks.settled()
-      const path = this.state.remotePath(directory)
-      if (path === null) return
-      const serial = this.hooks.serial()
+      let serial = this.hooks.serial()
       let entries: Entry[]
+      let path: string | null = null
       try {
+        await this.#untilSettled()
+        path = this.state.remotePath(directory)
+        if (path === null) return
+        serial = this.hooks.serial()
         entries = await this.#pages(path)
         this.unreachable = null
       } catch (caught) {
@@ -85,17 +91,33 @@ export class Listing {
         if (isFerryError(error, 'NOT_FOUND', 'NOT_DIRECTORY')) {
           if (serial !== this.hooks.serial()) continue
           this.#gone(directory)
-          throw new FerryError('NOT_FOUND', { cause: error, detail: path })
+          throw new FerryError('NOT_FOUND', { cause: error, detail: path ?? undefined })
         }
         throw error
       }
       if (serial !== this.hooks.serial() || this.hooks.settled()) continue
-      this.#merge(directory, entries)
+      if (this.#merge(directory, entries)) await this.#takeTimes(directory, path)
       return
     }
     // Batches are settled faster than this directory can be listed: what is known of it serves.
     if (!directory.listed)
       throw new FerryError('BUSY', { detail: 'the directory changes faster than it can be listed' })
+  }
+
+  /** A remote that was lost in the middle of a batch may stay so: nobody waits for it longer than for any call. */
+  async #untilSettled(): Promise<void> {
+    const settled = this.hooks.settled()
+    if (!settled) return
+    let timer: NodeJS.Timeout | undefined
+    const late = new Promise<never>((_, reject) => {
+      const error = new FerryError('DEADLINE', { detail: 'the batch that the remote is being given' })
+      timer = setTimeout(() => reject(error), this.options.deadlineMs).unref()
+    })
+    try {
+      await orAborted(Promise.race([settled, late]), this.#abort.signal)
+    } finally {
+      clearTimeout(timer)
+    }
   }
 
   async #pages(path: string): Promise<Entry[]> {
@@ -113,9 +135,21 @@ export class Listing {
     this.#merge(directory, [])
   }
 
-  #merge(directory: Inode, entries: Entry[]) {
+  /** Others changed names in it: so did its times, by which the kernel knows that its own listing is old. */
+  async #takeTimes(directory: Inode, path: string) {
+    const serial = this.hooks.serial()
+    const entry = await this.remote.stat(path, this.#abort.signal)
+    if (!entry || serial !== this.hooks.serial() || directory.changed || directory.flight) return
+    this.#takeAttributes(directory, entry)
+  }
+
+  /** @returns whether others changed names that were known */
+  #merge(directory: Inode, entries: Entry[]): boolean {
     const { state } = this
     const children = state.children(directory)
+    const cookie = directory.nextCookie
+    const count = children.size
+    const wasListed = directory.listed
     const seen = new Set<string>()
     for (const entry of entries) {
       seen.add(entry.name)
@@ -128,6 +162,7 @@ export class Listing {
     if (!directory.listed) state.persist(directory)
     directory.listed = true
     directory.listedAtMs = state.now.ms()
+    return wasListed && (directory.nextCookie !== cookie || children.size !== count)
   }
 
   /** Is the name's fate decided here, by a change that the remote has not seen yet? */
@@ -203,8 +238,13 @@ export class Listing {
     const { state } = this
     const linked = entry.id === undefined ? undefined : (state.byId.get(entry.id) ?? state.database.byId(entry.id))
     const other = linked === undefined ? undefined : this.#living(linked)
+    // What has changes of ours is the same file whatever its version: the batch that brings them finds out who was first.
+    const same =
+      other?.id === entry.id &&
+      other?.parent &&
+      (other.version === entry.version || other.version === UNKNOWN_VERSION || other.changed || other.flight)
     let inode: Inode
-    if (other && other.version === entry.version && other.parent) inode = other
+    if (other && same) inode = other
     else {
       inode = new Inode(state.newIno())
       inode.takeEntry(entry)
@@ -247,11 +287,15 @@ export class Listing {
     } else if (inode.changed || inode.flight) return
     state.dropDentry(directory, name)
     if (inode.parent === directory.ino && inode.name === name) {
-      inode.parent = 0
-      inode.name = ''
-      inode.remoteParent = 0
-      inode.stale = inode.isFile
-      inode.nlink = 0
+      if (inode.nlink > 1) state.findName(inode)
+      else {
+        inode.parent = 0
+        inode.name = ''
+      }
+      inode.remoteParent = inode.parent
+      inode.remoteName = inode.name
+      inode.stale = inode.isFile && inode.parent === 0
+      inode.nlink = inode.parent ? inode.nlink - 1 : 0
     }
     state.persist(inode)
     this.hooks.kernel().invalidateEntry(directory.ino, name)
@@ -261,7 +305,7 @@ export class Listing {
   /** One file looked at by itself: what a fetch does when the remote surprised it. */
   async again(inode: Inode): Promise<void> {
     const { state } = this
-    await this.hooks.settled()
+    await this.#untilSettled()
     if (inode.remoteParent <= 0) return
     const directory = state.inode(inode.remoteParent)
     const path = state.remotePath(inode)

@@ -127,24 +127,8 @@ export class Names {
     inode.nlink = Math.max(0, inode.nlink)
     if (inode.isDirectory) directory.nlink--
     inode.ctimeNs = timeNs
-    if (inode.parent === directory.ino && inode.name === name) this.#findName(inode)
+    if (inode.parent === directory.ino && inode.name === name) state.findName(inode)
     state.mark(inode, Changed.names)
-  }
-
-  /** Another of its names, or none. Hard links are rare: the directories in memory are searched. */
-  #findName(inode: Inode) {
-    inode.parent = 0
-    inode.name = ''
-    if (inode.isDirectory || inode.nlink === 0) return
-    for (const directory of this.state.inodes.values()) {
-      if (!directory.children) continue
-      for (const [name, dentry] of directory.children) {
-        if (dentry.ino !== inode.ino) continue
-        inode.parent = directory.ino
-        inode.name = name
-        return
-      }
-    }
   }
 
   rename(source: { parent: Ino; name: string }, target: { parent: Ino; name: string }, exchange: boolean): void {
@@ -270,6 +254,8 @@ export class Names {
     inode.takeRecord(record)
     inode.durable = true
     state.inodes.set(ino, inode)
+    // Its other names are not in the journal: the next listing finds them to be the same file.
+    if (inode.id !== null) state.byId.set(inode.id, ino)
     state.persist(inode)
     if (!dentry) return
     const [parent, name, , cookie] = dentry

@@ -144,6 +144,22 @@ export class TreeState {
     this.persist(directory)
   }
 
+  /** Another of its names, or none. Hard links are rare: the directories in memory are searched. */
+  findName(inode: Inode): void {
+    inode.parent = 0
+    inode.name = ''
+    if (inode.isDirectory || inode.nlink === 0) return
+    for (const directory of this.inodes.values()) {
+      if (!directory.children) continue
+      for (const [name, dentry] of directory.children) {
+        if (dentry.ino !== inode.ino) continue
+        inode.parent = directory.ino
+        inode.name = name
+        return
+      }
+    }
+  }
+
   // --- what changed
 
   /** The inode is different from what the remote has. */

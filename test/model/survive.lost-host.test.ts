@@ -10,7 +10,7 @@ import { openTreeCache } from '../../src/cache/engine.js'
 import { RECORD_MAGIC } from '../../src/cache/journal-format.js'
 import { Kind } from '../../src/cache/records.js'
 import type { Storage } from '../../src/cache/storage.js'
-import type { TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
+import type { CommittingTree, TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
 import { diskStorage } from '../../src/linux/storage.js'
 import { fileTree } from '../../src/remote/file-tree.js'
 import { faulty } from '../../src/remote/faulty.js'
@@ -53,11 +53,29 @@ function watched(storage: Storage, onCut: () => void): Storage {
 }
 
 /** A remote that takes its time, so that programs go on while batches are on their way. */
-const slow = (remote: Tree, turns: () => number) =>
-  wrap(remote, async (_call, next) => {
-    for (let left = turns(); left > 0; left--) await new Promise(setImmediate)
-    return next()
-  })
+function slow(remote: Tree, turns: () => number) {
+  const calls = { running: 0 }
+  return wrap(
+    remote,
+    async (_call, next) => {
+      calls.running++
+      try {
+        for (let left = turns(); left > 0; left--) await new Promise(setImmediate)
+        return await next()
+      } finally {
+        calls.running--
+      }
+    },
+    { calls },
+  )
+}
+
+/** A copy of a cache directory belongs to the same writer. */
+const writers = new Map<string, string>()
+const identityOf = (cacheDir: string) => {
+  const writer = writers.get(cacheDir) ?? path.basename(cacheDir)
+  return { writer, host: 'here', bootId: 'boot', pid: process.pid, startTime: 1 }
+}
 
 const turn = () => new Promise(setImmediate)
 
@@ -67,24 +85,47 @@ interface Bounds {
   synced: number
 }
 
-async function survive(seed: number, kind: 'mem' | 'file') {
+async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
   const draw = random(seed)
-  const remote = kind === 'mem' ? memTree() : fileTree(directory())
+  const turns = random(seed + 2)
+  const remote = kind === 'mem' ? memTree() : await fileTree(directory())
   const program = new Program(seed + 1, { hardLinks: draw.chance(0.5) })
   let cacheDir = directory()
-  const history: string[] = []
+  program.log = history
   const open = (tree: Tree, bounds?: Bounds, changes: Partial<TreeCacheOptions> = {}): Promise<TreeCache> => {
     const storage = watched(diskStorage(cacheDir), () => {
       bounds?.cuts.add(program.count)
       // Whether the operation that waits comes before or after it, nobody can tell.
       if (program.busy) bounds?.cuts.add(program.count + 1)
     })
-    return openTreeCache(rollforward(tree), engineOptions(cacheDir, { storage, ...changes }))
+    return openTreeCache(told(rollforward(tree)), engineOptions(cacheDir, { storage, deadlineMs: 300, identity: identityOf(cacheDir), ...changes }))
+  }
+  /** With TELL=1 the history has what each batch was and what became of it. */
+  const told = (tree: CommittingTree): CommittingTree => {
+    if (!process.env.TELL) return tree
+    const tell = (what: unknown) => history.push(JSON.stringify(what, (key, value) => (['attributes', 'node', 'bytes'].includes(key) ? undefined : value)))
+    const { commit, settle, claim } = tree
+    tree.commit = async (batch, signal) => {
+      for (const change of batch.changes) tell({ n: program.count, batch: batch.number, ...change })
+      return commit.call(tree, batch, signal)
+    }
+    tree.settle = async signal => {
+      const outcome = await settle.call(tree, signal)
+      tell({ n: program.count, settled: outcome })
+      return outcome
+    }
+    tree.claim = async (who, signal) => {
+      const claimed = await claim.call(tree, who, signal)
+      tell({ claimed })
+      return claimed
+    }
+    return tree
   }
   try {
     for (let round = 0; round < 4; round++) {
       const crashAfter = draw.chance(0.2) ? undefined : 4 + draw.below(draw.chance(0.5) ? 60 : 400)
-      const worse = faulty(slow(remote, () => draw.below(3)), { seed: draw.below(2 ** 31), crashAfter, crashTorn: draw.chance(0.5) })
+      const slower = slow(remote, () => turns.below(3))
+      const worse = faulty(slower, { seed: draw.below(2 ** 31), crashAfter, crashTorn: draw.chance(0.5) })
       const bounds: Bounds = { cuts: new Set([0]), synced: 0 }
       history.push(`round ${round}: crash after ${crashAfter}`)
       let cache: TreeCache
@@ -94,10 +135,10 @@ async function survive(seed: number, kind: 'mem' | 'file') {
         if (!worse.faults.crashed) throw error
         continue
       }
-      const before = program.count
-      if (before === 0 && round > 0) await program.restart(cache)
+      stuck = () => JSON.stringify([worse.faults, cache.status()])
       const steps = 20 + draw.below(120)
       try {
+        if (round > 0) await program.restart(cache)
         for (let n = 0; n < steps; n++) {
           await program.step(cache)
           if (draw.chance(0.3)) for (let left = draw.below(8); left > 0; left--) await turn()
@@ -129,7 +170,9 @@ async function survive(seed: number, kind: 'mem' | 'file') {
       worse.faults.down = true
       const journal = path.join(parent, String(++directories))
       fs.cpSync(cacheDir, journal, { recursive: true })
+      writers.set(journal, identityOf(cacheDir).writer)
       await cache.close()
+      while (slower.calls.running) await turn()
       const found = Math.max(...[...bounds.cuts])
       if (draw.chance(0.5)) {
         cacheDir = directory()
@@ -168,7 +211,24 @@ async function survive(seed: number, kind: 'mem' | 'file') {
     }
   } catch (error) {
     const said = error instanceof Error ? error.stack : String(error)
-    throw new Error(`seed ${seed} (${kind}): ${said}\n${history.join('\n')}\n${program.log.slice(-25).join('\n')}`)
+    throw new Error(`seed ${seed} (${kind}): ${said}\n${history.slice(process.env.TELL ? 0 : -40).join('\n')}`)
+  }
+}
+
+let stuck = () => ''
+const SEED_MS_MAX = 30_000
+
+/** A seed that hangs fails, with the last that it did. */
+async function inTime(seed: number, kind: 'mem' | 'file') {
+  const history: string[] = []
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`seed ${seed} (${kind}) hangs: ${stuck()}\n${history.slice(-25).join('\n')}`)), SEED_MS_MAX)
+  })
+  try {
+    await Promise.race([survive(seed, kind, history), late])
+  } finally {
+    clearTimeout(timer)
   }
 }
 
@@ -181,7 +241,7 @@ describe('the host is lost, or the process', () => {
     const failed: string[] = []
     for (const seed of seeds) {
       try {
-        await survive(seed, process.env.KIND === 'file' || (!given && seed % 10 === 0) ? 'file' : 'mem')
+        await inTime(seed, process.env.KIND === 'file' || (!given && seed % 10 === 0) ? 'file' : 'mem')
       } catch (error) {
         failed.push((error as Error).message)
         if (failed.length >= 3) break
