@@ -83,6 +83,8 @@ export interface FileSystem {
   /** null: known not to be there. */
   lookup(parent: Ino, name: string): Maybe<InodeAttributes | null>
   attributes(ino: Ino): Maybe<InodeAttributes>
+  /** The same for a program that asks: a directory whose names are known is looked at again first, when its time is up. */
+  examine?(ino: Ino): Maybe<InodeAttributes>
   setAttributes(ino: Ino, change: AttributeChange): Maybe<InodeAttributes>
   /** The kernel holds one more reference (a reply with an entry went out). The inode stays until `forget`, though it be unlinked. */
   remember(ino: Ino): void
