@@ -4,6 +4,8 @@ import { type ChunkTable, KEPT, REFERENCED, type Row } from './chunk-table.js'
 
 /** A second read this long after the first tells a working set from one pass over a tree. */
 const SECOND_TOUCH_S = 2
+/** The budgets are the engine's affair: lru-cache keeps the order only. */
+const PAGES_MAX = 2 ** 32
 /** Share of the kept chunks that a flood of new ones cannot push out. */
 const KEPT_SHARE = 0.8
 
@@ -20,14 +22,10 @@ export class CleanChunks {
   constructor(
     readonly chunks: ChunkTable,
     /** Gives the row's space back. */
-    drop: (row: Row) => void,
-    rowsMax = 2 ** 32 - 2,
+    readonly drop: (row: Row) => void,
   ) {
-    const dispose = (_pages: number, row: Row, reason: LRUCache.DisposeReason) => {
-      if (reason === 'evict') drop(row)
-    }
-    this.#once = new LRUCache({ maxSize: rowsMax, sizeCalculation: pages => pages, dispose })
-    this.#kept = new LRUCache({ maxSize: rowsMax, sizeCalculation: pages => pages, dispose })
+    this.#once = new LRUCache({ maxSize: PAGES_MAX, sizeCalculation: pages => pages })
+    this.#kept = new LRUCache({ maxSize: PAGES_MAX, sizeCalculation: pages => pages })
   }
 
   get pages(): number {
@@ -76,9 +74,8 @@ export class CleanChunks {
         this.set(row, pages)
         continue
       }
-      this.#pages -= pages
-      if (fromKept) this.#keptPages -= pages
-      lru.pop()
+      this.delete(row)
+      this.drop(row)
       return true
     }
     return false

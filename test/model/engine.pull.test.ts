@@ -1,0 +1,188 @@
+// What reads cost: requests to the remote are counted and held, on a remote in memory.
+import fs from 'node:fs'
+import { afterEach, describe, expect, test } from '@jest/globals'
+import type { TreeCache } from '../../src/cache/tree-cache.js'
+import { memTree } from '../../src/remote/mem-tree.js'
+import type { Tree } from '../../src/remote/tree.js'
+import { wrap } from '../../src/remote/wrap.js'
+import { openEngine, temporaryDirectory } from './engine-harness.js'
+
+const KiB = 1024
+const MiB = 1024 * KiB
+
+/** A remote that counts its reads and holds them until it is told. */
+async function countedRemote(bytes: Buffer) {
+  const tree = memTree()
+  await tree.make('file', { mode: 0o100644, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 1n, rdev: 0 })
+  await tree.write('file', 0, bytes)
+  const reads: { at: number; length: number }[] = []
+  let gate: Promise<void> = Promise.resolve()
+  let open = () => {}
+  const remote = wrap(tree as Tree, async (call, next) => {
+    if (call.method !== 'read') return next()
+    const range = call.args[1] as { at: number; length: number }
+    reads.push({ at: range.at, length: range.length })
+    await gate
+    return next()
+  })
+  return {
+    remote,
+    tree,
+    reads,
+    hold() {
+      gate = new Promise(resolve => {
+        open = resolve
+      })
+    },
+    release: () => open(),
+  }
+}
+
+const pattern = (length: number) => {
+  const bytes = Buffer.alloc(length)
+  for (let at = 0; at < length; at += 4) bytes.writeUInt32LE(Math.imul(at + 1, 2654435761) >>> 0, at)
+  return bytes
+}
+
+const opened: TreeCache[] = []
+const directories: string[] = []
+afterEach(async () => {
+  for (const cache of opened.splice(0)) await cache.close()
+  for (const directory of directories.splice(0)) fs.rmSync(directory, { recursive: true, force: true })
+})
+
+async function cacheOf(remote: Tree, changes: Parameters<typeof openEngine>[2] = {}) {
+  const directory = temporaryDirectory()
+  directories.push(directory)
+  const cache = await openEngine(remote, directory, changes)
+  opened.push(cache)
+  const found = await cache.lookup(1, 'file')
+  return { cache, ino: found!.ino }
+}
+
+const turns = () => new Promise(resolve => setTimeout(resolve, 20))
+
+describe('reads', () => {
+  test('concurrent misses on the same bytes cost one request', async () => {
+    const source = pattern(MiB)
+    const { remote, reads, hold, release } = await countedRemote(source)
+    const { cache, ino } = await cacheOf(remote, { prefetch: 'off' })
+    hold()
+    const buffers = Array.from({ length: 20 }, () => Buffer.alloc(4 * KiB))
+    const all = Promise.all(buffers.map(into => cache.read(ino, 512 * KiB, into)))
+    await turns()
+    release()
+    await all
+    expect(reads).toHaveLength(1)
+    for (const buffer of buffers) expect(buffer.equals(source.subarray(512 * KiB, 516 * KiB))).toBe(true)
+  })
+
+  test('neighbouring missing chunks go in one request', async () => {
+    const { remote, reads } = await countedRemote(pattern(2 * MiB))
+    const { cache, ino } = await cacheOf(remote, { prefetch: 'off' })
+    await cache.read(ino, 100 * KiB, Buffer.alloc(900 * KiB))
+    expect(reads).toEqual([{ at: 100 * KiB, length: 900 * KiB }])
+  })
+
+  test('a hit is answered in the same turn, without a promise', async () => {
+    const source = pattern(256 * KiB)
+    const { remote } = await countedRemote(source)
+    const { cache, ino } = await cacheOf(remote)
+    await cache.read(ino, 0, Buffer.alloc(256 * KiB))
+    const into = Buffer.alloc(64 * KiB)
+    const answered = cache.read(ino, 128 * KiB, into)
+    if (answered instanceof Promise) await answered
+    else expect(answered).toBe(64 * KiB)
+    expect(into.equals(source.subarray(128 * KiB, 192 * KiB))).toBe(true)
+  })
+
+  test('what is written here while a fetch is on its way is newer than what it brings', async () => {
+    const source = pattern(MiB)
+    const { remote, hold, release } = await countedRemote(source)
+    const { cache, ino } = await cacheOf(remote, { prefetch: 'off' })
+    hold()
+    const into = Buffer.alloc(64 * KiB)
+    const reading = cache.read(ino, 0, into)
+    await turns()
+    await cache.write(ino, 8 * KiB, Buffer.alloc(4 * KiB, 0xaa))
+    release()
+    await reading
+    const expected = Buffer.from(source.subarray(0, 64 * KiB))
+    expected.fill(0xaa, 8 * KiB, 12 * KiB)
+    expect(into.equals(expected)).toBe(true)
+  })
+
+  test('a fetch that arrives after a truncation brings nothing back', async () => {
+    const { remote, hold, release } = await countedRemote(pattern(MiB))
+    const { cache, ino } = await cacheOf(remote, { prefetch: 'off' })
+    hold()
+    const reading = Promise.resolve(cache.read(ino, 0, Buffer.alloc(256 * KiB)))
+    await turns()
+    await cache.setAttributes(ino, { size: 10 })
+    await cache.setAttributes(ino, { size: 256 * KiB })
+    release()
+    await reading
+    const into = Buffer.alloc(256 * KiB)
+    await cache.read(ino, 0, into)
+    expect(into.subarray(10).equals(Buffer.alloc(256 * KiB - 10))).toBe(true)
+  })
+
+  test('a sequential reader is served ahead, a random one pays for little more than it asked', async () => {
+    const { remote, reads } = await countedRemote(pattern(64 * MiB))
+    const { cache, ino } = await cacheOf(remote)
+    for (let at = 0; at < 16 * MiB; at += 128 * KiB) await cache.read(ino, at, Buffer.alloc(128 * KiB))
+    await turns()
+    expect(cache.status().reads.misses).toBeLessThan(20)
+    const sequential = reads.length
+    expect(sequential).toBeLessThan(80)
+    const { remote: other, reads: random } = await countedRemote(pattern(64 * MiB))
+    const second = await cacheOf(other)
+    for (let n = 0; n < 50; n++) await second.cache.read(second.ino, ((n * 7919) % 16384) * 4096, Buffer.alloc(4 * KiB))
+    await turns()
+    const fetched = random.reduce((sum, { length }) => sum + length, 0)
+    expect(fetched).toBeLessThanOrEqual(50 * 16 * KiB + 512 * KiB)
+  })
+
+  test('a demand read does not wait behind guesses', async () => {
+    const { remote, reads, hold, release } = await countedRemote(pattern(64 * MiB))
+    const { cache, ino } = await cacheOf(remote, { pullWorkers: 1, pull: 'all' })
+    await turns()
+    hold()
+    await cache.evict('')
+    const guess = cache.read(ino, 0, Buffer.alloc(4 * KiB))
+    await turns()
+    const before = reads.length
+    const demand = cache.read(ino, 48 * MiB, Buffer.alloc(4 * KiB))
+    await turns()
+    expect(reads.slice(before).some(({ at, length }) => at <= 48 * MiB && at + length > 48 * MiB)).toBe(true)
+    release()
+    await Promise.all([guess, demand])
+  })
+
+  test('within its disk budget clean chunks leave, and what was read twice stays longer', async () => {
+    const { remote } = await countedRemote(pattern(32 * MiB))
+    const { cache, ino } = await cacheOf(remote, { cacheBytesMax: 9 * MiB, prefetch: 'off', kernelBytesMax: MiB })
+    for (let at = 0; at < 32 * MiB; at += MiB) {
+      await cache.read(ino, at, Buffer.alloc(MiB))
+      expect(cache.status().cache.bytes).toBeLessThanOrEqual(9 * MiB)
+    }
+  })
+
+  test('a recorded profile is fetched ahead in the next run', async () => {
+    const { remote, tree } = await countedRemote(pattern(8 * MiB))
+    const directory = temporaryDirectory()
+    directories.push(directory)
+    const record = `${directory}/profile`
+    const first = await cacheOf(remote, { record, prefetch: 'off' })
+    await first.cache.read(first.ino, 5 * MiB, Buffer.alloc(64 * KiB))
+    await first.cache.read(first.ino, 2 * MiB, Buffer.alloc(64 * KiB))
+    await first.cache.close()
+    expect(fs.readFileSync(record, 'utf8')).toContain(`${5 * MiB} 131072 file\n${2 * MiB} 131072 file`)
+    const { remote: again, reads } = { remote: tree as Tree, reads: [] as string[] }
+    void reads
+    const second = await cacheOf(again, { prefetch: { file: record } })
+    await turns()
+    await second.cache.read(second.ino, 2 * MiB, Buffer.alloc(64 * KiB))
+    expect(second.cache.status().reads.misses).toBe(0)
+  })
+})
