@@ -46,6 +46,9 @@ export interface FerryErrorOptions {
   detail?: string
 }
 
+/** What a file system answers to ordinary questions: no such file, no such attribute. */
+const common = new Set<Code>(['NOT_FOUND', 'EXISTS', 'NOT_DIRECTORY', 'IS_DIRECTORY', 'NOT_EMPTY', 'NO_DATA', 'RANGE'])
+
 /** Every operating error of pageferry. Programmer errors are `assert` failures instead. */
 export class FerryError extends Error {
   override readonly name = 'FerryError'
@@ -53,7 +56,11 @@ export class FerryError extends Error {
     readonly code: Code,
     options: FerryErrorOptions = {},
   ) {
+    // A stack is nine tenths of what an error costs (8 us), and nobody looks at those that programs ask for all day.
+    const limit = Error.stackTraceLimit
+    if (common.has(code)) Error.stackTraceLimit = 0
     super(codes[code] + (options.detail ? `: ${options.detail}` : ''), { cause: options.cause })
+    Error.stackTraceLimit = limit
   }
 }
 

@@ -44,8 +44,7 @@ export class Invalidations implements KernelCache {
   }
 
   invalidateEntry(parent: Ino, name: string): void {
-    if (this.#names.size >= NAMES_MAX) return
-    this.#names.set(`${parent}/${name}`, { parent, name })
+    if (this.#names.size < NAMES_MAX) this.#names.set(`${parent}/${name}`, { parent, name })
     // A new epoch makes the kernel look up names again, but leaves the listing that it keeps of the directory.
     this.#inodes.add(parent)
     this.#drain()

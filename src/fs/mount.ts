@@ -1,13 +1,14 @@
 // A file system at a mount point: the connection, the session on it, and what the kernel is told about caching.
 
+import { readFile } from 'node:fs/promises'
 import { deferred } from '../base/async.js'
 import { isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { FileSystem } from '../cache/filesystem.js'
 import { tuneBdi } from '../linux/bdi.js'
-import { deviceNumber } from '../linux/files.js'
+import { type Device, deviceNumber } from '../linux/files.js'
 import { mountFuse, unmountFuse } from '../linux/mount.js'
-import { type MountInfo, mountAt } from '../linux/mountinfo.js'
+import { mountAt } from '../linux/mountinfo.js'
 import { PAYLOAD_BYTES_MAX } from './answer.js'
 import { FuseChannel } from './channel.js'
 import { Flusher } from './flusher.js'
@@ -123,7 +124,7 @@ export async function mountFileSystem(
       return session.waiting
     },
     flushKernel: () => session.flushKernel(),
-    kernelBytes: () => bytesHeldBack(device),
+    kernelBytes: async () => (device ? bytesHeldBack(device) : 0),
     unmount,
     async [Symbol.asyncDispose]() {
       try {
@@ -137,7 +138,9 @@ export async function mountFileSystem(
   }
 }
 
-/** Dirty and under writeback, from debugfs, which only root may read and which may not be there: then 0. */
-async function bytesHeldBack(_device: MountInfo | undefined): Promise<number> {
-  return 0
+/** Dirty and under writeback. Only debugfs tells, which is root's and not mounted everywhere: 0 if it does not. */
+async function bytesHeldBack({ major, minor }: Device): Promise<number> {
+  const stats = await readFile(`/sys/kernel/debug/bdi/${major}:${minor}/stats`, 'latin1').catch(() => '')
+  const kib = (name: string) => Number(new RegExp(`^${name}:\\s*(\\d+) kB`, 'm').exec(stats)?.[1] ?? 0)
+  return (kib('BdiWriteback') + kib('BdiReclaimable')) * 1024
 }

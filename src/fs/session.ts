@@ -5,6 +5,7 @@ import { deferred } from '../base/async.js'
 import { toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { FileSystem, InodeAttributes } from '../cache/filesystem.js'
+import { coarseNowNs } from '../linux/clock.js'
 import { opsByCode, parseRequest, type Request, type Unique, uniqueOf } from '../wire/fuse.js'
 import { Answer, PAYLOAD_BYTES_MAX, Pool } from './answer.js'
 import { EINTR, EIO, ENOSYS, errnoOf } from './errno.js'
@@ -42,6 +43,11 @@ export interface SessionOptions extends Partial<Ttls> {
   gid?: number
   /** Permission bits never to show. */
   umask?: number
+  /**
+   * False: none are kept, so the kernel is told never to ask (default true). It asks for `security.capability` before it writes, each
+   * time that it has looked at the attributes anew: three of the twenty requests of a SQLite transaction.
+   */
+  xattrs?: boolean
   nowNs?: () => bigint
 }
 
@@ -76,6 +82,8 @@ const SPARES = 8
 /** How often it is looked whether a program that waits is going to die. Most requests are answered before the first look. */
 const LOOK_MS = 250
 
+const xattrs = new Set<string>(['GETXATTR', 'LISTXATTR', 'SETXATTR', 'REMOVEXATTR'])
+
 const hour: Ttls = { entryTtlMs: TTL_MS, attrTtlMs: TTL_MS, negativeTtlMs: TTL_MS }
 
 export class Session implements Door {
@@ -90,6 +98,7 @@ export class Session implements Door {
   requests = 0
   readonly #link: Link
   readonly #ready = deferred()
+  readonly #xattrs: boolean
   readonly #answers = new Pool(SPARES, () => new Answer())
   readonly #buffers = new Pool<Uint8Array>(SPARES, () => new Uint8Array(REQUEST_BYTES_MAX))
   readonly #waiting = new Map<number, Waiting>()
@@ -102,8 +111,9 @@ export class Session implements Door {
     this.#link = link
     const { entryTtlMs, attrTtlMs, negativeTtlMs } = { ...hour, ...withoutUndefined(options) }
     this.ttls = { entryTtlMs, attrTtlMs, negativeTtlMs }
-    this.nowNs = options.nowNs ?? (() => BigInt(Date.now()) * 1_000_000n)
+    this.nowNs = options.nowNs ?? coarseNowNs
     this.present = presentation(options)
+    this.#xattrs = options.xattrs ?? true
     this.handles = new Handles(fs)
     this.invalidations = new Invalidations(
       fs,
@@ -150,6 +160,7 @@ export class Session implements Door {
     if (request.op === 'UNKNOWN') this.#fail(request, ENOSYS)
     else if (request.op === 'INIT') this.#init(request)
     else if (request.op === 'INTERRUPT') this.#interrupt(request.args)
+    else if (!this.#xattrs && xattrs.has(request.op)) this.#fail(request, ENOSYS)
     else this.#handle(request, handlers[request.op] as Handler, bytes)
   }
 

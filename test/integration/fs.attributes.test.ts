@@ -224,6 +224,36 @@ describe('a mount that shows other owners', () => {
   })
 })
 
+describe('a mount without extended attributes', () => {
+  test('is not asked for them before each write', async () => {
+    const bare = await mountMemory({ mount: { xattrs: false } })
+    await bare.trace()
+    for (let i = 0; i < 5; i++) await writeFile(join(bare.path, `f${i}`), 'x')
+    const asked = (await bare.trace()).filter(({ op }) => op === 'GETXATTR')
+    expect(asked.length).toBe(1)
+    await python(
+      `
+import os, sys, errno
+try: os.setxattr(sys.argv[1] + '/f1', 'user.a', b'1'); assert False
+except OSError as e: assert e.errno == errno.EOPNOTSUPP, e
+`,
+      bare.path,
+    )
+    await bare.end()
+  })
+})
+
+describe('a new file', () => {
+  test('that is stamped by the clock of the kernel is not stamped again by its first write', async () => {
+    const fresh = await mountMemory()
+    await fresh.trace()
+    for (let i = 0; i < 50; i++) await writeFile(join(fresh.path, `f${i}`), 'x')
+    const stamps = (await fresh.trace()).filter(({ op }) => op === 'SETATTR')
+    expect(stamps.length).toBeLessThan(40) // one that a tick came between is
+    await fresh.end()
+  })
+})
+
 describe('a read-only mount', () => {
   test('is read and not written', async () => {
     const readOnly = await mountMemory({ readOnly: true })
