@@ -28,6 +28,7 @@ const BARRIERS_MAX = 2_000
 /** Somebody else's records may be pruned or added between our list and our gets: so often we look again. */
 const READS_MAX = 16
 const TAKES_MAX = 64
+const GETS_MAX = 4
 
 export interface LeaseOptions {
   /** Monotonic, ms. */
@@ -323,7 +324,15 @@ export class Lease<Change> {
 
   async #get(number: number, signal?: AbortSignal): Promise<LogRecord<Change>> {
     const name = nameOf(number)
-    return decode<LogRecord<Change>>(await this.#store.get(name, undefined, signal), name)
+    for (let tries = 1; ; tries++) {
+      const bytes = await this.#store.get(name, undefined, signal)
+      try {
+        return decode<LogRecord<Change>>(bytes, name)
+      } catch (error) {
+        // It may have been damaged, or cut short, on its way only.
+        if (tries === GETS_MAX) throw error
+      }
+    }
   }
 
   /** false: there is one of this number. */
