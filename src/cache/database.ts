@@ -77,6 +77,14 @@ export class Database {
     return new Map(found)
   }
 
+  /** Every name there is. */
+  *names(): Iterable<{ parent: Ino; name: string; ino: Ino }> {
+    for (const { key, value } of this.#lmdb.getRange({ start: [NAME], end: [`${NAME}~`] })) {
+      const [, parent, name] = key as [string, Ino, string]
+      yield { parent, name, ino: (value as [Ino, number, number])[0] }
+    }
+  }
+
   *chunks(): Iterable<{ ino: Ino; index: number; chunk: ChunkRecord }> {
     for (const { key, value } of this.#lmdb.getRange({ start: [CHUNK], end: [`${CHUNK}~`] })) {
       const [, ino, index] = key as [string, Ino, number]

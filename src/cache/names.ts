@@ -104,7 +104,7 @@ export class Names {
     const directory = state.directory(parent)
     const inode = this.#named(directory, name)
     state.ensureKnown(directory)
-    state.ensureKnown(inode, parent, name)
+    state.ensureNamed(inode, parent, name)
     const record: UnlinkRecord = [parent, name, nowNs(state)]
     state.append(Kind.unlink, record)
     this.replayRemove(record)
@@ -145,8 +145,8 @@ export class Names {
     if (exchange && other?.isDirectory && this.#below(from, other)) throw new FerryError('INVALID')
     state.ensureKnown(from)
     state.ensureKnown(to)
-    state.ensureKnown(inode, source.parent, source.name)
-    if (other) state.ensureKnown(other, target.parent, target.name)
+    state.ensureNamed(inode, source.parent, source.name)
+    if (other) state.ensureNamed(other, target.parent, target.name)
     const record: RenameRecord = [source.parent, source.name, target.parent, target.name, exchange, nowNs(state)]
     state.append(Kind.rename, record)
     this.replayRename(record)

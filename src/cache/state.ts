@@ -144,20 +144,26 @@ export class TreeState {
     this.persist(directory)
   }
 
-  /** Another of its names, or none. Hard links are rare: the directories in memory are searched. */
+  /** Another of its names, or none. */
   findName(inode: Inode): void {
     inode.parent = 0
     inode.name = ''
     if (inode.isDirectory || inode.nlink === 0) return
-    for (const directory of this.inodes.values()) {
-      if (!directory.children) continue
-      for (const [name, dentry] of directory.children) {
-        if (dentry.ino !== inode.ino) continue
-        inode.parent = directory.ino
-        inode.name = name
-        return
-      }
+    for (const { parent, name } of this.#namesOf(inode)) {
+      inode.parent = parent
+      inode.name = name
+      return
     }
+  }
+
+  /** Hard links are rare: everything is searched, the directories in memory and then the others. */
+  *#namesOf(inode: Inode): Iterable<{ parent: Ino; name: string }> {
+    for (const directory of this.inodes.values()) {
+      for (const [name, dentry] of directory.children ?? [])
+        if (dentry.ino === inode.ino) yield { parent: directory.ino, name }
+    }
+    for (const { parent, name, ino } of this.database.names())
+      if (ino === inode.ino && !this.inodes.get(parent)?.children) yield { parent, name }
   }
 
   // --- what changed
@@ -511,6 +517,18 @@ export class TreeState {
     this.ensureKnown(parent)
     const dentry = this.children(parent).get(name)
     this.append(Kind.known, [inode.toRecord(), dentry ? [parentIno, name, dentry.type, dentry.cookie] : null])
+  }
+
+  /** The same for a name of it that is about to change. A file that loses one must be found again by the others. */
+  ensureNamed(inode: Inode, parent: Ino, name: string): void {
+    this.ensureKnown(inode, parent, name)
+    if (this.replaying || inode.isDirectory || (inode.id === null && inode.nlink === 1)) return
+    for (const other of this.#namesOf(inode)) {
+      const directory = this.inode(other.parent)
+      this.ensureKnown(directory)
+      const dentry = this.children(directory).get(other.name)
+      if (dentry) this.append(Kind.known, [inode.toRecord(), [other.parent, other.name, dentry.type, dentry.cookie]])
+    }
   }
 
   get dirtyBytes(): number {
