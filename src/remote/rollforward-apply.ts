@@ -90,7 +90,8 @@ class Application {
     this.#changes = intent.changes
     this.#signal = signal
     this.#plan = planOf(intent.batch, intent.changes)
-    this.#places = new Placement(stage, intent.batch)
+    const former = new Set(intent.changes.flatMap(change => (change.do === 'move' ? [change.from] : [])))
+    this.#places = new Placement(stage, intent.batch, former)
     for (const [index, code, detail] of intent.refused)
       this.#places.refuse(index, nameOf(intent.changes[index]), new FerryError(code as FerryError['code'], { detail }))
   }
@@ -193,8 +194,17 @@ class Application {
   }
 
   async #gather({ index, change, path }: Gather): Promise<void> {
-    const name = goneName(this.#batch, index)
-    if (this.#stage.has(name) || this.#places.refused.has(index)) return
+    if (this.#stage.has(goneName(this.#batch, index)) || this.#places.refused.has(index)) return
+    try {
+      await this.#gatherFrom({ index, change, path })
+    } catch (error) {
+      if (!isPermanent(error)) throw error
+      if (change.do === 'move') this.#places.refuse(index, change.to, error as FerryError)
+      else this.#places.refuseAlone(index, path, error as FerryError)
+    }
+  }
+
+  async #gatherFrom({ index, change, path }: Gather): Promise<void> {
     const there = await this.#tree.stat(path, this.#signal)
     if (!there) {
       if (change.do === 'move')
@@ -205,9 +215,7 @@ class Application {
       this.#kept.push(path)
       return
     }
-    await this.#orRefuse(index, change.do === 'move' ? change.to : path, () =>
-      this.#step(() => this.#stage.gather(path, name, this.#signal)),
-    )
+    await this.#step(() => this.#stage.gather(path, goneName(this.#batch, index), this.#signal))
   }
 
   /** Somebody else's newer version, or a directory with something of theirs in it. */
@@ -247,14 +255,25 @@ class Application {
       if (change.do === 'move') await this.#putBack(index, change, staged)
       return
     }
-    this.#touched.add(path)
     if (!stage.has(staged)) {
       // An earlier attempt has placed it.
       await this.#places.recall(index, path, this.#signal)
+      this.#touched.add(this.#places.where(path))
       return
     }
+    try {
+      await this.#placeAt({ index, change, path, staged })
+      this.#touched.add(this.#places.where(path))
+    } catch (error) {
+      if (!isPermanent(error)) throw error
+      this.#places.refuse(index, path, error as FerryError)
+      if (change.do === 'move') await this.#putBack(index, change, staged)
+    }
+  }
+
+  async #placeAt({ index, change, path, staged }: Place): Promise<void> {
+    const stage = this.#stage
     const target = this.#places.where(path)
-    this.#touched.add(target)
     const there = await this.#tree.stat(target, this.#signal)
     if (there && change.do === 'make' && isDirectory(there) && isDirectory(change.node)) {
       // Theirs will do as well: what comes below it comes into theirs.
@@ -267,10 +286,7 @@ class Application {
       if (there && change.do === 'put' && !change.xattrs) await this.#inheritXattrs(target, stage.at(staged))
       await this.#step(() => stage.place(staged, target, this.#signal))
     } catch (error) {
-      if (isPermanent(error)) {
-        this.#places.refuse(index, path, error as FerryError)
-        if (change.do === 'move') await this.#putBack(index, change, staged)
-      } else if (isFerryError(error, 'EXISTS', 'NOT_EMPTY', 'IS_DIRECTORY')) {
+      if (isFerryError(error, 'EXISTS', 'NOT_EMPTY', 'IS_DIRECTORY')) {
         await this.#placeElsewhere(index, path, staged, change.otherwise)
       } else if (isFerryError(error, 'NOT_FOUND', 'NOT_DIRECTORY')) {
         await this.#placeAnyway(index, path, staged, change.otherwise, error)
@@ -293,12 +309,11 @@ class Application {
 
   async #placeElsewhere(index: number, path: Path, staged: string, ...names: Path[]): Promise<void> {
     await this.#step(() => this.#places.elsewhere(index, path, staged, names, this.#signal))
-    this.#touched.add(this.#places.where(path))
   }
 
   /** What was moved and cannot be placed is kept where it can be. */
   async #putBack(index: number, change: Extract<TreeChange, { do: 'move' }>, staged: string): Promise<void> {
-    if (this.#stage.has(staged)) await this.#placeElsewhere(index, change.to, staged, change.otherwise, change.from)
+    if (this.#stage.has(staged)) await this.#placeElsewhere(index, change.to, staged, change.from, change.otherwise)
     else await this.#places.recall(index, change.to, this.#signal)
   }
 
@@ -311,8 +326,12 @@ class Application {
   async #link({ index, change }: Link): Promise<void> {
     const { path, target } = change
     if (this.#places.isRefused(index, path, target)) return
+    await this.#orRefuse(index, path, () => this.#linkAt({ index, change }))
+    if (!this.#places.refused.has(index)) this.#touched.add(this.#places.where(path))
+  }
+
+  async #linkAt({ index, change: { path, target } }: Link): Promise<void> {
     const [source, name] = [this.#places.where(target), this.#places.where(path)]
-    this.#touched.add(name)
     const [file, there] = await Promise.all([
       this.#tree.stat(source, this.#signal),
       this.#tree.stat(name, this.#signal),
@@ -321,11 +340,9 @@ class Application {
     if (there?.id !== undefined && there.id === file.id) return
     if (there && !this.#wasTheSame(target, there)) return this.#places.conflict(path, source)
     const staged = ownName(this.#batch, `link-${index}`)
-    await this.#orRefuse(index, path, async () => {
-      if (this.#stage.has(staged)) await this.#step(() => this.#stage.remove(staged, this.#signal))
-      await this.#step(() => this.#stage.link(source, staged, this.#signal))
-      await this.#step(() => this.#stage.place(staged, name, this.#signal))
-    })
+    if (this.#stage.has(staged)) await this.#step(() => this.#stage.remove(staged, this.#signal))
+    await this.#step(() => this.#stage.link(source, staged, this.#signal))
+    await this.#step(() => this.#stage.place(staged, name, this.#signal))
   }
 
   /** Before a whole new file came at `target`, this was another name of what was there: it follows. */
@@ -345,9 +362,10 @@ class Application {
     const [missing, conflicts] = [new Set(begun.missing), new Set(begun.conflicts)]
     await this.#each(patches, async one => {
       const { index, change } = one
-      this.#touched.add(change.path)
+      if (this.#places.refused.has(index)) return
       if (missing.has(index)) return this.#refuseGone(one)
       await this.#orRefuse(index, change.path, () => (conflicts.has(index) ? this.#patchAside(one) : this.#patch(one)))
+      if (!this.#places.refused.has(index)) this.#touched.add(this.#places.where(change.path))
     })
   }
 
@@ -359,11 +377,13 @@ class Application {
     const begun: Begun = { missing: [], conflicts: [] }
     await this.#each(patches, async ({ index, change }) => {
       const path = this.#places.where(change.path)
-      let there = await this.#tree.stat(path, this.#signal)
-      if (there && isFile(there) && (await this.#reach(path, this.#patchName(index))))
-        there = await this.#tree.stat(stage.at(this.#patchName(index)), this.#signal)
-      if (!there || !isFile(there)) begun.missing.push(index)
-      else if (change.expect !== undefined && there.version !== change.expect) begun.conflicts.push(index)
+      await this.#orRefuse(index, change.path, async () => {
+        let there = await this.#tree.stat(path, this.#signal)
+        if (there && isFile(there) && (await this.#reach(path, this.#patchName(index))))
+          there = await this.#tree.stat(stage.at(this.#patchName(index)), this.#signal)
+        if (!there || !isFile(there)) begun.missing.push(index)
+        else if (change.expect !== undefined && there.version !== change.expect) begun.conflicts.push(index)
+      })
     })
     await this.#step(() =>
       begun.missing.length || begun.conflicts.length
@@ -446,19 +466,20 @@ class Application {
   async #setAttributesUnlessDirectory({ index, change }: AttributesOf): Promise<boolean> {
     if (this.#places.isRefused(index, change.path)) return false
     const path = this.#places.where(change.path)
-    const there = await this.#tree.stat(path, this.#signal)
-    if (!there) return false
-    if (isDirectory(there)) return true
-    this.#touched.add(path)
-    this.#options.onAlter?.(change.path, there.version)
+    let later = false
     await this.#orRefuse(index, change.path, async () => {
+      const there = await this.#tree.stat(path, this.#signal)
+      later = there !== null && isDirectory(there)
+      if (!there || later) return
+      this.#touched.add(path)
+      this.#options.onAlter?.(change.path, there.version)
       const through = this.#stage.through(path)
       const name = ownName(this.#batch, `attributes-${index}`)
       const target = through === path && (await this.#reach(path, name)) ? this.#stage.at(name) : through
       await this.#setXattrs(target, change.xattrs)
       await this.#step(() => this.#tree.setAttributes(target, change.attributes, this.#signal))
     })
-    return false
+    return later
   }
 
   /** Directories of this batch into which something came, or that could not have their mode while something might. */
@@ -503,7 +524,10 @@ class Application {
     )
     await this.#each(changed, async path => {
       const name = this.#places.where(path)
-      const entry = await this.#tree.stat(name, this.#signal)
+      const entry = await this.#tree.stat(name, this.#signal).catch(error => {
+        if (isPermanent(error)) return null
+        throw error
+      })
       if (entry && isFile(entry)) versions.push([name, entry.version])
     })
     return versions

@@ -4,6 +4,7 @@
 import { constants } from 'node:fs'
 import { type FerryError, isFerryError, isPermanent } from '../base/errors.js'
 import type { Outcome } from './commits.js'
+import { joinPath, lastName, parentPath } from './path.js'
 import { above, ownName } from './rollforward-plan.js'
 import { bareNode, LOST, makeDirectory, orIf, type Stage } from './rollforward-stage.js'
 import type { Path } from './tree.js'
@@ -16,11 +17,14 @@ export class Placement {
   readonly #batch: number
   readonly #elsewhere = new Map<Path, Path>()
   readonly #refusedPaths = new Map<Path, FerryError>()
+  /** Committed names of what moves. */
+  readonly #former: ReadonlySet<Path>
   readonly refused = new Map<number, Outcome['refused'][number]>()
   readonly conflicts: Outcome['conflicts'] = []
 
-  constructor(stage: Stage, batch: number) {
+  constructor(stage: Stage, batch: number, former: ReadonlySet<Path>) {
     this.#stage = stage
+    this.#former = former
     this.#batch = batch
   }
 
@@ -38,8 +42,13 @@ export class Placement {
 
   /** This change cannot be made, nor what lies below `path`. */
   refuse(index: number, path: Path, error: FerryError): void {
-    this.refused.set(index, { path, code: error.code, detail: error.message })
+    this.refuseAlone(index, path, error)
     this.#refusedPaths.set(path, error)
+  }
+
+  /** Only this change. */
+  refuseAlone(index: number, path: Path, error: FerryError): void {
+    this.refused.set(index, { path, code: error.code, detail: error.message })
   }
 
   /** Refuses a change if what it depends on was refused. */
@@ -73,7 +82,7 @@ export class Placement {
     const stage = this.#stage
     for (const name of [...names, null]) {
       const target =
-        name === null ? await this.#lostName(index, signal) : await this.#freeName(this.where(name), signal)
+        name === null ? await this.#lostName(index, signal) : await this.#freeName(this.where(name), path, signal)
       if (target === null) continue
       // Written down first: whoever tries again must find it.
       await stage.note(this.#note(index), target, signal)
@@ -103,17 +112,24 @@ export class Placement {
 
   #settle(path: Path, target: Path): void {
     this.#elsewhere.set(path, target)
-    this.conflict(path, target)
+    // Back where it was is no news.
+    if (!this.#refusedPaths.has(path) || !this.#former.has(target)) this.conflict(path, target)
   }
 
   #note(index: number): string {
     return ownName(this.#batch, `at-${index}`)
   }
 
-  async #freeName(wanted: Path, signal?: AbortSignal): Promise<Path | null> {
+  async #freeName(wanted: Path, path: Path, signal?: AbortSignal): Promise<Path | null> {
+    const { tree } = this.#stage
     for (let count = 1; count <= NAMES_MAX; count++) {
-      const name = count === 1 ? wanted : `${wanted}-${count}`
-      if ((await this.#stage.tree.stat(name, signal)) === null) return name
+      const name = fitting(count === 1 ? wanted : `${wanted}-${count}`, path, tree.capabilities.nameBytesMax)
+      try {
+        if ((await tree.stat(name, signal)) === null) return name
+      } catch (error) {
+        if (isPermanent(error)) return null
+        throw error
+      }
     }
     return null
   }
@@ -123,6 +139,15 @@ export class Placement {
     const directory = this.#stage.path.slice(this.#stage.path.lastIndexOf('/') + 1)
     return `${LOST}/${directory}.${ownName(this.#batch, String(index))}`
   }
+}
+
+/** What was added to a name stays, and so much of the name as the remote can hold with it. */
+function fitting(wanted: Path, path: Path, nameBytesMax: number): Path {
+  const name = lastName(wanted)
+  const excess = name.length - nameBytesMax
+  const own = lastName(path)
+  if (excess <= 0 || !name.startsWith(own) || own.length <= excess) return wanted
+  return joinPath(parentPath(wanted), own.slice(0, -excess) + name.slice(own.length))
 }
 
 /** A place cannot be had, but another may. */

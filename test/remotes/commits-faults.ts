@@ -1,4 +1,5 @@
 // Remotes that stop at a chosen step: dead from there on, or asleep until they are woken.
+import { FerryError } from '../../src/base/errors.js'
 import type { Blob } from '../../src/remote/blob.js'
 import type { Store } from '../../src/remote/store.js'
 import type { Tree } from '../../src/remote/tree.js'
@@ -21,9 +22,12 @@ export interface Steps {
 /** The same remote, with the fault. Several remotes may share one, as those of one process do. */
 export type Fault = <R extends Tree | Store | Blob>(remote: R) => R
 
-type Gate = (number: number) => Promise<void>
+type Gate = (number: number) => Promise<unknown>
 
-/** Each step that changes something first passes the gate with its number; so does what only reads, with 0. */
+/**
+ * Each step that changes something first passes the gate with its number; so does what only reads, with 0. A function
+ * that the gate returns is called when the step is done.
+ */
 function gated(gate: Gate): { fault: Fault; steps: Steps } {
   const steps: Steps = { count: 0, log: [] }
   const wrap = <T extends object>(target: T): T =>
@@ -39,8 +43,10 @@ function gated(gate: Gate): { fault: Fault; steps: Steps } {
             steps.count++
             steps.log.push([name, ...args.filter(arg => typeof arg === 'string')].join(' '))
           }
-          await gate(changes ? steps.count : 0)
-          return value.apply(target, args)
+          const leave = await gate(changes ? steps.count : 0)
+          const result = await value.apply(target, args)
+          if (typeof leave === 'function') leave()
+          return result
         }
       },
     })
@@ -54,11 +60,22 @@ export const faults = {
   watched: () => gated(async () => {}),
 
   /** After `survived` steps nothing works any more. */
-  crashing(survived: number) {
+  crashing(survived: number | (() => number)) {
     let dead = false
     return gated(async number => {
-      dead ||= number > survived
+      dead ||= number > (typeof survived === 'number' ? survived : survived())
       if (dead) throw new Crashed()
+    })
+  },
+
+  /** Step `at` fails once: it is not done, or it is done and nobody hears of it. */
+  flaky(at: number, done: boolean) {
+    const fail = () => {
+      throw new FerryError('UNREACHABLE', { detail: 'on purpose' })
+    }
+    return gated(async number => {
+      if (number !== at) return
+      return done ? fail : fail()
     })
   },
 

@@ -1,12 +1,13 @@
 // ONE suite for whatever can commit: lose the host at any instant, and see exactly one batch.
 import { describe, expect, test } from '@jest/globals'
-import type { FerryError } from '../../src/base/errors.js'
+import { type FerryError, isFerryError } from '../../src/base/errors.js'
 import { freshSeed, type Random, random as randomOf } from '../../src/base/random.js'
 import type { Claim, Commits } from '../../src/remote/commits.js'
 import { rollforward } from '../../src/remote/rollforward.js'
 import type { Tree, TreeChange } from '../../src/remote/tree.js'
 import { Crashed, faults } from './commits-faults.js'
 import { diff, look, Model, mutate, type NetChange, type Picture, pictureOf } from './commits-model.js'
+import type { Powered } from './commits-power.js'
 
 export const SEED = Number(process.env.SEED ?? freshSeed())
 
@@ -21,6 +22,8 @@ export interface TreeFixture {
 export interface TreeSuiteOptions {
   open: () => Promise<TreeFixture>
   batches: number
+  /** The tree, with a switch for its power. */
+  power?: (tree: Tree) => Powered
   /** Of the steps at which a crash could come, this share is tried. */
   share: number
   /** Attributes of directories, but for the root, are set through the stage. */
@@ -199,6 +202,64 @@ export function treeSuite(name: string, options: TreeSuiteOptions): void {
       expect(crashes).toBeGreaterThan(0)
     })
 
+    seeded('a step that fails, or whose answer is lost, is done again', async seed => {
+      for await (const scene of scenes({ ...options, batches: 2 }, seed + 300)) {
+        for (let step = 1; ; step++) {
+          if (!scene.random.chance(options.share) && step < 400) continue
+          await scene.restore()
+          const { fault, steps } = faults.flaky(step, scene.random.chance(0.5))
+          const writer = opener(fault(scene.fixture.tree))
+          await at(scene, `step ${step} fails`, async () => {
+            await insist(() => writer.claim(claimOf('w')))
+            for (const { id, at: from, bytes } of scene.net.staged)
+              await insist(() => writer.stage(scene.number, id, from, bytes))
+            const { changes } = scene.net
+            await insist(() =>
+              writer.commit({ writer: 'w', number: scene.number, cutAtMs: 1_700_000_000_000, changes }),
+            )
+            const outcome = await insist(() => writer.settle())
+            expect(outcome).toMatchObject({ conflicts: [], refused: [] })
+            const { picture, versions } = await look(writer)
+            expect(picture).toEqual(pictureOf(scene.after))
+            for (const [path, version] of outcome.versions) expect([path, versions.get(path)]).toEqual([path, version])
+            await insist(() => writer.release())
+            await opener(scene.fixture.tree).claim(claimOf('x'))
+            expect(await tidy(scene.fixture.tree)).toEqual([])
+          })
+          if (steps.count < step) break
+        }
+      }
+    })
+
+    if (options.power)
+      seeded('power that fails after any step leaves one batch or the other', async seed => {
+        for await (const scene of scenes(options, seed + 200)) {
+          const { before, after, number, random } = scene
+          const pictures = { before: withoutRoot(pictureOf(before)), after: withoutRoot(pictureOf(after)) }
+          for (let survived = 0; ; survived++) {
+            await scene.restore()
+            const { tree, cut } = options.power!(scene.fixture.tree)
+            const { fault, steps } = faults.crashing(survived)
+            let committed = false
+            let settled = false
+            try {
+              const writer = opener(fault(tree))
+              await writer.claim(claimOf('w'))
+              await send(writer, 'w', number, scene.net)
+              committed = true
+              await writer.settle()
+              settled = true
+            } catch (error) {
+              if (!(error instanceof Crashed)) throw error
+            }
+            await cut(random)
+            const text = `power cut after ${survived} steps, the last being ${steps.log[survived - 1]}`
+            await at(scene, text, () => recovered(scene, { committed, pictures, twice: random.below(40) }))
+            if (settled && steps.count <= survived) break
+          }
+        }
+      })
+
     seeded('a writer that was overtaken changes nothing any more, wherever it wakes up, and is told', async seed => {
       for await (const scene of scenes(options, seed + 500)) {
         for (let step = 1; ; step++) {
@@ -219,6 +280,17 @@ const withoutAttributes = (line: string): string => {
   if (!line.startsWith('[')) return line
   const [path, , , , , content] = JSON.parse(line)
   return JSON.stringify([path, content])
+}
+
+/** As the engine does: until it works. */
+async function insist<T>(work: () => Promise<T>): Promise<T> {
+  for (let tries = 0; ; tries++) {
+    try {
+      return await work()
+    } catch (error) {
+      if (tries === 3 || !isFerryError(error, 'UNREACHABLE', 'NOT_FOUND', 'EXISTS')) throw error
+    }
+  }
 }
 
 /** The process that made the state from which all begin. */
