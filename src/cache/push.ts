@@ -14,6 +14,8 @@ const STAGE_BYTES_MAX = 4 * 1024 * 1024
 const BACKOFF_MS_FIRST = 200
 const BACKOFF_MS_MAX = 15_000
 
+const isPassing = ({ code }: FerryError) => code === 'UNREACHABLE' || code === 'DEADLINE' || code === 'ABORTED'
+
 export interface PushOptions {
   flushIntervalMs: number
   dirtyBytesMax: number
@@ -243,6 +245,7 @@ export class Push {
   /** Tries until it works, or the lease is lost, or the engine closes. */
   async #insist<T>(step: () => Promise<T>): Promise<T> {
     for (let tries = 0; ; tries++) {
+      const startedMs = performance.now()
       try {
         const result = await step()
         this.lastError = null
@@ -252,6 +255,9 @@ export class Push {
         if (this.#closing) throw new FerryError('CLOSED', { cause: error })
         this.#failed(error)
         if (error.code === 'LEASE_LOST') throw error
+        // Of many calls one failed, perhaps: those before it are not made again.
+        const gotSomewhere = performance.now() - startedMs > BACKOFF_MS_FIRST / 4
+        if (gotSomewhere && isPassing(error)) tries = 0
         const backoff = Math.min(BACKOFF_MS_MAX, BACKOFF_MS_FIRST * 2 ** Math.min(tries, 10))
         await this.#sleep(backoff * (0.5 + this.hooks.random()))
       }
