@@ -466,6 +466,8 @@ export class TreeState {
 
   /** Drop an inode that has no name and no reference: its pages at once, the rest when the remote has none of it either. */
   reap(inode: Inode): void {
+    // Then who had it open is not known, and later records may name it: its turn comes after the last one.
+    if (this.replaying) return
     if (inode.parent !== 0 || inode.lookups > 0 || inode.opens > 0 || inode.flight || inode.ino === ROOT) return
     for (const row of this.chunks.rowsOf(inode.ino)) this.dropRow(row)
     if (inode.remoteParent > 0) return
