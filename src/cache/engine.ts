@@ -24,6 +24,7 @@ import { globs } from './globs.js'
 import type { Dentry, Inode } from './inode.js'
 import { Journal, type ReplayResult } from './journal.js'
 import { Listing } from './listing.js'
+import { MemoryBudget } from './memory-budget.js'
 import { checkName, NAME_BYTES_MAX, Names } from './names.js'
 import { Profile } from './profile.js'
 import { Pull } from './pull.js'
@@ -75,6 +76,7 @@ class Engine implements TreeCache {
   readonly #database: Database
   readonly #profile: Profile | null
   readonly #durability: Durability
+  readonly #memory: MemoryBudget
   #replayed: ReplayResult | null = null
   #roomWaiters: Deferred<void>[] = []
   #timers: NodeJS.Timeout[] = []
@@ -104,6 +106,7 @@ class Engine implements TreeCache {
     const clock = { ms: Date.now, second: () => Math.floor((performance.now() - started) / 1000) }
     this.state = new TreeState(this.#journal, this.#slots, this.#database, globs(options.localOnly), clock)
     this.names = new Names(this.state)
+    this.#memory = new MemoryBudget(options.memoryBytesMax)
     this.pullQueue = new Pull(
       remote,
       this.state,
@@ -113,7 +116,8 @@ class Engine implements TreeCache {
         workers: options.pullWorkers,
         prefetch: options.prefetch !== 'off',
       },
-      { makeRoom: bytes => this.#makeRoom(bytes), surprised: inode => this.#surprised(inode) },
+      { makeRoom: bytes => this.#roomForClean(bytes), surprised: inode => this.#surprised(inode) },
+      this.#memory,
     )
     this.#durability = new Durability(this.#journal, this.#slots)
     this.content = new Content(this.state, this.pullQueue, this.#durability)
@@ -140,6 +144,7 @@ class Engine implements TreeCache {
         durable: async () => this.#durability.reach(),
         random: Math.random,
       },
+      this.#memory,
     )
     this.listing = new Listing(
       remote,
@@ -317,7 +322,12 @@ class Engine implements TreeCache {
     const inode = this.state.inode(ino)
     const wait = inode.isDirectory && inode.listed ? this.listing.fresh(inode) : undefined
     // Gone at the remote, it is still what this inode was.
-    return wait ? wait.then(() => inode, () => inode) : inode
+    return wait
+      ? wait.then(
+          () => inode,
+          () => inode,
+        )
+      : inode
   }
 
   parentOf(ino: Ino): Ino {
@@ -630,6 +640,14 @@ class Engine implements TreeCache {
     return over <= 0 || state.cachedBytes + bytes <= max
   }
 
+  /** A cache full of what the remote does not have yet: readers wait for the next batch. */
+  async #roomForClean(bytes: number): Promise<void> {
+    if (this.#makeRoom(bytes)) return
+    const sent = this.push.flush('settled', { signal: AbortSignal.timeout(this.options.deadlineMs) })
+    await sent.catch(() => {})
+    if (!this.#makeRoom(bytes)) throw new FerryError('NO_SPACE', { detail: 'the cache holds nothing that may leave' })
+  }
+
   fsync(_ino: Ino): Maybe<void> {
     const durable = this.#durability.reach()
     if (this.options.fsync === 'local') return durable
@@ -777,7 +795,7 @@ class Engine implements TreeCache {
         chunks: state.chunks.count,
         corrupt: state.corrupt,
       },
-      memory: { bytes: this.pullQueue.bytesInFlight + push.bytesInFlight, bytesMax: options.memoryBytesMax },
+      memory: { bytes: this.#memory.bytes, bytesMax: options.memoryBytesMax },
       reads: { hits: this.content.hits, misses: this.content.misses, bytes: this.content.bytesRead },
       prefetch: { bytes: this.pullQueue.guessedBytes, usedBytes: this.content.guessedBytesUsed },
       batches: {

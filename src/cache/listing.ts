@@ -1,6 +1,5 @@
 // What the remote has, told to the namespace: directories listed when first needed, looked at again when their time is up.
-import { lasting } from '../base/async.js'
-import { orAborted } from '../base/async.js'
+import { lasting, orAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import type { Entry, Tree } from '../remote/tree.js'
 import type { Ino, KernelCache, Maybe } from './filesystem.js'

@@ -17,6 +17,7 @@ import {
 import type { Tree } from '../remote/tree.js'
 import { GUESSED, VERIFIED } from './chunk-table.js'
 import type { Inode } from './inode.js'
+import type { MemoryBudget } from './memory-budget.js'
 import { type Guess, Heads } from './prefetch.js'
 import { type TreeState, UNKNOWN_VERSION } from './state.js'
 
@@ -40,8 +41,8 @@ export interface PullOptions {
 
 /** What the pull needs from the rest of the engine. */
 export interface PullHooks {
-  /** Room for clean pages, made by dropping others; false: there is none, read without keeping is not offered. */
-  makeRoom(bytes: number): boolean
+  /** Room for clean pages, made by dropping others, or by waiting for dirty ones to be sent; NO_SPACE after the deadline. */
+  makeRoom(bytes: number): Promise<void>
   /** The remote has another version than was asked for, or nothing: resolves when the inode was looked at again. */
   surprised(inode: Inode): Promise<void>
 }
@@ -61,8 +62,6 @@ export class Pull {
   readonly #guesses: PQueue
   readonly #fetches = new Map<Inode, Set<Fetch>>()
   readonly #abort = lasting()
-  /** Buffers of fetches on their way. */
-  bytesInFlight = 0
   guessedBytes = 0
   #guessedInFlight = 0
 
@@ -71,6 +70,7 @@ export class Pull {
     readonly state: TreeState,
     readonly options: PullOptions,
     readonly hooks: PullHooks,
+    readonly memory: MemoryBudget,
   ) {
     this.#guesses = new PQueue({ concurrency: Math.max(1, options.workers) })
   }
@@ -122,7 +122,10 @@ export class Pull {
       if (!failed) continue
       const error = toFerryError((failed as PromiseRejectedResult).reason)
       if (tries < TRIES_MAX && isFerryError(error, ...SURPRISES)) await this.hooks.surprised(inode)
-      else throw isFerryError(error, 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY') ? new FerryError('STALE', { cause: error }) : error
+      else
+        throw isFerryError(error, 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY')
+          ? new FerryError('STALE', { cause: error })
+          : error
     }
   }
 
@@ -251,17 +254,16 @@ export class Pull {
     const length = Math.min(fetch.to, inode.baseSize) - fetch.from
     if (length <= 0) return
     const version = fetch.version === UNKNOWN_VERSION ? undefined : fetch.version
-    this.bytesInFlight += length
+    await this.memory.take(length, fetch.demand)
     try {
+      await this.hooks.makeRoom(fetch.to - fetch.from + CHUNK_BYTES)
       const bytes = await this.remote.read(path, { at: fetch.from, length, version }, this.#abort.signal)
       if ((inode.version ?? '') !== fetch.version) throw new FerryError('STALE', { detail: path })
       if (bytes.length < Math.min(length, inode.baseSize - fetch.from))
         throw new FerryError('SHORT_READ', { detail: `${path}: ${bytes.length} of ${length} bytes at ${fetch.from}` })
-      if (!this.hooks.makeRoom(fetch.to - fetch.from + CHUNK_BYTES))
-        throw new FerryError('NO_SPACE', { detail: 'the cache holds nothing that may leave' })
       this.#store(inode, fetch, bytes)
     } finally {
-      this.bytesInFlight -= length
+      this.memory.give(length)
     }
   }
 

@@ -5,6 +5,7 @@ import { FerryError, isPermanent, toFerryError } from '../base/errors.js'
 import type { Claim, Claimed, Outcome } from '../remote/commits.js'
 import { type Plan, type PlanContext, planBatch, type Stage } from './batch.js'
 import type { Ino } from './filesystem.js'
+import type { MemoryBudget } from './memory-budget.js'
 import { type CommittedRecord, Kind } from './records.js'
 import { join, type Quarantined, type TreeState } from './state.js'
 import type { CommittingTree, Progress } from './tree-cache.js'
@@ -52,7 +53,6 @@ export class Push {
   committedCount = 0
   lastError: FerryError | null = null
   failures = 0
-  bytesInFlight = 0
   /** Grows with each settled batch: who lists the remote meanwhile must look again. */
   serial = 0
   /** The intent is there and not yet applied: names and versions at the remote are in motion. */
@@ -79,6 +79,7 @@ export class Push {
     readonly state: TreeState,
     readonly options: PushOptions,
     readonly hooks: PushHooks,
+    readonly memory: MemoryBudget,
   ) {
     this.#queue = new PQueue({ concurrency: options.workers })
   }
@@ -316,8 +317,8 @@ export class Push {
         bytes += run.length
         count++
       }
+      await this.memory.take(bytes, false)
       const buffer = new Uint8Array(bytes)
-      this.bytesInFlight += bytes
       try {
         let at = 0
         for (const run of stage.runs.slice(0, count)) {
@@ -332,7 +333,7 @@ export class Push {
         refused.push({ path, code, detail: message })
         return
       } finally {
-        this.bytesInFlight -= bytes
+        this.memory.give(bytes)
       }
       stage.runs.splice(0, count)
       this.#progress.bytesDone += bytes
