@@ -29,7 +29,7 @@ const jest = spawn(
   [
     '--experimental-vm-modules',
     join(root, 'node_modules', 'jest', 'bin', 'jest.js'),
-    ...['--json', `--outputFile=${report}`, ...wanted],
+    ...['--forceExit', '--maxWorkers=2', '--json', `--outputFile=${report}`, ...wanted],
   ],
   // Jest's report also goes to stdout with --json; it is read from the file instead.
   { cwd: root, env, stdio: ['ignore', 'ignore', 'inherit'] },
