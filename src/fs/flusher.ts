@@ -11,7 +11,7 @@ import type { Ino } from '../cache/filesystem.js'
 const log = logger('fs')
 
 /** It takes 50 MB, and 0.1 s to start: kept for the next one, but not for long. */
-const IDLE_MS = 10_000
+const IDLE_MS = 60_000
 
 export type FlushVerb = 'fsync' | 'write' | 'open'
 
@@ -28,6 +28,7 @@ export class Flusher {
   #nextId = 1
   #idle: NodeJS.Timeout | undefined
   #closed = false
+  #refused = false
 
   /** `device` is the st_dev of the mount: if something else is mounted there meanwhile, it is left alone. */
   constructor(mountpoint: string, device: number) {
@@ -42,9 +43,10 @@ export class Flusher {
 
   /** @returns false if this cannot be done here: without CAP_DAC_READ_SEARCH, or when the mount is out of sight */
   async run(verb: FlushVerb, ino: Ino): Promise<boolean> {
-    if (this.#closed) return false
+    if (this.#closed || this.#refused) return false
     const answer = await this.#ask(verb, ino)
     if (answer === 'ok' || harmless.includes(answer)) return true
+    this.#refused ||= answer === 'NOT_PERMITTED'
     if (refusals.includes(answer)) return false
     throw new FerryError(answer, { detail: `${verb} of inode ${ino}` })
   }
@@ -82,6 +84,7 @@ export class Flusher {
     const child = spawn(process.execPath, [script, this.#mountpoint, `${this.#device}`], {
       stdio: ['pipe', 'pipe', 'inherit'],
       cwd: '/',
+      detached: true, // what a terminal sends to all its processes is for us to decide about
       env: { ...process.env, NODE_OPTIONS: '' },
     })
     let rest = ''

@@ -58,13 +58,16 @@ export interface Mounted {
 const BDI_BYTES_MAX = 256 << 20
 const READ_AHEAD_KB = 4096
 
-/** Mounts `fs` and answers for it until it is unmounted. The mount is ready for use when this resolves. */
+/**
+ * Mounts `fs` and answers for it until it is unmounted. The mount is ready for use when this resolves.
+ * @throws NOT_FOUND, NOT_DIRECTORY, NOT_EMPTY, BUSY (the mount point), NOT_PERMITTED, UNSUPPORTED (no FUSE here)
+ */
 export async function mountFileSystem(
   fs: FileSystem,
   mountpoint: string,
   options: MountOptions = {},
 ): Promise<Mounted> {
-  const { source = 'pageferry', allowOther, suid, dev, nonEmpty, pollUs, bdi = {} } = options
+  const { source = 'pageferry', allowOther, suid, dev, nonEmpty } = options
   const point = await prepareMountPoint(mountpoint, { nonEmpty, note: line => log.info(line) })
   const { fd } = await mountFuse({
     target: point,
@@ -75,11 +78,21 @@ export async function mountFileSystem(
     dev,
     readBytesMax: PAYLOAD_BYTES_MAX,
   })
+  try {
+    return await serve(fs, point, fd, options)
+  } catch (error) {
+    // Programs may be waiting in it already: they get an error, and the place is free again.
+    await unmountFuse(point, { lazy: true }).catch(() => {})
+    throw error
+  }
+}
+
+async function serve(fs: FileSystem, point: string, fd: number, options: MountOptions): Promise<Mounted> {
   const closed = deferred()
   closed.promise.catch(() => {}) // whoever wants to know asks for it
   const channel = new FuseChannel({
     fd,
-    pollUs,
+    pollUs: options.pollUs,
     requestBytesMax: REQUEST_BYTES_MAX,
     onRequest: message => session.receive(message),
     onClosed: error => {
@@ -104,11 +117,7 @@ export async function mountFileSystem(
   )
   channel.start()
   await Promise.race([session.ready, closed.promise]) // INIT sets the readahead anew
-  if (device) {
-    const { readAheadKb = READ_AHEAD_KB, bytesMax = BDI_BYTES_MAX } = bdi
-    const refused = await tuneBdi(device, { readAheadKb, maxBytes: bytesMax, strictLimit: true })
-    for (const reason of refused) log.warn('the kernel keeps its own cache limit for this mount', { reason })
-  }
+  if (device) await tune(device, options.bdi)
 
   const unmount = async ({ lazy = false } = {}) => {
     await unmountFuse(point, { lazy })
@@ -136,6 +145,14 @@ export async function mountFileSystem(
       }
     },
   }
+}
+
+async function tune(
+  device: Device,
+  { readAheadKb = READ_AHEAD_KB, bytesMax = BDI_BYTES_MAX }: MountOptions['bdi'] = {},
+) {
+  const refused = await tuneBdi(device, { readAheadKb, maxBytes: bytesMax, strictLimit: true })
+  if (refused.length > 0) log.warn('the kernel keeps its own limits for this mount', { refused })
 }
 
 /** Dirty and under writeback. Only debugfs tells, which is root's and not mounted everywhere: 0 if it does not. */
