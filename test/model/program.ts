@@ -69,7 +69,10 @@ export class Program {
   #look(): Picture {
     const names = new Map<Node, string[]>()
     for (const [path, node] of this.tree) names.set(node, [...(names.get(node) ?? []), path])
-    return [...this.tree].map(([path, node]) => lineOf(path, node, names.get(node)!)).sort().join('\n')
+    return [...this.tree]
+      .map(([path, node]) => lineOf(path, node, names.get(node)!))
+      .sort()
+      .join('\n')
   }
 
   /** One random operation on both; what it was. */
@@ -93,7 +96,13 @@ export class Program {
       const path = fresh()
       if (tree.has(path)) return
       const type = kind < 3 ? FILE : kind < 5 ? DIRECTORY : LINK
-      const node: Node = { type, mode: type === LINK ? 0o777 : 0o755, bytes: Buffer.alloc(0), link: type === LINK ? path : '', xattrs: new Map() }
+      const node: Node = {
+        type,
+        mode: type === LINK ? 0o777 : 0o755,
+        bytes: Buffer.alloc(0),
+        link: type === LINK ? path : '',
+        xattrs: new Map(),
+      }
       const at = await parent(path)
       const make = () => cache.make(at, nameOf(path), { mode: node.type | node.mode, uid: 0, gid: 0, link: node.link })
       return this.#do(`make ${type.toString(8)} ${path}`, make, () => tree.set(path, node))
@@ -107,13 +116,17 @@ export class Program {
       const data = Buffer.alloc(length, 1 + random.below(255))
       if (length >= 4) data.writeUInt32LE(this.count)
       const target = await ino(path)
-      return this.#do(`write ${path} ${at}+${length}`, () => cache.write(target, at, data), () => {
-        const bytes = Buffer.alloc(Math.max(node.bytes.length, at + length))
-        node.bytes.copy(bytes)
-        data.copy(bytes, at)
-        node.bytes = bytes
-        node.digest = undefined
-      })
+      return this.#do(
+        `write ${path} ${at}+${length}`,
+        () => cache.write(target, at, data),
+        () => {
+          const bytes = Buffer.alloc(Math.max(node.bytes.length, at + length))
+          node.bytes.copy(bytes)
+          data.copy(bytes, at)
+          node.bytes = bytes
+          node.digest = undefined
+        },
+      )
     }
     if (kind === 11) {
       const path = pick(isFile)
@@ -121,12 +134,16 @@ export class Program {
       const node = tree.get(path)!
       const size = random.chance(0.3) ? 0 : random.below(random.chance(0.3) ? 600_000 : 40_000)
       const target = await ino(path)
-      return this.#do(`truncate ${path} ${size}`, () => cache.setAttributes(target, { size }), () => {
-        const bytes = Buffer.alloc(size)
-        node.bytes.copy(bytes)
-        node.bytes = bytes
-        node.digest = undefined
-      })
+      return this.#do(
+        `truncate ${path} ${size}`,
+        () => cache.setAttributes(target, { size }),
+        () => {
+          const bytes = Buffer.alloc(size)
+          node.bytes.copy(bytes)
+          node.bytes = bytes
+          node.digest = undefined
+        },
+      )
     }
     if (kind === 12) {
       const path = pick(isFile)
@@ -137,11 +154,15 @@ export class Program {
       const target = await ino(path)
       // Of several records: none of them must wait for pages, or a cut could fall between them.
       await readAll(cache, target)
-      return this.#do(`punch ${path} ${at}+${length}`, () => cache.allocate(target, { at, length }, { kind: 'punch', keepSize: true }), () => {
-        node.bytes = Buffer.from(node.bytes)
-        if (at < node.bytes.length) node.bytes.fill(0, at, Math.min(node.bytes.length, at + length))
-        node.digest = undefined
-      })
+      return this.#do(
+        `punch ${path} ${at}+${length}`,
+        () => cache.allocate(target, { at, length }, { kind: 'punch', keepSize: true }),
+        () => {
+          node.bytes = Buffer.from(node.bytes)
+          if (at < node.bytes.length) node.bytes.fill(0, at, Math.min(node.bytes.length, at + length))
+          node.digest = undefined
+        },
+      )
     }
     if (kind === 13) {
       const path = pick(() => true)
@@ -150,9 +171,13 @@ export class Program {
       if (node.type === LINK) return
       const mode = random.pick([0o600, 0o640, 0o755, 0o777])
       const target = await ino(path)
-      return this.#do(`chmod ${path} ${mode.toString(8)}`, () => cache.setAttributes(target, { mode }), () => {
-        node.mode = mode
-      })
+      return this.#do(
+        `chmod ${path} ${mode.toString(8)}`,
+        () => cache.setAttributes(target, { mode }),
+        () => {
+          node.mode = mode
+        },
+      )
     }
     if (kind === 14) {
       const path = pick(node => node.type !== LINK)
@@ -163,8 +188,16 @@ export class Program {
       const target = await ino(path)
       await cache.listXattrs(target)
       if (node.xattrs.has(name) && random.chance(0.4))
-        return this.#do(`removexattr ${path} ${name}`, () => cache.removeXattr(target, name), () => node.xattrs.delete(name))
-      return this.#do(`setxattr ${path} ${name}`, () => cache.setXattr(target, name, Buffer.from(value), 'set'), () => node.xattrs.set(name, value))
+        return this.#do(
+          `removexattr ${path} ${name}`,
+          () => cache.removeXattr(target, name),
+          () => node.xattrs.delete(name),
+        )
+      return this.#do(
+        `setxattr ${path} ${name}`,
+        () => cache.setXattr(target, name, Buffer.from(value), 'set'),
+        () => node.xattrs.set(name, value),
+      )
     }
     if (kind === 15 && this.hardLinks) {
       const source = pick(isFile)
@@ -172,26 +205,41 @@ export class Program {
       if (!source || tree.has(path)) return
       const node = tree.get(source)!
       const [target, at] = [await ino(source), await parent(path)]
-      return this.#do(`link ${source} ${path}`, () => cache.link(target, at, nameOf(path)), () => tree.set(path, node))
+      return this.#do(
+        `link ${source} ${path}`,
+        () => cache.link(target, at, nameOf(path)),
+        () => tree.set(path, node),
+      )
     }
     if (kind < 18) {
       const path = pick(node => node.type !== DIRECTORY)
       if (!path) return
       const at = await parent(path)
-      return this.#do(`unlink ${path}`, () => cache.unlink(at, nameOf(path)), () => tree.delete(path))
+      return this.#do(
+        `unlink ${path}`,
+        () => cache.unlink(at, nameOf(path)),
+        () => tree.delete(path),
+      )
     }
     if (kind === 18) {
       const path = pick(isDirectory)
       if (!path || [...tree.keys()].some(other => other.startsWith(`${path}/`))) return
       const at = await parent(path)
-      return this.#do(`rmdir ${path}`, () => cache.removeDirectory(at, nameOf(path)), () => tree.delete(path))
+      return this.#do(
+        `rmdir ${path}`,
+        () => cache.removeDirectory(at, nameOf(path)),
+        () => tree.delete(path),
+      )
     }
     if (kind === 19) {
       const path = pick(isFile)
       if (!path) return
       const node = tree.get(path)!
       const bytes = await readAll(cache, await ino(path))
-      if (!bytes.equals(node.bytes)) throw new Error(`${path} reads as something else at ${firstDifference(bytes, node.bytes)} of ${bytes.length}, ${node.bytes.length}`)
+      if (!bytes.equals(node.bytes))
+        throw new Error(
+          `${path} reads as something else at ${firstDifference(bytes, node.bytes)} of ${bytes.length}, ${node.bytes.length}`,
+        )
       return
     }
     const source = pick(() => true)
@@ -206,18 +254,25 @@ export class Program {
       if ([...tree.keys()].some(path => path.startsWith(`${target}/`))) return
     }
     const [from, to] = [await parent(source), await parent(target)]
-    const names = [{ parent: from, name: nameOf(source) }, { parent: to, name: nameOf(target) }] as const
-    return this.#do(`${exchange ? 'exchange' : 'rename'} ${source} ${target}`, () => cache.rename(...names, exchange ? 'exchange' : 'replace'), () => {
-      const rebase = (old: string, now: string) => {
-        const nodes = [...tree].filter(([path]) => path === old || path.startsWith(`${old}/`))
-        for (const [path] of nodes) tree.delete(path)
-        return nodes.map(([path, node]) => [now + path.slice(old.length), node] as const)
-      }
-      const moves = rebase(source, target)
-      if (exchange) moves.push(...rebase(target, source))
-      else tree.delete(target)
-      for (const [path, node] of moves) tree.set(path, node)
-    })
+    const names = [
+      { parent: from, name: nameOf(source) },
+      { parent: to, name: nameOf(target) },
+    ] as const
+    return this.#do(
+      `${exchange ? 'exchange' : 'rename'} ${source} ${target}`,
+      () => cache.rename(...names, exchange ? 'exchange' : 'replace'),
+      () => {
+        const rebase = (old: string, now: string) => {
+          const nodes = [...tree].filter(([path]) => path === old || path.startsWith(`${old}/`))
+          for (const [path] of nodes) tree.delete(path)
+          return nodes.map(([path, node]) => [now + path.slice(old.length), node] as const)
+        }
+        const moves = rebase(source, target)
+        if (exchange) moves.push(...rebase(target, source))
+        else tree.delete(target)
+        for (const [path, node] of moves) tree.set(path, node)
+      },
+    )
   }
 
   /** The model follows in the same turn, so that whoever looks between turns sees both the same. */
@@ -299,13 +354,19 @@ export async function pictureOf(cache: TreeCache): Promise<Picture> {
   const names = new Map<Node, string[]>()
   const tree = await treeOf(cache)
   for (const [path, node] of tree) names.set(node, [...(names.get(node) ?? []), path])
-  return [...tree].map(([path, node]) => lineOf(path, node, names.get(node)!)).sort().join('\n')
+  return [...tree]
+    .map(([path, node]) => lineOf(path, node, names.get(node)!))
+    .sort()
+    .join('\n')
 }
 
 /** Lines that only one of two pictures has. */
 export function difference(found: Picture, expected: Picture): string {
   const [a, b] = [found.split('\n'), expected.split('\n')]
-  const lines = [...a.filter(line => !b.includes(line)).map(line => `found    ${line}`), ...b.filter(line => !a.includes(line)).map(line => `expected ${line}`)]
+  const lines = [
+    ...a.filter(line => !b.includes(line)).map(line => `found    ${line}`),
+    ...b.filter(line => !a.includes(line)).map(line => `expected ${line}`),
+  ]
   return lines.join('\n')
 }
 

@@ -12,8 +12,8 @@ import { Kind } from '../../src/cache/records.js'
 import type { Storage } from '../../src/cache/storage.js'
 import type { CommittingTree, TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
 import { diskStorage } from '../../src/linux/storage.js'
-import { fileTree } from '../../src/remote/file-tree.js'
 import { faulty } from '../../src/remote/faulty.js'
+import { fileTree } from '../../src/remote/file-tree.js'
 import { memTree } from '../../src/remote/mem-tree.js'
 import { rollforward } from '../../src/remote/rollforward.js'
 import type { Tree } from '../../src/remote/tree.js'
@@ -98,12 +98,18 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
       // Whether the operation that waits comes before or after it, nobody can tell.
       if (program.busy) bounds?.cuts.add(program.count + 1)
     })
-    return openTreeCache(told(rollforward(tree)), engineOptions(cacheDir, { storage, deadlineMs: 300, identity: identityOf(cacheDir), ...changes }))
+    return openTreeCache(
+      told(rollforward(tree)),
+      engineOptions(cacheDir, { storage, deadlineMs: 300, identity: identityOf(cacheDir), ...changes }),
+    )
   }
   /** With TELL=1 the history has what each batch was and what became of it. */
   const told = (tree: CommittingTree): CommittingTree => {
     if (!process.env.TELL) return tree
-    const tell = (what: unknown) => history.push(JSON.stringify(what, (key, value) => (['attributes', 'node', 'bytes'].includes(key) ? undefined : value)))
+    const tell = (what: unknown) =>
+      history.push(
+        JSON.stringify(what, (key, value) => (['attributes', 'node', 'bytes'].includes(key) ? undefined : value)),
+      )
     const { commit, settle, claim } = tree
     tree.commit = async (batch, signal) => {
       for (const change of batch.changes) tell({ n: program.count, batch: batch.number, ...change })
@@ -165,7 +171,9 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
         if (!worse.faults.crashed || !isFerryError(error)) throw error
         program.busy = false
       }
-      history.push(`lost after ${program.count} operations, cut at ${[...bounds.cuts]}, synced ${bounds.synced}, ${worse.faults.crashed ? 'in a commit, perhaps' : ''}`)
+      history.push(
+        `lost after ${program.count} operations, cut at ${[...bounds.cuts]}, synced ${bounds.synced}, ${worse.faults.crashed ? 'in a commit, perhaps' : ''}`,
+      )
       // kill -9: this process is gone in this turn. What it had on its way to the remote still arrives, or does not.
       worse.faults.down = true
       const journal = path.join(parent, String(++directories))
@@ -178,11 +186,17 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
         cacheDir = directory()
         cache = await open(remote)
         const picture = await pictureOf(cache)
-        const allowed = [...bounds.cuts].filter(count => count >= bounds.synced && program.pictures[count] !== undefined)
+        const allowed = [...bounds.cuts].filter(
+          count => count >= bounds.synced && program.pictures[count] !== undefined,
+        )
         if (!allowed.some(count => program.pictures[count] === picture)) {
-          const nearest = allowed.map(count => difference(picture, program.pictures[count])).sort((a, b) => a.length - b.length)[0]
+          const nearest = allowed
+            .map(count => difference(picture, program.pictures[count]))
+            .sort((a, b) => a.length - b.length)[0]
           const any = program.pictures.indexOf(picture)
-          throw new Error(`an empty cache sees none of the batches ${allowed} (but operation ${any}); nearest:\n${nearest}`)
+          throw new Error(
+            `an empty cache sees none of the batches ${allowed} (but operation ${any}); nearest:\n${nearest}`,
+          )
         }
         await program.restart(cache)
         await cache.close()
@@ -191,7 +205,8 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
         cacheDir = journal
         cache = await open(remote)
         const picture = await pictureOf(cache)
-        if (picture !== program.picture) throw new Error(`after replay (${found}):\n${difference(picture, program.picture)}`)
+        if (picture !== program.picture)
+          throw new Error(`after replay (${found}):\n${difference(picture, program.picture)}`)
         expect(cache.conflicts()).toEqual([])
         if (draw.chance(0.3)) for (let n = 0; n < 10; n++) await program.step(cache)
         const last = program.picture
@@ -223,7 +238,10 @@ async function inTime(seed: number, kind: 'mem' | 'file') {
   const history: string[] = []
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`seed ${seed} (${kind}) hangs: ${stuck()}\n${history.slice(-25).join('\n')}`)), SEED_MS_MAX)
+    timer = setTimeout(
+      () => reject(new Error(`seed ${seed} (${kind}) hangs: ${stuck()}\n${history.slice(-25).join('\n')}`)),
+      SEED_MS_MAX,
+    )
   })
   try {
     await Promise.race([survive(seed, kind, history), late])
@@ -233,8 +251,9 @@ async function inTime(seed: number, kind: 'mem' | 'file') {
 }
 
 const given = process.env.SEED
-const rounds = long ? 2000 : 60
-const seeds = given ? [Number(given)] : Array.from({ length: rounds }, (_, n) => n + 1)
+const first = Number(process.env.SEED_FIRST ?? 1)
+const rounds = long ? 1000 : 60
+const seeds = given ? [Number(given)] : Array.from({ length: rounds }, (_, n) => n + first)
 
 describe('the host is lost, or the process', () => {
   test(`seeds ${seeds[0]} to ${seeds.at(-1)}: what is found is one batch, not older than the last sync`, async () => {
