@@ -59,6 +59,9 @@ export interface Ready {
   times: [Path, mtimeNs: bigint][]
 }
 
+/** Of one thing, within one attempt at all of them. */
+const TRIES_MAX = 16
+
 /** Patches that are not done in place. */
 interface Begun {
   missing: number[]
@@ -99,7 +102,7 @@ class Application {
   async run(): Promise<Outcome> {
     const { places, links, attributes } = this.#plan
     await this.#takeIn()
-    for (const group of places) await this.#each(group, one => this.#place(one))
+    for (const group of places) await this.#each(group, one => this.#again(one.staged, () => this.#place(one)))
     await this.#each(links, one => this.#link(one))
     await this.#patchAll()
     const directories: AttributesOf[] = []
@@ -129,6 +132,21 @@ class Application {
     return inParallel(items, this.#options.parallel, work)
   }
 
+  /**
+   * One thing, done again when the remote did not answer: a long batch over an unreliable line would never be through if each
+   * failure began all of it anew. `staged` is its name in the stage, by which it knows how far it came.
+   */
+  async #again(staged: string, work: () => Promise<void>): Promise<void> {
+    for (let tries = 1; ; tries++) {
+      try {
+        return await work()
+      } catch (error) {
+        if (!isFerryError(error, 'UNREACHABLE') || tries === TRIES_MAX) throw error
+        await this.#stage.look(staged, this.#signal)
+      }
+    }
+  }
+
   /** Does it, or notes that it is refused for good. */
   async #orRefuse(index: number, path: Path, work: () => Promise<void>): Promise<void> {
     try {
@@ -146,8 +164,9 @@ class Application {
     const ready = readyName(this.#batch)
     if (marked && this.#stage.has(ready)) return this.#recall(ready)
     const before = new Set(this.#places.refused.keys())
-    for (const group of gathers) await this.#each(group, one => this.#gather(one))
-    await this.#each(places.flat(), one => this.#prepare(one))
+    for (const group of gathers)
+      await this.#each(group, one => this.#again(goneName(this.#batch, one.index), () => this.#gather(one)))
+    await this.#each(places.flat(), one => this.#again(one.staged, () => this.#prepare(one)))
     const taken = [
       ...gathers.flat().map(({ index }) => goneName(this.#batch, index)),
       ...places.flat().flatMap(({ staged, change }) => (isMadeHere(change) ? [staged] : [])),

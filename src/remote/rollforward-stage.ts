@@ -129,6 +129,12 @@ export class Stage {
     return this.names.has(name)
   }
 
+  /** Is this name there after all? A call that failed may have been made. */
+  async look(name: string, signal?: AbortSignal): Promise<void> {
+    if ((await this.tree.stat(this.at(name), signal)) === null) this.names.delete(name)
+    else this.names.add(name)
+  }
+
   /** The same path, but through this directory where the tree can do that. The root has no path behind the link: only the link. */
   through(path: Path): Path {
     return this.#root === null || path === '' ? path : `${this.#root}/${path}`
