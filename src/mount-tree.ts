@@ -36,7 +36,7 @@ const KERNEL_BYTES_MAX = 256 * 1024 * 1024
 const DIRTY_OPERATIONS_MAX = 1_000_000
 const FREE_BYTES_MIN = 1024 ** 3
 /** How often to note, for a reader after a crash, how much is unsent. */
-const NOTE_MS = 1000
+const NOTE_MS = 5000
 
 /**
  * Mounts a remote directory at a local one, which must be empty. The options are those of `pageferry mount`, in camelCase. The
@@ -95,7 +95,7 @@ export async function mountWith(
       cacheDir: path,
       remote: () => remoteStatus(remote.url, meter),
       release: async lag => {
-        note?.close(lag)
+        await note?.close(lag)
         await closeOpened()
       },
     })
@@ -227,11 +227,16 @@ function keepNoted(registry: Registry, journal: Pick<Journal, 'remote' | 'cacheD
     }
   }
   note(lag(), false)
-  const timer = setInterval(() => note(lag(), false), NOTE_MS).unref()
+  // The entry is durable from now on; its figures are only for show, and must not hold up the loop.
+  let noting: Promise<void> = Promise.resolve()
+  const timer = setInterval(() => {
+    noting = noting.then(() => registry.refreshJournal({ ...journal, lag: lag(), closed: false })).catch(() => {})
+  }, NOTE_MS).unref()
   return {
     /** Notes what is left at the end. */
-    close: (left: Lag) => {
+    close: async (left: Lag) => {
       clearInterval(timer)
+      await noting
       note(left, true)
     },
   }

@@ -1,5 +1,6 @@
 // Who is mounted on this host, and where unsent work lies. One small file per daemon in a directory that a reboot empties, one per
 // cache directory in a directory that lasts.
+
 import { createHash } from 'node:crypto'
 import {
   closeSync,
@@ -14,6 +15,7 @@ import {
   unlinkSync,
   writeSync,
 } from 'node:fs'
+import { rename, writeFile } from 'node:fs/promises'
 import { homedir, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import * as z from 'zod/mini'
@@ -160,6 +162,14 @@ export class Registry {
   keepJournal(journal: Journal): void {
     privateDirectory(this.#journalsDir)
     replaceFile(this.#journalFile(journal.cacheDir), journal)
+  }
+
+  /** New figures for an entry that is there; not durable, and off the loop. */
+  async refreshJournal(journal: Journal): Promise<void> {
+    const path = this.#journalFile(journal.cacheDir)
+    const fresh = `${path}.${process.pid}.show`
+    await writeFile(fresh, `${JSON.stringify(journal)}\n`, { mode: 0o600 })
+    await rename(fresh, path)
   }
 
   /** All of it has been sent. */
