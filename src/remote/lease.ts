@@ -119,6 +119,14 @@ export class Lease<Change> {
     return (await this.#numbers(head, signal)).length === 0 ? null : this.read(signal)
   }
 
+  /** Whether the intent of this number is still the one that is not applied. */
+  async isPending(number: number, signal?: AbortSignal): Promise<boolean> {
+    if (this.#held) return this.pending?.number === number
+    const [first, ...more] = await this.#numbers(number - 1, signal)
+    if (first !== number) return false
+    return more.length === 0 || (await this.read(signal)).pending?.number === number
+  }
+
   async #read(signal?: AbortSignal): Promise<ChainState<Change>> {
     const numbers = await this.#numbers(0, signal)
     if (numbers.length === 0) return { head: null, lease: null, pending: null, numbers }
@@ -248,11 +256,16 @@ export class Lease<Change> {
     return added || (there!.kind === record.kind && batchOf(there!) === batchOf(record))
   }
 
-  /** Records of ours that nobody needs any more go. Never fails: what is left goes with the next epoch. */
+  /** Records that nobody needs any more go. Never fails: what is left goes the next time. */
   async prune(signal?: AbortSignal): Promise<void> {
-    const held = this.#mine()
-    for (const number of held.stale.splice(0))
-      await this.#store.remove(nameOf(number), undefined, signal).catch(() => {})
+    const { stale } = this.#mine()
+    // From the oldest on: whoever finds the one finds those that followed it.
+    stale.sort((one, other) => one - other)
+    try {
+      for (; stale.length > 0; stale.shift()) await this.#store.remove(nameOf(stale[0]), undefined, signal)
+    } catch (error) {
+      log.debug('chain not pruned', { error })
+    }
   }
 
   /** Heartbeats of former epochs go. */

@@ -8,7 +8,7 @@ import { Committing } from './rollforward-delegate.js'
 import type { RollforwardOptions } from './rollforward-options.js'
 import { clearPacks, Packer, Unpacker } from './rollforward-pack.js'
 import { inParallel } from './rollforward-parallel.js'
-import { Passed, Views } from './rollforward-view.js'
+import { Passed, type StillPending, Views } from './rollforward-view.js'
 import type { Store } from './store.js'
 import { overlay } from './through-bytes.js'
 
@@ -31,7 +31,11 @@ export class RollforwardBlob extends Committing<BlobChange> implements Blob {
     this.size = blob.size
     this.capabilities = blob.capabilities
     if (blob.trim) this.trim = (at, length, signal) => blob.trim!(at, length, signal)
-    this.#views = new Views(this.commits.lease, intent => new ThroughBlob(blob, commitStore, intent), options)
+    this.#views = new Views(
+      this.commits.lease,
+      (intent, stillPending) => new ThroughBlob(blob, commitStore, intent, stillPending),
+      options,
+    )
   }
 
   async read(at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
@@ -127,9 +131,11 @@ class ThroughBlob {
   readonly #blob: Blob
   readonly #changes: BlobChange[]
   readonly #unpacker: Unpacker
+  readonly #stillPending: StillPending
 
-  constructor(blob: Blob, store: Store, { changes, packed }: IntentRecord<BlobChange>) {
+  constructor(blob: Blob, store: Store, { changes, packed }: IntentRecord<BlobChange>, stillPending: StillPending) {
     this.#blob = blob
+    this.#stillPending = stillPending
     this.#changes = changes
     this.#unpacker = new Unpacker(store, packed)
   }
@@ -137,10 +143,12 @@ class ThroughBlob {
   async read(at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
     const into = await this.#blob.read(at, length, signal)
     const end = at + length
+    let changed = false
     for (const change of this.#changes) {
       const from = Math.max(at, change.at)
       const to = Math.min(end, change.at + lengthOf(change))
       if (from >= to) continue
+      changed = true
       if (change.do === 'trim') into.fill(0, from - at, to - at)
       else if ('bytes' in change) overlay(into, at, change.bytes, change.at)
       else
@@ -149,6 +157,8 @@ class ThroughBlob {
           throw error instanceof FerryError && error.code === 'NOT_FOUND' ? new Passed() : error
         })
     }
+    // Once it is done, another batch may change the same bytes, and this would be half of each.
+    if (changed) await this.#stillPending(signal)
     return into
   }
 }

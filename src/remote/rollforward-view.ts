@@ -8,31 +8,42 @@ import type { RollforwardOptions } from './rollforward-options.js'
 /** The intent is not pending any more: look at the chain again. */
 export class Passed extends Error {}
 
+/** Throws `Passed` if the intent is not pending any more: what was found before cannot be trusted. */
+export type StillPending = (signal?: AbortSignal) => Promise<void>
+
 /** So often a read is tried again because the chain moved on. */
 const TRIES_MAX = 16
+/** So many intents are remembered. */
+const VIEWS_MAX = 8
 
 export class Views<Change, View> {
   readonly #lease: Lease<Change>
-  readonly #open: (intent: IntentRecord<Change>) => View
+  readonly #open: (intent: IntentRecord<Change>, stillPending: StillPending) => View
   readonly #options: RollforwardOptions
+  /** Numbers of intents and what opened on them, the newest last: a listing may have begun through one. */
+  readonly #views = new Map<number, View>()
   #number: number | null = null
   #view: View | null = null
   /** As a reader: the head that was seen last, and when. */
   #seen: { head: number; atMs: number } | null = null
   #looking: Promise<void> | null = null
 
-  constructor(lease: Lease<Change>, open: (intent: IntentRecord<Change>) => View, options: RollforwardOptions) {
+  constructor(
+    lease: Lease<Change>,
+    open: (intent: IntentRecord<Change>, stillPending: StillPending) => View,
+    options: RollforwardOptions,
+  ) {
     this.#lease = lease
     this.#open = open
     this.#options = options
   }
 
   /** Runs `read` with what is to be looked through now; again if that passed meanwhile. */
-  async read<T>(read: (view: View | null) => Promise<T>, signal?: AbortSignal): Promise<T> {
+  async read<T>(read: (view: View | null, number: number | null) => Promise<T>, signal?: AbortSignal): Promise<T> {
     for (let tries = 0; ; tries++) {
       const view = await this.#current(signal)
       try {
-        return await read(view)
+        return await read(view, this.#number)
       } catch (error) {
         const passed = error instanceof Passed
         if (tries === TRIES_MAX || (!passed && !isFerryError(error, 'NOT_FOUND', 'STALE'))) throw error
@@ -40,6 +51,11 @@ export class Views<Change, View> {
         if (!passed && this.#view === view) throw error
       }
     }
+  }
+
+  /** What was looked through when that intent was pending; it is forgotten after a while. */
+  former(number: number): View | undefined {
+    return this.#views.get(number)
   }
 
   async #current(signal?: AbortSignal): Promise<View | null> {
@@ -64,11 +80,18 @@ export class Views<Change, View> {
     this.#seen = { head: state?.head?.number ?? head, atMs }
   }
 
+  async #stillPending(number: number, signal?: AbortSignal): Promise<void> {
+    if (!(await this.#lease.isPending(number, signal))) throw new Passed()
+  }
+
   #show(pending: Numbered<IntentRecord<Change>> | null): void {
     // As the holder we may have changed the chain ourselves.
     if (this.#lease.held) this.#seen = null
     if (pending?.number === (this.#number ?? undefined)) return
     this.#number = pending?.number ?? null
-    this.#view = pending && this.#open(pending.record)
+    this.#view = pending && this.#open(pending.record, signal => this.#stillPending(pending.number, signal))
+    if (!pending) return
+    this.#views.set(pending.number, this.#view!)
+    for (const oldest of this.#views.keys()) if (this.#views.size > VIEWS_MAX) this.#views.delete(oldest)
   }
 }

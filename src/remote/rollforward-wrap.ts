@@ -7,7 +7,7 @@ import { isHiddenPath, ORPHANS } from './rollforward-plan.js'
 import { TreeShape } from './rollforward-tree.js'
 import { Views } from './rollforward-view.js'
 import type { Store } from './store.js'
-import { Through } from './through.js'
+import { type Page, Through } from './through.js'
 import type {
   Attributes,
   Entry,
@@ -44,7 +44,11 @@ export class RollforwardTree extends Committing<TreeChange> implements Tree {
     this.url = tree.url
     this.capabilities = tree.capabilities
     this.hidden = tree.hidden
-    this.#views = new Views(this.commits.lease, intent => new Through(tree, intent), options)
+    this.#views = new Views(
+      this.commits.lease,
+      (intent, stillPending) => new Through(tree, intent, stillPending),
+      options,
+    )
   }
 
   async stat(path: Path, signal?: AbortSignal): Promise<Entry | null> {
@@ -55,7 +59,22 @@ export class RollforwardTree extends Committing<TreeChange> implements Tree {
   async list(path: Path, cursor?: string, signal?: AbortSignal): Promise<{ entries: Entry[]; cursor?: string }> {
     visible(path)
     if (path === ORPHANS || path.startsWith(`${ORPHANS}/`)) throw new FerryError('NOT_FOUND', { detail: path })
-    return this.#views.read(view => (view ?? this.#tree).list(path, cursor, signal), signal)
+    const [, began, rest] = /^(\d*):(.*)$/s.exec(cursor ?? '') ?? []
+    return this.#views.read(async (view, number) => {
+      if (cursor === undefined)
+        return view
+          ? withCursor(number, await view.list(path, undefined, signal))
+          : withCursor(null, await this.#tree.list(path, undefined, signal))
+      if (began === '') {
+        if (view) return withCursor(null, asItWas(await view.listOn(path, rest, signal)))
+        return withCursor(null, await this.#tree.list(path, rest, signal))
+      }
+      if (view && Number(began) === number) return withCursor(number, await view.list(path, rest, signal))
+      // The batch through which it began is done; it goes on through whatever is now.
+      const former = this.#views.former(Number(began))
+      if (!former) throw new FerryError('STALE', { detail: `a listing of ${path}` })
+      return withCursor(Number(began), await former.listAfter(path, rest, view ?? this.#tree, signal))
+    }, signal)
   }
 
   async read(path: Path, range: Range, signal?: AbortSignal): Promise<Uint8Array> {
@@ -111,6 +130,14 @@ export class RollforwardTree extends Committing<TreeChange> implements Tree {
     return this.#tree.sync(paths, signal)
   }
 }
+
+/** Cursors of ours say through which intent a listing began. */
+const withCursor = (number: number | null, page: Page): Page =>
+  page.cursor === undefined ? page : { ...page, cursor: `${number ?? ''}:${page.cursor}` }
+
+/** The tree's own cursor out of one of `listOn`. */
+const asItWas = (page: Page): Page =>
+  page.cursor === undefined ? page : { ...page, cursor: page.cursor.slice('old '.length) }
 
 /** NOT_FOUND for what is hidden. */
 function visible(path: Path): Path {

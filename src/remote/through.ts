@@ -5,12 +5,12 @@
 // order finds it, however far another process gets meanwhile. Only the mark says whether a committed name still means what it meant.
 import { constants } from 'node:fs'
 import { mapLimit } from '../base/async.js'
-import { FerryError } from '../base/errors.js'
+import { FerryError, isFerryError } from '../base/errors.js'
 import type { IntentRecord } from './intent.js'
 import { type Ready, readyName } from './rollforward-apply.js'
 import { above, goneName, ownName, stagedName, untoldBy, waitsAt } from './rollforward-plan.js'
 import { findStage, isDirectory, orIf, unpackNote } from './rollforward-stage.js'
-import { Passed } from './rollforward-view.js'
+import { Passed, type StillPending } from './rollforward-view.js'
 import { overlay } from './through-bytes.js'
 import type { Attributes, Entry, NewNode, Path, Tree, TreeChange, Version, Xattrs } from './tree.js'
 
@@ -25,6 +25,18 @@ type Comes = Line<Of<'make'> | Of<'put'> | Of<'move'> | Of<'link'>>
 type Goes = Line<Of<'remove'> | Of<'move'>>
 type Alters = Line<Of<'patch'> | Of<'attributes'>>
 
+export interface Page {
+  entries: Entry[]
+  cursor?: string
+}
+const NONE: Page = { entries: [] }
+
+interface Range {
+  at: number
+  length: number
+  version?: Version
+}
+
 /** So often we look again for what moved on between two looks. */
 const LOOKS_MAX = 16
 const PAGE_MAX = 1_000
@@ -37,11 +49,19 @@ type Found =
   /** Another name of a file. */
   | { kind: 'link'; line: Line<Of<'link'>> }
   /** What was there before: now at `at`, and named `committed` before the batch. */
-  | { kind: 'old'; at: Path; committed: Path; entry: Entry }
+  | {
+      kind: 'old'
+      at: Path
+      committed: Path
+      entry: Entry
+      /** It is still at a name that may soon mean something else. */
+      moves: boolean
+    }
 
 export class Through {
   readonly #tree: Tree
   readonly #intent: IntentRecord<TreeChange>
+  readonly #stillPending: StillPending
   readonly #comes = new Map<Path, Comes>()
   readonly #goes = new Map<Path, Goes>()
   readonly #alters = new Map<Path, Alters>()
@@ -61,8 +81,9 @@ export class Through {
   #stage: Path | null = null
   #ready = false
 
-  constructor(tree: Tree, intent: IntentRecord<TreeChange>) {
+  constructor(tree: Tree, intent: IntentRecord<TreeChange>, stillPending: StillPending) {
     this.#tree = tree
+    this.#stillPending = stillPending
     this.#intent = intent
     this.#untold = new Set(untoldBy(intent.changes))
     const refused = new Set(intent.refused.map(([index]) => index))
@@ -92,90 +113,109 @@ export class Through {
     return found && this.#entry(path, found, signal)
   }
 
-  async list(
-    path: Path,
-    cursor: string | undefined,
-    signal?: AbortSignal,
-  ): Promise<{ entries: Entry[]; cursor?: string }> {
-    const found = await this.#find(path, signal)
-    if (!found) throw new FerryError('NOT_FOUND', { detail: path })
-    const isNew = found.kind === 'new' && found.line.change.do === 'make' && isDirectory(found.line.change.node)
-    if (!isNew && (found.kind !== 'old' || !isDirectory(found.entry)))
-      throw new FerryError('NOT_DIRECTORY', { detail: path })
-    // First what comes, then what was there and stays.
-    const come = this.#children.get(path) ?? []
-    const from = cursor === undefined ? 0 : cursor.startsWith('new ') ? Number(cursor.slice(4)) : come.length
-    if (from < come.length) {
-      const entries: Entry[] = []
-      for (const child of come.slice(from, from + PAGE_MAX)) {
-        const entry = await this.stat(child, signal)
-        if (entry) entries.push(entry)
-      }
+  /** First what comes, then what was there and stays. */
+  async list(path: Path, cursor: string | undefined, signal?: AbortSignal): Promise<Page> {
+    return this.#reach(path, signal, async found => {
+      const come = this.#children.get(path) ?? []
+      const from = cursor === undefined ? 0 : cursor.startsWith('new ') ? Number(cursor.slice(4)) : come.length
+      const old = isOldDirectory(found) ? found : null
+      if (!old && !isNewDirectory(found)) throw new FerryError('NOT_DIRECTORY', { detail: path })
+      if (from >= come.length)
+        return old ? this.#listOld(path, old, cursor?.startsWith('old ') ? cursor.slice(4) : undefined, signal) : NONE
+      const entries = await present(come.slice(from, from + PAGE_MAX), child => this.stat(child, signal))
       const next = from + PAGE_MAX
-      return next < come.length
-        ? { entries, cursor: `new ${next}` }
-        : found.kind === 'old'
-          ? { entries, cursor: 'old' }
-          : { entries }
-    }
-    if (found.kind !== 'old') return { entries: [] }
-    return this.#listOld(path, found, cursor?.startsWith('old ') ? cursor.slice(4) : undefined, signal)
+      if (next < come.length) return { entries, cursor: `new ${next}` }
+      if (!old) return { entries }
+      const rest = await this.#listOld(path, old, undefined, signal)
+      if (entries.length + rest.entries.length > PAGE_MAX) return { entries, cursor: 'old' }
+      return { ...rest, entries: [...entries, ...rest.entries] }
+    })
   }
 
+  /** Goes on with a listing that began before the batch was committed, with the tree's own cursor. */
+  async listOn(path: Path, cursor: string, signal?: AbortSignal): Promise<Page> {
+    return this.#reach(path, signal, found => {
+      if (!isOldDirectory(found)) throw new FerryError('NOT_DIRECTORY', { detail: path })
+      return this.#listOld(path, found, cursor, signal, child => this.stat(child, signal))
+    })
+  }
+
+  /** Goes on with a listing that began with {@link list}, when the batch is applied: `now` is the tree as it is. */
+  async listAfter(path: Path, cursor: string, now: Pick<Tree, 'stat'>, signal?: AbortSignal): Promise<Page> {
+    const stat = (child: Path) => now.stat(child, signal)
+    if (cursor.startsWith('new ')) {
+      const come = this.#children.get(path) ?? []
+      const from = Number(cursor.slice(4))
+      const next = from + PAGE_MAX
+      const entries = await present(come.slice(from, next), stat)
+      return { entries, cursor: next < come.length ? `new ${next}` : 'old' }
+    }
+    const page = await this.#tree.list(path, cursor.startsWith('old ') ? cursor.slice(4) : undefined, signal)
+    const children = page.entries.map(({ name }) => below(path, name)).filter(child => !this.#comes.has(child))
+    return { entries: await present(children, stat), ...old(page.cursor) }
+  }
+
+  /** `comes`: what to make of names that the batch brings; they are left out otherwise. */
   async #listOld(
     path: Path,
     { at, committed }: { at: Path; committed: Path },
     cursor: string | undefined,
     signal?: AbortSignal,
-  ) {
+    comes?: (child: Path) => Promise<Entry | null>,
+  ): Promise<Page> {
     const page = await this.#tree.list(at, cursor, signal)
     const entries: Entry[] = []
     for (const entry of page.entries) {
       const child = below(path, entry.name)
-      if (this.#comes.has(child) || this.#goes.has(below(committed, entry.name))) continue
-      entries.push(await this.#altered(child, entry, signal))
+      const fresh = this.#comes.has(child)
+      if (!fresh && this.#goes.has(below(committed, entry.name))) continue
+      const one = fresh ? await comes?.(child) : await this.#altered(child, entry, signal)
+      if (one) entries.push(one)
     }
-    return { entries, ...(page.cursor !== undefined && { cursor: `old ${page.cursor}` }) }
+    return { entries, ...old(page.cursor) }
   }
 
-  async read(
-    path: Path,
-    range: { at: number; length: number; version?: Version },
-    signal?: AbortSignal,
-  ): Promise<Uint8Array> {
-    for (let looks = 0; ; looks++) {
-      const found = await this.#find(path, signal)
-      if (!found) throw new FerryError('NOT_FOUND', { detail: path })
-      try {
-        if (found.kind === 'new') return await this.#readNew(path, found.line, range, signal)
-        if (found.kind === 'link') return await this.read(found.line.change.target, range, signal)
-        const line = await this.#alteredBy(path, found.entry, signal)
-        if (line?.change.do !== 'patch') return await this.#tree.read(found.at, range, signal)
-        return await this.#readPatched(found.at, line as Line<Of<'patch'>>, range, signal)
-      } catch (error) {
-        // It moved on between our looking and our reading.
-        if (!(error instanceof FerryError) || error.code !== 'NOT_FOUND' || looks === LOOKS_MAX) throw error
-      }
-    }
+  async read(path: Path, range: Range, signal?: AbortSignal): Promise<Uint8Array> {
+    return this.#reach(path, signal, async found => {
+      if (found.kind === 'new') return this.#readNew(path, found.line, range, signal)
+      if (found.kind === 'link') return this.read(found.line.change.target, range, signal)
+      const line = await this.#alteredBy(path, found.entry, signal)
+      if (line?.change.do !== 'patch') return this.#tree.read(found.at, range, signal)
+      return this.#readPatched(found.at, line as Line<Of<'patch'>>, range, signal)
+    })
   }
 
   async xattrs(path: Path, signal?: AbortSignal): Promise<Xattrs> {
-    const found = await this.#find(path, signal)
-    if (!found) throw new FerryError('NOT_FOUND', { detail: path })
-    if (found.kind === 'link') return this.xattrs(found.line.change.target, signal)
-    if (found.kind === 'new') {
+    return this.#reach(path, signal, async found => {
+      if (found.kind === 'link') return this.xattrs(found.line.change.target, signal)
+      if (found.kind === 'old') {
+        const line = await this.#alteredBy(path, found.entry, signal)
+        return line?.change.xattrs ?? this.#tree.xattrs(found.at, signal)
+      }
       const { change } = found.line
       if (change.xattrs || change.do === 'make') return change.xattrs ?? new Map()
       // Those of what it replaces, which has them still, or was replaced by what has them now.
       const replaced = this.#replaced.get(path)
       const old = replaced === undefined ? null : await this.#findOld(path, replaced, signal)
       return this.#tree.xattrs(old?.kind === 'old' ? old.at : path, signal).catch(orIf(new Map(), 'NOT_FOUND'))
-    }
-    const line = await this.#alteredBy(path, found.entry, signal)
-    return line?.change.xattrs ?? this.#tree.xattrs(found.at, signal)
+    })
   }
 
   // --- finding
+
+  /** Does `work` where the path is to be found; again, if that moved on between our looking and our work. */
+  async #reach<T>(path: Path, signal: AbortSignal | undefined, work: (found: Found) => Promise<T>): Promise<T> {
+    for (let looks = 0; ; looks++) {
+      const found = await this.#find(path, signal)
+      if (!found) throw new FerryError('NOT_FOUND', { detail: path })
+      try {
+        const result = await work(found)
+        if (found.kind !== 'old' || !found.moves || !(await this.#isReady(signal))) return result
+      } catch (error) {
+        if (!isFerryError(error, 'NOT_FOUND') || looks === LOOKS_MAX) throw error
+      }
+    }
+  }
 
   async #find(path: Path, signal?: AbortSignal): Promise<Found | null> {
     const prefix = this.#comes.has(path) ? path : [...above(path)].find(one => this.#comes.has(one))
@@ -193,13 +233,13 @@ export class Through {
     const prefix = this.#goes.has(committed) ? committed : [...above(committed)].find(one => this.#goes.has(one))
     if (prefix === undefined) {
       const entry = path === committed ? await this.#tree.stat(path, signal) : null
-      return entry && { kind: 'old', at: path, committed, entry }
+      return entry && { kind: 'old', at: path, committed, entry, moves: false }
     }
     const { index, change } = this.#goes.get(prefix)!
     const rest = committed.slice(prefix.length)
     if (change.do === 'remove' || change.to + rest !== path) return null
     const name = goneName(this.#intent.batch, index)
-    const old = (at: Path, entry: Entry): Found => ({ kind: 'old', at, committed, entry })
+    const old = (at: Path, entry: Entry): Found => ({ kind: 'old', at, committed, entry, moves: at === committed })
     for (let looks = 0; looks < LOOKS_MAX; looks++) {
       const placed = this.#placed.get(index)
       if (placed !== undefined) {
@@ -230,6 +270,8 @@ export class Through {
 
   async #isReady(signal?: AbortSignal): Promise<boolean> {
     this.#ready ||= (await this.#staged(readyName(this.#intent.batch), signal)) !== null
+    // The mark goes when the batch is done.
+    if (!this.#ready) await this.#stillPending(signal)
     return this.#ready
   }
 
@@ -346,7 +388,7 @@ export class Through {
   async #readNew(
     path: Path,
     { index, change }: Line<Of<'make'> | Of<'put'>>,
-    { at, length, version }: { at: number; length: number; version?: Version },
+    { at, length, version }: Range,
     signal?: AbortSignal,
   ): Promise<Uint8Array> {
     if (version !== undefined && version !== this.#version(index)) throw new FerryError('STALE', { detail: path })
@@ -380,7 +422,7 @@ export class Through {
   async #readPatched(
     file: Path,
     { index, change }: Line<Of<'patch'>>,
-    { at, length, version }: { at: number; length: number; version?: Version },
+    { at, length, version }: Range,
     signal?: AbortSignal,
   ): Promise<Uint8Array> {
     if (version !== undefined && version !== this.#version(index))
@@ -404,9 +446,21 @@ export class Through {
     }
     for (const zeros of change.zeros ?? [])
       into.fill(0, Math.max(0, zeros.at - at), Math.max(0, zeros.at + zeros.length - at))
+    // Once it is done, another batch may change the file, and this would be half of each.
+    await this.#stillPending(signal)
     return into
   }
 }
+
+type Old = Extract<Found, { kind: 'old' }>
+const isOldDirectory = (found: Found): found is Old => found.kind === 'old' && isDirectory(found.entry)
+const isNewDirectory = (found: Found) =>
+  found.kind === 'new' && found.line.change.do === 'make' && isDirectory(found.line.change.node)
+
+const old = (cursor: string | undefined) => (cursor === undefined ? {} : { cursor: `old ${cursor}` })
+
+const present = async (paths: Path[], stat: (path: Path) => Promise<Entry | null>): Promise<Entry[]> =>
+  (await mapLimit(paths, STATS_AT_ONCE, stat)).filter(entry => entry !== null)
 
 const below = (directory: Path, name: string): Path => (directory === '' ? name : `${directory}/${name}`)
 

@@ -1,5 +1,6 @@
 // Remotes that stop at a chosen step: dead from there on, or asleep until they are woken.
 import { FerryError } from '../../src/base/errors.js'
+import type { Random } from '../../src/base/random.js'
 import type { Blob } from '../../src/remote/blob.js'
 import type { Store } from '../../src/remote/store.js'
 import type { Tree } from '../../src/remote/tree.js'
@@ -78,6 +79,12 @@ export const faults = {
       return done ? fail : fail()
     })
   },
+
+  /** Each call takes a while, so that others come between. */
+  slow: (random: Random) =>
+    gated(async () => {
+      for (let turns = random.below(4); turns > 0; turns--) await new Promise(resolve => setImmediate(resolve))
+    }),
 
   /** Step `at` and whatever follows waits until `wake` is called. */
   sleeping(at: number) {

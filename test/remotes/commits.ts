@@ -58,6 +58,8 @@ const versionsOf = (model: Model, byPath: Map<string, string>) =>
 /** What no batch has ever told: the times of the root before the first one. */
 const withoutRoot = (picture: Picture) => picture.filter(line => !line.startsWith('[""'))
 
+const withoutGroups = (picture: Picture) => picture.filter(line => line.startsWith('['))
+
 async function tidy(tree: Tree): Promise<string[]> {
   const left: string[] = []
   for (const { name } of (await tree.list('.pageferry/stage')).entries)
@@ -200,6 +202,37 @@ export function treeSuite(name: string, options: TreeSuiteOptions): void {
         }
       }
       expect(crashes).toBeGreaterThan(0)
+    })
+
+    seeded('a reader sees the batch whole while it is applied', async seed => {
+      for await (const scene of scenes(options, seed + 400)) {
+        const { fixture, after, net, number, random } = scene
+        const { fault } = faults.slow(random)
+        const writer = opener(fault(fixture.tree))
+        await writer.claim(claimOf('w'))
+        await send(writer, 'w', number, net)
+        const { fault: alsoSlow } = faults.slow(random)
+        const reader = opener(alsoSlow(fixture.tree))
+        let settled = false
+        const settling = writer.settle().finally(() => {
+          settled = true
+        })
+        await at(scene, 'while it is applied', async () => {
+          for (let more = true; more; ) {
+            more = !settled
+            for (const remote of [reader, writer]) {
+              const seen = await look(remote).catch(error => {
+                // Between two calls the batch was done, and what has a version has its own now.
+                if (isFerryError(error, 'STALE') || /listed/.test(error.message)) return null
+                throw error
+              })
+              // What is one file has an id of its own until it really is.
+              if (seen) expect(withoutGroups(seen.picture)).toEqual(withoutGroups(pictureOf(after)))
+            }
+          }
+        })
+        await settling
+      }
     })
 
     seeded('a step that fails, or whose answer is lost, is done again', async seed => {
