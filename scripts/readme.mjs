@@ -11,11 +11,12 @@
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { hostname, tmpdir } from 'node:os'
-import { dirname, join } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const at = path => join(root, path)
+const dist = process.env.PAGEFERRY_DIST ?? 'dist'
 const textOf = path => (existsSync(at(path)) ? readFileSync(at(path), 'utf8') : null)
 const fenced = (language, text) => `\`\`\`${language}\n${text.trimEnd()}\n\`\`\``
 
@@ -105,7 +106,7 @@ function capture() {
     XDG_RUNTIME_DIR: folder,
     XDG_STATE_HOME: folder,
   }
-  const script = `pageferry() { '${process.execPath}' '${at('dist/cli.js')}' "$@"; }\n`
+  const script = `pageferry() { '${process.execPath}' '${resolve(root, dist, 'cli.js')}' "$@"; }\n`
   let text = ''
   try {
     for (const command of session) {
@@ -124,7 +125,7 @@ function capture() {
       .replaceAll(`${hostname()}:`, 'laptop:')
       .replace(/(pid|daemon|laptop):? ?\d+/g, whole => whole.replace(/\d+/, '4711')),
   )
-  if (!existsSync(at('dist/demo/demo.js'))) return
+  if (!existsSync(at('demo/demo.ts'))) return
   const demo = spawnSync('npm', ['run', '--silent', 'demo'], { cwd: root, encoding: 'utf8' })
   if (demo.status !== 0) throw new Error(`npm run demo: ${demo.stderr}`)
   writeFileSync(at('docs/captured/demo.txt'), `$ npm run demo\n${demo.stdout}`)
