@@ -14,9 +14,12 @@ export const errno = constants.errno
 /** errno of the last call on this thread: ask at once, before anything else may call into libc. */
 export const lastErrno = (): number => koffi.errno()
 
+/** libuv leaves out some, ESTALE among them. */
+const nameOf = (number: number) => Object.entries(errno).find(([, each]) => each === number)?.[0] ?? `E${number}`
+
 /** A failed system call as a FerryError; its cause is an error as `fs` throws it (`code`, negative `errno`, `syscall`). */
 export function systemError(number: number, syscall: string, detail?: string): FerryError {
-  const [code, message] = getSystemErrorMap().get(-number) ?? [`E${number}`, `error ${number}`]
+  const [code, message] = getSystemErrorMap().get(-number) ?? [nameOf(number), `error ${number}`]
   const what = `${syscall}${detail ? ` ${detail}` : ''}`
   const cause: NodeJS.ErrnoException = new Error(`${code}: ${message}, ${what}`)
   cause.code = code
