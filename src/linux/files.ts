@@ -45,6 +45,13 @@ export const punchHole = (fd: number, range: Range): void =>
 /** Zeros without writing them, with the space kept; the file grows if need be. */
 export const zeroRange = (fd: number, range: Range): void => allocate(fd, FALLOC_FL_ZERO_RANGE, range)
 
+const syncfsCall = self.func('syncfs', 'int', ['int']) as (fd: number) => number
+
+/** Everything written to the file system that holds `fd` is durable when it resolves: syncfs(2), on the thread pool. */
+export const syncFileSystem = async (fd: number): Promise<void> => {
+  await checkedAsync(syncfsCall, [fd], 'syncfs')
+}
+
 // --- copies, extents and syncs -----------------------------------------------------------------------------------------
 
 const copyFileRangeCall = self.func('copy_file_range', 'int64_t', [

@@ -9,6 +9,9 @@ export interface DeadlineOptions {
   clock?: Clock
 }
 
+/** One for all: an abort without a reason makes an exception with a stack, for each of thousands of calls a second. */
+const ANSWERED = new FerryError('ABORTED', { detail: 'answered in time' })
+
 /**
  * Calls reject with DEADLINE after `ms`; whatever the remote makes of the abort, nobody waits for it. A result that comes later
  * is dropped, and since remotes hand out memory of their own, no buffer of a caller is written to. What a caller gave to write
@@ -29,7 +32,7 @@ export function deadline<R extends Remote>(remote: R, { ms, clock = systemClock 
       const late = controller.signal.aborted && isFerryError(controller.signal.reason, 'DEADLINE')
       throw late && isFerryError(error, 'ABORTED') ? controller.signal.reason : error
     } finally {
-      answered.abort()
+      answered.abort(ANSWERED)
       unlink()
     }
   })
