@@ -28,6 +28,19 @@ const NAME = 'n'
 const CHUNK = 'c'
 const ID = 'h'
 const META = ['meta']
+const FORMAT = ['format']
+
+const MAGIC = 'PFNAMES'
+const MAJOR = 1
+const MINOR = 0
+
+interface Format {
+  magic: string
+  major: number
+  minor: number
+  /** Bits of what a reader must know about; none are defined yet. */
+  features: number
+}
 
 export type Write = { key: Key; value: unknown } | { key: Key; remove: true }
 
@@ -51,6 +64,13 @@ export class Database {
       })
     } catch (cause) {
       throw new FerryError('CORRUPT', { cause, detail: `the database in ${directory} cannot be opened` })
+    }
+    const format = this.#lmdb.get(FORMAT) as Format | undefined
+    if (format === undefined) return
+    if (format.magic !== MAGIC) throw new FerryError('BAD_FORMAT', { detail: `the database in ${directory}` })
+    if (format.major > MAJOR || format.features !== 0) {
+      const detail = `the database in ${directory} has format ${format.major}.${format.minor}, this version reads up to ${MAJOR}.x`
+      throw new FerryError('TOO_NEW', { detail })
     }
   }
 
@@ -104,6 +124,7 @@ export class Database {
         else void this.#lmdb.put(write.key, write.value)
       }
       void this.#lmdb.put(META, meta)
+      void this.#lmdb.put(FORMAT, { magic: MAGIC, major: MAJOR, minor: MINOR, features: 0 } satisfies Format)
     })
     await done
     await this.#lmdb.flushed
