@@ -1,4 +1,5 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { type FileHandle, mkdtemp, open, rm, writeFile } from 'node:fs/promises'
+import { describe, expect, test } from '@jest/globals'
 import type { Blob } from '../../src/remote/blob.js'
 import { fileBlob } from '../../src/remote/file-blob.js'
 import { fileStore, fileStoreBeside } from '../../src/remote/file-store.js'
@@ -6,10 +7,12 @@ import { fileTree } from '../../src/remote/file-tree.js'
 import { memBlob } from '../../src/remote/mem-blob.js'
 import { memStore } from '../../src/remote/mem-store.js'
 import { type MemTree, memTree } from '../../src/remote/mem-tree.js'
+import { rollforward } from '../../src/remote/rollforward.js'
 import type { Store } from '../../src/remote/store.js'
-import type { TreeCapabilities } from '../../src/remote/tree.js'
-import { treeSuite } from './commits.js'
+import type { TreeCapabilities, TreeChange } from '../../src/remote/tree.js'
+import { claimOf, treeSuite } from './commits.js'
 import { conflictSuite } from './commits-conflicts.js'
+import { Crashed, faults } from './commits-faults.js'
 import { blobKind, flatSuite, storeKind } from './commits-flat.js'
 import { powered } from './commits-power.js'
 
@@ -61,6 +64,73 @@ treeSuite('file', { open: openFile, batches: 2 * ROUNDS, operations: 8, share: 0
 conflictSuite('mem', openMem({}), { share: 1, links: true })
 conflictSuite('mem without links', openMem({ hardLinks: false }), { share: 0.34, links: false })
 conflictSuite('file', openFile, { share: 0.15, links: true })
+
+describe('file: a write that is on its way when the lease is lost', () => {
+  const size = 3 * 1024 * 1024
+  const attributes = { mode: 0o100640, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 5_000_000_000n }
+  const patch = (at: number, text: string): TreeChange => ({
+    ...{ do: 'patch', path: 'd/f', size, floor: size, attributes, otherwise: 'd/f.ours' },
+    content: { inline: [{ at, bytes: Buffer.from(text) }] },
+  })
+
+  for (const dead of [false, true])
+    test(
+      dead ? 'is none if its process is dead: nothing is copied' : 'lands in a file that has no name any more',
+      async () => {
+        const directory = await freshDirectory()
+        const tree = await fileTree(directory)
+        try {
+          const options = { alive: () => !dead, now: () => 0 }
+          const first = rollforward(tree, options)
+          await first.claim(claimOf('w'))
+          const made: TreeChange[] = [
+            { do: 'make', path: 'd', node: { ...attributes, mode: 0o40755, rdev: 0 }, otherwise: 'd.ours' },
+            {
+              ...{ do: 'put', path: 'd/f', size, attributes, xattrs: new Map([['user.x', Buffer.from('y')]]) },
+              ...{ content: { inline: [{ at: size - 3, bytes: Buffer.from('end') }] }, otherwise: 'd/f.ours' },
+            },
+          ]
+          await first.commit({ writer: 'w', number: 1, cutAtMs: 0, changes: made })
+          await first.settle()
+          await first.commit({ writer: 'w', number: 2, cutAtMs: 0, changes: [patch(10, 'second')] })
+          // It dies, or falls asleep, when the file is open and one write is on its way.
+          const { fault } = faults.crashing(() => (late ? 0 : Number.POSITIVE_INFINITY))
+          let late: FileHandle | null = null
+          const gate = new Proxy(fault(tree), {
+            get: (target, key) =>
+              key !== 'write'
+                ? Reflect.get(target, key)
+                : async (path: string, ...rest: [number, Uint8Array]) => {
+                    late = await open(`${directory}/${path}`, 'r+')
+                    return target.write(path, ...rest)
+                  },
+          })
+          const old = rollforward(gate, { ...options, alive: () => false })
+          await expect(old.claim(claimOf('w'))).rejects.toThrow(Crashed)
+
+          const before = await tree.stat('d/f')
+          const heir = rollforward(tree, { ...options, sleep: async () => {} })
+          await heir.claim(claimOf('heir', { pid: 2, takeOver: true }))
+          const after = await heir.stat('d/f')
+          expect(after).toMatchObject({ size, mode: attributes.mode, mtimeNs: attributes.mtimeNs, nlink: 1 })
+          const sameFile = before!.version.split('-')[0] === after!.version.split('-')[0]
+          expect(sameFile).toBe(dead)
+          expect(Buffer.from((await heir.xattrs('d/f')).get('user.x')!).toString()).toBe('y')
+          expect(after!.allocated).toBeLessThan(size / 2)
+          await heir.commit({ writer: 'heir', number: 1, cutAtMs: 0, changes: [patch(10, 'newest')] })
+          await heir.settle()
+          if (!dead) await late!.write(Buffer.from('second'), 0, 6, 10)
+          await late!.close()
+          const text = async (at: number, length: number) =>
+            Buffer.from(await heir.read('d/f', { at, length })).toString()
+          expect([await text(9, 8), await text(size - 3, 3)]).toEqual(['\0newest\0', 'end'])
+        } finally {
+          await tree.close()
+          await rm(directory, { recursive: true })
+        }
+      },
+    )
+})
 
 const openMemStore = async () => {
   const store: Store = memStore()
