@@ -2,11 +2,12 @@
 //
 //   node scripts/readme.mjs            writes README.md
 //   node scripts/readme.mjs --check    exits with 1 if that would change it
-//   node scripts/readme.mjs --capture  runs the session and the demo first, and keeps what they print in docs/captured/
+//   node scripts/readme.mjs --capture [NAME...]  runs the sessions and the demo first, and keeps what they print in docs/captured/
 //
 //   <!-- bench:begin --> ... <!-- bench:end -->       bench/results/latest.json, which `npm run bench` writes
 //   <!-- session:begin --> ... <!-- session:end -->   docs/captured/session.txt
 //   <!-- demo:begin --> ... <!-- demo:end -->         docs/captured/demo.txt
+//   <!-- slower:begin --> ... <!-- slower:end -->     docs/captured/slower.txt
 //   <!-- hello:begin --> ... <!-- hello:end -->       examples/hello.ts
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -64,6 +65,10 @@ const blocks = {
     const text = textOf('docs/captured/demo.txt')
     return text && fenced('console', text)
   },
+  slower: () => {
+    const text = textOf('docs/captured/slower.txt')
+    return text && fenced('console', text)
+  },
   hello: () => fenced('ts', textOf('examples/hello.ts').replace("'../src/index.js'", "'pageferry'")),
 }
 
@@ -80,59 +85,74 @@ export function filled(readme) {
   return text
 }
 
-/** Commands as they are typed, and what they print. Directories of the run are shown as those that a reader would have. */
-const session = [
-  'pageferry mount --daemon /srv/photos /mnt/photos',
-  'ls /mnt/photos',
-  'echo "by the lake" > /mnt/photos/2024/notes.txt',
-  'pageferry sync /mnt/photos',
-  'cat /srv/photos/2024/notes.txt',
-  'pageferry status /mnt/photos',
-  'pageferry umount /mnt/photos',
-]
+/** Commands as they are typed; what they print is kept. Directories of the run are shown as those that a reader would have. */
+const sessions = {
+  session: [
+    'pageferry mount --daemon /srv/photos /mnt/photos',
+    'ls /mnt/photos',
+    'cksum /mnt/photos/2024/lake.jpg',
+    'echo "by the lake" > /mnt/photos/2024/notes.txt',
+    'pageferry sync /mnt/photos',
+    'cat /srv/photos/2024/notes.txt',
+    'pageferry status /mnt/photos',
+    'pageferry umount /mnt/photos',
+  ],
+  // The remote is as fast as the cache's disk, which is the same one: every byte goes there twice.
+  slower: [
+    'head -c 512M /dev/urandom > ~/film',
+    'time (cp ~/film /srv/photos/film && sync /srv/photos/film)',
+    'pageferry mount --daemon --log-level error /srv/photos /mnt/photos > ~/log',
+    'time (cp ~/film /mnt/photos/film2 && pageferry sync /mnt/photos 2> ~/log)',
+    'pageferry umount /mnt/photos',
+  ],
+}
 
-function capture() {
+function play(commands) {
   const folder = mkdtempSync(join(tmpdir(), 'pageferry-session-'))
   const [remote, mountpoint] = [join(folder, 'photos'), join(folder, 'mnt', 'photos')]
-  for (const path of [remote, join(remote, '2023'), join(remote, '2024'), mountpoint])
-    mkdirSync(path, { recursive: true })
+  for (const path of [join(remote, '2023'), join(remote, '2024'), mountpoint]) mkdirSync(path, { recursive: true })
   writeFileSync(join(remote, '2024', 'lake.jpg'), Buffer.alloc(300_000, 1))
   const real = text => text.replaceAll('/mnt/photos', mountpoint).replaceAll('/srv/photos', remote)
   const shown = text =>
-    text.replaceAll(mountpoint, '/mnt/photos').replaceAll(remote, '/srv/photos').replaceAll(folder, '~')
+    text
+      .replaceAll(mountpoint, '/mnt/photos')
+      .replaceAll(remote, '/srv/photos')
+      .replaceAll(folder, '~')
+      .replaceAll(`${hostname()}:`, 'laptop:')
+      .replace(/((?:pid|daemon) |laptop:)\d+/g, '$14711')
   const env = {
-    ...process.env,
-    XDG_CACHE_HOME: join(folder, '.cache'),
-    XDG_RUNTIME_DIR: folder,
-    XDG_STATE_HOME: folder,
+    ...{ ...process.env, HOME: folder, TIMEFORMAT: '%R s', XDG_CACHE_HOME: join(folder, '.cache') },
+    ...{ XDG_RUNTIME_DIR: folder, XDG_STATE_HOME: folder },
   }
-  const script = `pageferry() { '${process.execPath}' '${resolve(root, dist, 'cli.js')}' "$@"; }\n`
-  let text = ''
+  const script = `exec 2>&1; pageferry() { '${process.execPath}' '${resolve(root, dist, 'cli.js')}' "$@"; }\n`
   try {
-    for (const command of session) {
-      const { stdout, stderr, status } = spawnSync('bash', ['-c', script + real(command)], { env, encoding: 'utf8' })
-      if (status !== 0) throw new Error(`${command}: ${stderr}`)
-      text += `$ ${command}\n${shown(stderr + stdout)}`
-    }
+    return commands
+      .map(command => {
+        const { stdout, status } = spawnSync('bash', ['-c', script + real(command)], { env, encoding: 'utf8' })
+        if (status !== 0) throw new Error(`${command}: ${stdout}`)
+        return `$ ${command}\n${shown(stdout)}`
+      })
+      .join('')
   } finally {
     spawnSync('umount', ['-l', mountpoint], { stdio: 'ignore' })
     rmSync(folder, { recursive: true, force: true, maxRetries: 3 })
   }
+}
+
+function capture(names) {
+  const wanted = name => names.length === 0 || names.includes(name)
   mkdirSync(at('docs/captured'), { recursive: true })
-  writeFileSync(
-    at('docs/captured/session.txt'),
-    text
-      .replaceAll(`${hostname()}:`, 'laptop:')
-      .replace(/(pid|daemon|laptop):? ?\d+/g, whole => whole.replace(/\d+/, '4711')),
-  )
-  if (!existsSync(at('demo/demo.ts'))) return
+  for (const [name, commands] of Object.entries(sessions))
+    if (wanted(name)) writeFileSync(at(`docs/captured/${name}.txt`), play(commands))
+  if (!wanted('demo')) return
   const demo = spawnSync('npm', ['run', '--silent', 'demo'], { cwd: root, encoding: 'utf8' })
   if (demo.status !== 0) throw new Error(`npm run demo: ${demo.stderr}`)
+  // What setup says while it installs goes to stderr.
   writeFileSync(at('docs/captured/demo.txt'), `$ npm run demo\n${demo.stdout}`)
 }
 
-function main(how) {
-  if (how === '--capture') capture()
+function main(how, names) {
+  if (how === '--capture') capture(names)
   const before = textOf('README.md')
   const after = filled(before)
   if (after === before) return
@@ -142,4 +162,5 @@ function main(how) {
   } else writeFileSync(at('README.md'), after)
 }
 
-if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) main(process.argv[2])
+if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href)
+  main(process.argv[2], process.argv.slice(3))

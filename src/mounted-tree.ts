@@ -135,7 +135,10 @@ export class MountedTree implements AsyncDisposable {
     this.#kernelBytes = this.#ended ? 0 : await this.#parts.door.kernelBytes().catch(() => 0)
   }
 
-  /** The remote has everything written before when this resolves; it goes on trying until then, or until `signal`. */
+  /**
+   * The remote has everything written before when this resolves; it goes on trying until then, or until `signal`.
+   * @throws what stands in the way, or ABORTED, once `signal` is aborted; LEASE_LOST, CLOSED
+   */
   async sync(options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {}): Promise<void> {
     const { cache, door } = this.#parts
     const flushKernel = this.#ended ? undefined : () => door.flushKernel()
@@ -143,21 +146,26 @@ export class MountedTree implements AsyncDisposable {
     await orAborted(cache.sync({ ...options, flushKernel }), options.signal)
   }
 
-  /** Makes a file, or everything below a directory, local. Paths are bytes (latin1) relative to the mount point. */
+  /**
+   * Makes a file, or everything below a directory, local. Paths are bytes (latin1) relative to the mount point. Resolves with how many
+   * files that were, and the bytes that were fetched.
+   * @throws NOT_FOUND, what the remote says, NO_SPACE (the cache is full of what cannot leave), ABORTED
+   */
   pull(path: string, options?: { onProgress?: (progress: Progress) => void; signal?: AbortSignal }) {
     return this.#parts.cache.pull(path, options)
   }
 
-  /** Gives back the local space of what the remote has as well. */
+  /** Gives back the local space of what the remote has as well: how many files and bytes. @throws NOT_FOUND */
   evict(path: string) {
     return this.#parts.cache.evict(path)
   }
 
-  /** Looks at the remote again. */
+  /** Looks at the remote again: how many names it found, and how many of them are new, changed or gone. @throws NOT_FOUND, what the remote says */
   refresh(path: string) {
     return this.#parts.cache.refresh(path)
   }
 
+  /** Files that somebody else had changed at the remote as well, since the cache directory was made. */
   conflicts(): Conflict[] {
     return this.#parts.cache.conflicts()
   }

@@ -60,7 +60,7 @@ const sizeOf = (query: URLSearchParams) => (query.has('size') ? { size: parseSiz
 
 /**
  * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob. A blob's URL may say `?size=1G`: the file
- * is made, or a blob in memory gets that size. USAGE, in one line, for what is not such a URL, for what is not there or is not
+ * is made, or a blob in memory gets that size. Close it when done. @throws FerryError USAGE, in one line, for what is not such a URL, for what is not there or is not
  * what `shape` asks for, and for credentials in it: these come from the environment.
  */
 export async function openRemote<S extends Shape>(

@@ -76,7 +76,7 @@ export interface TreeCacheStatus {
   inodes: { memory: number; known: number }
 }
 
-/** A file that somebody else had changed at the remote as well: theirs kept the name. Paths are bytes (latin1). */
+/** A file that somebody else had changed at the remote as well: theirs kept the name. Paths are bytes (latin1); `atMs` is wall clock, ms. */
 export interface Conflict {
   path: string
   keptAs: string
