@@ -187,8 +187,9 @@ function operationsOf(fs: FileSystem, options: MountOptions, count: () => void) 
     }
   }
   const statOf = (attributes: InodeAttributes) => {
-    const { atimeNs, mtimeNs, ctimeNs, ...rest } = present(attributes)
-    return { ...rest, atime: millisecondsOf(atimeNs), mtime: millisecondsOf(mtimeNs), ctime: millisecondsOf(ctimeNs) }
+    const { ino, mode, uid, gid, rdev, nlink, size, blocks, blksize, ...times } = present(attributes)
+    const [atime, mtime, ctime] = [times.atimeNs, times.mtimeNs, times.ctimeNs].map(millisecondsOf)
+    return { ino, mode, uid, gid, rdev, nlink, size, blocks, blksize, atime, mtime, ctime }
   }
   /** Its values come with room for 4096 bytes of a name; libfuse asks for the size first. */
   const xattr = async (path: string, name: string) => Buffer.from(await fs.getXattr(await inoOf(path), bytesOf(name)))

@@ -5,9 +5,11 @@ const SIGKILL_BIT = 1n << 8n
 
 /**
  * A signal that kills a process whole is turned by the kernel into a pending SIGKILL of each of its threads (complete_signal in
- * kernel/signal.c), so that is what to look for. `pid` is that of the thread; of one that is gone already nobody waits.
+ * kernel/signal.c), so that is what to look for. `pid` is that of the thread (0: the kernel itself, or one
+ * in a name space that we cannot see); of one that is gone already nobody waits.
  */
 export function isDoomed(pid: number): boolean {
+  if (pid === 0) return false
   let status: string
   try {
     status = readFileSync(`/proc/${pid}/status`, 'latin1')

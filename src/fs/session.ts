@@ -262,8 +262,10 @@ export class Session implements Door {
 
   /** Programs that die while they wait are let go, also from where a signal makes the kernel say nothing (asynchronous direct I/O). */
   #look() {
-    for (const waiting of this.#waiting.values())
-      if (waiting.looks++ > 0 && isDoomed(waiting.request.pid)) this.#abandon(waiting)
+    for (const waiting of this.#waiting.values()) {
+      const { handler, request } = waiting
+      if (handler.abandonable && waiting.looks++ > 0 && isDoomed(request.pid)) this.#abandon(waiting)
+    }
     if (this.#waiting.size > 0) return
     clearInterval(this.#lookout)
     this.#lookout = undefined
@@ -287,11 +289,20 @@ const withoutUndefined = <T extends object>(options: T): T =>
 export function presentation({ uid, gid, umask }: SessionOptions): (attributes: InodeAttributes) => InodeAttributes {
   if (uid === undefined && gid === undefined && umask === undefined) return attributes => attributes
   const hidden = umask ?? 0
-  return attributes => ({
-    ...attributes,
-    uid: uid ?? attributes.uid,
-    gid: gid ?? attributes.gid,
-    mode: attributes.mode & ~hidden,
+  // Field by field: what the engine gives may have getters, which a spread would leave out.
+  return shown => ({
+    ino: shown.ino,
+    mode: shown.mode & ~hidden,
+    uid: uid ?? shown.uid,
+    gid: gid ?? shown.gid,
+    rdev: shown.rdev,
+    nlink: shown.nlink,
+    size: shown.size,
+    blocks: shown.blocks,
+    blksize: shown.blksize,
+    atimeNs: shown.atimeNs,
+    mtimeNs: shown.mtimeNs,
+    ctimeNs: shown.ctimeNs,
   })
 }
 

@@ -5,7 +5,7 @@ import { onLog } from '../../src/base/log.js'
 import type { FileSystem } from '../../src/cache/filesystem.js'
 import { errnoOf } from '../../src/fs/errno.js'
 import { REQUEST_BYTES_MAX, Session, type SessionOptions } from '../../src/fs/session.js'
-import { type Args, InitFlag, InitOut, OpenOut, type OpName, OutHeader, ops } from '../../src/wire/fuse.js'
+import { type Args, AttrOut, InitFlag, InitOut, OpenOut, type OpName, OutHeader, ops } from '../../src/wire/fuse.js'
 import { viewOf } from '../../src/wire/reader.js'
 import { compose, type Header } from '../fixtures/fuse.frames.js'
 import { MemoryFileSystem } from '../fixtures/memfs.js'
@@ -265,6 +265,29 @@ describe('a session', () => {
     await turn()
     await turn()
     expect(kernel.notices.length).toBeGreaterThan(0)
+  })
+
+  test('other owners are shown of whatever object the engine keeps', () => {
+    class Live {
+      readonly ino = 1
+      mode = 0o40777
+      uid = 0
+      gid = 0
+      rdev = 0
+      nlink = 2
+      size = 10
+      blksize = 4096
+      atimeNs = 0n
+      mtimeNs = 0n
+      ctimeNs = 0n
+      get blocks() {
+        return 8
+      }
+    }
+    fs.attributes = () => new Live()
+    const shown = new Kernel(fs, { uid: 7, umask: 0o022 })
+    const { attr } = AttrOut.decode(viewOf(shown.answerTo(shown.send('GETATTR', {}))!.payload))
+    expect([attr.uid, attr.gid, attr.mode, attr.blocks, attr.size]).toEqual([7, 0, 0o40755, 8, 10])
   })
 
   test('a handle says how it was opened, so that whoever comes later can release it', () => {
