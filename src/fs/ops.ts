@@ -124,10 +124,14 @@ function replyEntry(door: Door, attributes: InodeAttributes | null, _request: un
   return EntryOut.size
 }
 
+/** A directory's times tell the kernel whether the listing that it keeps still holds: they are believed as long as names are. */
+const attrTtlMs = (ttls: Ttls, { mode }: InodeAttributes) =>
+  (mode & S_IFMT) === S_IFDIR ? Math.min(ttls.attrTtlMs, ttls.entryTtlMs) : ttls.attrTtlMs
+
 function entryOf({ ttls, present }: Door, attributes: InodeAttributes) {
   entry.nodeid = attributes.ino
   entry.entryTtlMs = ttls.entryTtlMs
-  entry.attrTtlMs = ttls.attrTtlMs
+  entry.attrTtlMs = attrTtlMs(ttls, attributes)
   entry.attr = present(attributes)
   return entry
 }
@@ -163,7 +167,7 @@ function rename(door: Door, source: Ino, { newdir, name, newName, flags }: Args<
 // --- attributes --------------------------------------------------------------------------------------------------------
 
 function replyAttributes(door: Door, attributes: InodeAttributes, _request: unknown, { view }: Answer): number {
-  encodeAttrOut(view, PAYLOAD_AT, door.present(attributes), door.ttls.attrTtlMs)
+  encodeAttrOut(view, PAYLOAD_AT, door.present(attributes), attrTtlMs(door.ttls, attributes))
   return AttrOut.size
 }
 
@@ -438,7 +442,7 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
   FORGET: row(({ fs }, { nodeid, args }) => fs.forget(nodeid, args.nlookup), undefined, silent),
   BATCH_FORGET: row(({ fs }, { args }) => { for (const { nodeid, nlookup } of args.forgets) fs.forget(nodeid, nlookup) }, undefined, silent),
 
-  GETATTR: row(({ fs }, { nodeid }) => fs.attributes(nodeid), replyAttributes, abandonable),
+  GETATTR: row(({ fs }, { nodeid }) => fs.examine?.(nodeid) ?? fs.attributes(nodeid), replyAttributes, abandonable),
   SETATTR: row((door, { nodeid, args }) => setAttributes(door, nodeid, args), replyAttributes),
   STATX: absent, // the kernel asks with GETATTR instead; there is no time of birth
   ACCESS: absent, // default_permissions: the kernel checks by the mode
