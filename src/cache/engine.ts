@@ -524,13 +524,12 @@ class Engine implements TreeCache {
   #withXattrs<T>(ino: Ino, use: (inode: Inode) => T): Maybe<T> {
     const inode = this.state.inode(ino)
     if (inode.xattrs) return use(inode)
-    const remotePath = this.state.remotePath(inode)
-    if (remotePath === null || this.remote.capabilities.xattrBytesMax === 0) {
+    if (this.state.remotePath(inode) === null || this.remote.capabilities.xattrBytesMax === 0) {
       inode.xattrs = new Map()
       return use(inode)
     }
-    return this.remote.xattrs(remotePath, this.#stop.signal).then(xattrs => {
-      inode.xattrs ??= xattrs
+    return this.listing.ask(inode, path => this.remote.xattrs(path, this.#stop.signal)).then(xattrs => {
+      inode.xattrs ??= xattrs ?? new Map()
       this.state.persist(inode)
       return use(inode)
     })

@@ -88,7 +88,7 @@ export class Listing {
         const error = toFerryError(caught)
         if (isFerryError(error, 'UNREACHABLE', 'DEADLINE')) this.unreachable = error
         if (isFerryError(error, 'NOT_FOUND', 'NOT_DIRECTORY')) {
-          if (serial !== this.hooks.serial()) continue
+          if (serial !== this.hooks.serial() || this.hooks.settled()) continue
           this.#gone(directory)
           throw new FerryError('NOT_FOUND', { cause: error, detail: path ?? undefined })
         }
@@ -299,6 +299,23 @@ export class Listing {
     state.persist(inode)
     this.hooks.kernel().invalidateEntry(directory.ino, name)
     state.reap(inode)
+  }
+
+  /** What the remote says of an inode while no batch of ours moves it about; null: it has none of it. */
+  async ask<T>(inode: Inode, question: (path: string) => Promise<T>): Promise<T | null> {
+    for (let tries = 0; ; tries++) {
+      await this.#untilSettled()
+      const path = this.state.remotePath(inode)
+      if (path === null) return null
+      const serial = this.hooks.serial()
+      const inMotion = () => serial !== this.hooks.serial() || this.hooks.settled() !== null
+      try {
+        const answer = await question(path)
+        if (!inMotion() || tries === TRIES_MAX) return answer
+      } catch (error) {
+        if (!inMotion() || tries === TRIES_MAX) throw error
+      }
+    }
   }
 
   /** One file looked at by itself: what a fetch does when the remote surprised it. */

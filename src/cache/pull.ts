@@ -29,7 +29,7 @@ const DEMAND_BYTES_MIN = 16 * 1024
 const TRIES_MAX = 6
 
 /** Not what stood there when the path was last looked at: somebody else changed it, or a batch of ours is being applied. */
-const SURPRISES = ['STALE', 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY', 'ABORTED'] as const
+const SURPRISES = ['STALE', 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY', 'INVALID', 'ABORTED'] as const
 
 export interface PullOptions {
   fetchBytesMax: number
@@ -253,7 +253,9 @@ export class Pull {
       throw new FerryError('STALE', { detail: state.path(inode) ?? `inode ${inode.ino}` })
     const length = Math.min(fetch.to, inode.baseSize) - fetch.from
     if (length <= 0) return
+    // Under its old name the remote may show another file while a batch is being applied: the version tells, and must be known first.
     const version = fetch.version === UNKNOWN_VERSION ? undefined : fetch.version
+    if (version === undefined && inode.remoteParent > 0) throw new FerryError('STALE', { detail: path })
     await this.memory.take(length, fetch.demand)
     try {
       await this.hooks.makeRoom(fetch.to - fetch.from + CHUNK_BYTES)

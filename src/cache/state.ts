@@ -420,7 +420,8 @@ export class TreeState {
         continue
       }
       const inode = this.inodes.get(change.base)
-      if (inode && inode.parent === 0 && inode.remoteParent > 0) {
+      // Not if it had another name at the cut, which it lost only since: there the remote still has it.
+      if (inode && inode.parent === 0 && inode.flightParent === 0 && inode.remoteParent > 0) {
         inode.remoteParent = 0
         this.persist(inode)
       }
