@@ -3,6 +3,7 @@ import { popcount } from '../chunk/geometry.js'
 import { type Row, SEALED, VERIFIED } from './chunk-table.js'
 import { sumOf } from './content.js'
 import { chunkKey, idKey, inodeKey, type Meta, nameDbKey, type Write } from './database.js'
+import type { Inode } from './inode.js'
 import { Changes, nameKey, type TreeState } from './state.js'
 
 /** Checksums made for one checkpoint at most: the rest follows with the next, so that the loop is not held up. */
@@ -22,10 +23,17 @@ export async function checkpoint(state: TreeState): Promise<void> {
   const token = slots.beginCheckpoint()
   const lsn = journal.headLsn
   const sealed = sealedRows(state)
-  const writes = collect(state)
+  const { writes, inodes, putBack } = collect(state)
   const meta = metaOf(state, lsn)
-  await slots.sync()
-  await database.write(writes, meta)
+  try {
+    await slots.sync()
+    await database.write(writes, meta)
+  } catch (error) {
+    putBack()
+    throw error
+  }
+  // Those that changed meanwhile are not in the database as they are.
+  for (const inode of inodes) if (!state.persistInodes.has(inode)) inode.durable = true
   journal.release(lsn)
   // No record that replay would look at names these slots any more.
   for (const [row, slot] of sealed) if (state.chunks.slot[row] === slot) state.chunks.flags[row] &= ~SEALED
@@ -42,13 +50,33 @@ export const checkpointDue = (state: TreeState): number =>
 const sealedRows = (state: TreeState): [Row, number][] =>
   [...state.persistRows].filter(row => state.chunks.flags[row] & SEALED).map(row => [row, state.chunks.slot[row]])
 
-function collect(state: TreeState): Write[] {
+interface Collected {
+  writes: Write[]
+  /** Known to the database once it is written; until then a record that names one of them must bring it along. */
+  inodes: Inode[]
+  /** It was not written: the next checkpoint has to. */
+  putBack(): void
+}
+
+function collect(state: TreeState): Collected {
   const { chunks } = state
   const writes: Write[] = []
+  const inodes = [...state.persistInodes]
+  const dentries = [...state.persistDentries]
+  const rows = [...state.persistRows].map(row => ({ row, ino: chunks.ino[row], index: chunks.index[row] }))
+  const removedRows = [...state.removedRows]
+  const removedInodes = [...state.removedInodes]
+  const putBack = () => {
+    for (const inode of inodes) if (state.inodes.get(inode.ino) === inode) state.persistInodes.add(inode)
+    for (const [key, dentry] of dentries) state.persistDentries.set(key, dentry)
+    // A row may be another chunk's by now.
+    for (const { row, ino, index } of rows) if (chunks.find(ino, index) === row) state.persistRows.add(row)
+    for (const row of removedRows) state.removedRows.push(row)
+    for (const ino of removedInodes) state.removedInodes.push(ino)
+  }
   for (const { ino, index } of state.removedRows) writes.push({ key: chunkKey(ino, index), remove: true })
   for (const ino of state.removedInodes) writes.push({ key: inodeKey(ino), remove: true })
   for (const inode of state.persistInodes) {
-    inode.durable = true
     writes.push({ key: inodeKey(inode.ino), value: inode.toRecord() })
     if (inode.id) writes.push({ key: idKey(inode.id), value: inode.ino })
   }
@@ -84,7 +112,7 @@ function collect(state: TreeState): Write[] {
   state.persistInodes.clear()
   state.persistDentries.clear()
   state.persistRows.clear()
-  return writes
+  return { writes, inodes, putBack }
 }
 
 function metaOf(state: TreeState, lsn: number): Meta {

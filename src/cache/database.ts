@@ -42,6 +42,20 @@ interface Format {
   features: number
 }
 
+const ENOSPC = 28
+const REASON_MS_MAX = 100
+
+const quiet = (reason: unknown) => {
+  if (reason instanceof Promise) reason.catch(() => {})
+}
+
+/** What a promise rejects with, if it does so soon. */
+const within = (reason: Promise<unknown>): Promise<unknown> =>
+  Promise.race([
+    reason.catch(error => error),
+    new Promise(resolve => setTimeout(resolve, REASON_MS_MAX, new Error('the transaction failed'))),
+  ])
+
 export type Write = { key: Key; value: unknown } | { key: Key; remove: true }
 
 export const inodeKey = (ino: Ino): Key => [INODE, ino]
@@ -118,16 +132,24 @@ export class Database {
 
   /** All or nothing, and durable when it resolves. */
   async write(writes: Write[], meta: Meta): Promise<void> {
+    const parts = new Set<Promise<unknown>>()
     const done = this.#lmdb.batch(() => {
-      for (const write of writes) {
-        if ('remove' in write) void this.#lmdb.remove(write.key)
-        else void this.#lmdb.put(write.key, write.value)
-      }
-      void this.#lmdb.put(META, meta)
-      void this.#lmdb.put(FORMAT, { magic: MAGIC, major: MAJOR, minor: MINOR, features: 0 } satisfies Format)
+      for (const write of writes)
+        parts.add('remove' in write ? this.#lmdb.remove(write.key) : this.#lmdb.put(write.key, write.value))
+      parts.add(this.#lmdb.put(META, meta))
+      parts.add(this.#lmdb.put(FORMAT, { magic: MAGIC, major: MAJOR, minor: MINOR, features: 0 } satisfies Format))
     })
-    await done
-    await this.#lmdb.flushed
+    // Each of them rejects for itself when the transaction fails, and so does the reason that they give.
+    for (const part of parts) part.then(undefined, error => quiet((error as { commitError?: unknown }).commitError))
+    try {
+      await done
+      await this.#lmdb.flushed
+    } catch (error) {
+      const cause = (error as { commitError?: unknown }).commitError
+      const reason = cause instanceof Promise ? await within(cause) : error
+      const full = (reason as { code?: unknown }).code === ENOSPC
+      throw new FerryError(full ? 'NO_SPACE' : 'IO', { cause: reason, detail: 'the database was not written' })
+    }
   }
 
   async close(): Promise<void> {
