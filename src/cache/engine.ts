@@ -954,6 +954,7 @@ class Engine implements TreeCache {
   }
 
   #settled(conflicts: { parent: Ino; name: string; keptAs: string }[]) {
+    this.listing.unreachable = null
     for (const { parent, name, keptAs } of conflicts) {
       this.kernel.invalidateEntry(parent, name)
       this.kernel.invalidateEntry(parent, keptAs.slice(keptAs.lastIndexOf('/') + 1))
