@@ -244,7 +244,7 @@ for n in ('/from', '/to'): os.unlink(sys.argv[1] + n)
       await run('fio', [
         '--name=verify',
         `--filename=${at('fio')}`,
-        '--size=8m',
+        `--size=${delays ? 3 : 8}m`,
         '--rw=randrw',
         '--bsrange=4k-256k',
         '--bs_unaligned=0',
