@@ -79,6 +79,7 @@ class Engine implements TreeCache {
   readonly #memory: MemoryBudget
   #replayed: ReplayResult | null = null
   #roomWaiters: Deferred<void>[] = []
+  #lettingIn = false
   #timers: NodeJS.Timeout[] = []
   #checkpointing: Promise<void> | null = null
   #claiming: AbortController | null = null
@@ -594,6 +595,7 @@ class Engine implements TreeCache {
   #room(bytes: number): Promise<void> | undefined {
     const { state, options } = this
     if (bytes) this.#makeRoom(bytes)
+    if (this.#lettingIn) return undefined
     const operations = state.open.operations + (state.flight?.operations ?? 0)
     if (state.dirtyBytes + bytes <= options.dirtyBytesMax && operations < options.dirtyOperationsMax) return undefined
     // An empty cache takes any one write: a limit below the size of a request must not stop everything.
@@ -959,6 +961,15 @@ class Engine implements TreeCache {
       this.kernel.invalidateEntry(parent, name)
       this.kernel.invalidateEntry(parent, keptAs.slice(keptAs.lastIndexOf('/') + 1))
     }
+    this.#lookForRoom()
+  }
+
+  letIn(on: boolean): void {
+    this.#lettingIn = on
+    this.#lookForRoom()
+  }
+
+  #lookForRoom() {
     const waiters = this.#roomWaiters
     this.#roomWaiters = []
     for (const waiter of waiters) waiter.resolve()

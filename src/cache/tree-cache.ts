@@ -101,6 +101,11 @@ export interface TreeCache extends FileSystem, AsyncDisposable {
     onProgress?: (progress: Progress) => void
     signal?: AbortSignal
   }): Promise<void>
+  /**
+   * Whether changes are taken without waiting for the dirty limit. A mount that ends needs it: what the kernel still holds has to come
+   * out, however long the remote has been away, and the reserve (`kernelBytesMax`) is kept for that.
+   */
+  letIn(on: boolean): void
   status(): TreeCacheStatus
   /** Paths of what is not at the remote yet, at most `countMax`. */
   unsent(countMax: number): string[]
