@@ -108,5 +108,10 @@ function dieLoudly(): void {
     process.exit(EXIT.failed)
   }
   process.on('uncaughtException', die)
-  process.on('unhandledRejection', die)
+  process.on('unhandledRejection', error => {
+    // lmdb keeps one promise of a failed transaction to itself; whoever wrote has been told by another, and goes on.
+    const { commitError } = (error ?? {}) as { commitError?: unknown }
+    if (commitError instanceof Promise) commitError.catch(() => {})
+    else die(error)
+  })
 }
