@@ -38,6 +38,8 @@ export class Content {
     readonly state: TreeState,
     readonly pull: Pull,
     readonly durability: Durability,
+    /** Of one file, at most. */
+    readonly fileBytesMax: number,
   ) {}
 
   // --- reading
@@ -161,7 +163,7 @@ export class Content {
   /** The caller has made room. */
   write(inode: Inode, at: number, from: Uint8Array): Maybe<void> {
     if (from.length === 0) return
-    if (at + from.length > FILE_BYTES_MAX) throw new FerryError('TOO_LARGE', { detail: `${at + from.length} bytes` })
+    if (at + from.length > this.fileBytesMax) throw new FerryError('TOO_LARGE', { detail: `${at + from.length} bytes` })
     const absent = this.#absentEdge(inode, at, at + from.length)
     if (absent >= 0) return this.pull.need(inode, absent, PAGE_BYTES).then(() => this.write(inode, at, from))
     this.state.ensureKnown(inode)
@@ -292,7 +294,7 @@ export class Content {
   // --- size and holes
 
   truncate(inode: Inode, size: number, timeNs: bigint): void {
-    if (size > FILE_BYTES_MAX) throw new FerryError('TOO_LARGE', { detail: `${size} bytes` })
+    if (size > this.fileBytesMax) throw new FerryError('TOO_LARGE', { detail: `${size} bytes` })
     this.state.ensureKnown(inode)
     const moves = this.#cutOff(inode, size, null)
     const record: TruncateRecord = [inode.ino, size, timeNs, moves]

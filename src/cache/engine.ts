@@ -4,9 +4,9 @@ import path from 'node:path'
 import { type Deferred, deferred, lasting } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { PAGE_BYTES } from '../chunk/geometry.js'
-import type { Usage } from '../remote/tree.js'
+import { HIDDEN, type Usage } from '../remote/tree.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
-import { Content } from './content.js'
+import { Content, FILE_BYTES_MAX } from './content.js'
 import { Database } from './database.js'
 import { Durability } from './durability.js'
 import {
@@ -21,7 +21,7 @@ import {
   type Space,
 } from './filesystem.js'
 import { globs } from './globs.js'
-import type { Dentry, Inode } from './inode.js'
+import { type Dentry, type Inode, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG } from './inode.js'
 import { Journal, type ReplayResult } from './journal.js'
 import { Listing } from './listing.js'
 import { MemoryBudget } from './memory-budget.js'
@@ -31,7 +31,7 @@ import { Pull } from './pull.js'
 import { Push } from './push.js'
 import { replayRecord } from './replay.js'
 import { Slots } from './slots.js'
-import { rootInode, TreeState } from './state.js'
+import { join, rootInode, TreeState } from './state.js'
 import type { CommittingTree, Conflict, Progress, TreeCache, TreeCacheOptions, TreeCacheStatus } from './tree-cache.js'
 
 const CHECKPOINT_MS = 5_000
@@ -47,6 +47,8 @@ const CLAIM_RETRY_MS = 2_000
 /** With nothing at hand to go on with, a remote that fails is tried so often before that is said. */
 const CLAIM_TRIES_MAX = 8
 const XATTR_NAME_BYTES_MAX = 255
+/** What remotes keep (see tree.ts). */
+const XATTR_SPACES = ['user.', 'trusted.']
 /** The free space of the cache's disk is looked at after this many bytes were taken. */
 const FREE_LOOK_BYTES = 16 * 1024 * 1024
 const LISTINGS_OPEN_MAX = 64
@@ -121,7 +123,12 @@ class Engine implements TreeCache {
       this.#memory,
     )
     this.#durability = new Durability(this.#journal, this.#slots)
-    this.content = new Content(this.state, this.pullQueue, this.#durability)
+    this.content = new Content(
+      this.state,
+      this.pullQueue,
+      this.#durability,
+      Math.min(FILE_BYTES_MAX, remote.capabilities.fileBytesMax),
+    )
     this.push = new Push(
       remote,
       this.state,
@@ -377,18 +384,24 @@ class Engine implements TreeCache {
   }
 
   make(parent: Ino, name: string, node: NewInode): Maybe<InodeAttributes> {
-    checkName(name)
+    const { capabilities } = this.remote
+    const type = node.mode & S_IFMT
+    if (type === S_IFLNK && !capabilities.symlinks) refuse('the remote has no symlinks')
+    if (type !== S_IFLNK && type !== S_IFREG && type !== S_IFDIR && !capabilities.specialFiles)
+      refuse('the remote has no special files')
     return this.#change(parent, () => {
+      this.#checkPlace(parent, name)
       this.#checkSpace(0)
       return this.names.make(parent, name, node)
     })
   }
 
   link(ino: Ino, parent: Ino, name: string): Maybe<InodeAttributes> {
-    checkName(name)
-    if (!this.remote.capabilities.hardLinks)
-      throw new FerryError('NOT_PERMITTED', { detail: 'the remote has no hard links' })
-    return this.#change(parent, () => this.names.link(ino, parent, name))
+    if (!this.remote.capabilities.hardLinks) refuse('the remote has no hard links')
+    return this.#change(parent, () => {
+      this.#checkPlace(parent, name)
+      return this.names.link(ino, parent, name)
+    })
   }
 
   unlink(parent: Ino, name: string): Maybe<void> {
@@ -414,9 +427,9 @@ class Engine implements TreeCache {
     target: { parent: Ino; name: string },
     how: 'replace' | 'noreplace' | 'exchange',
   ): Maybe<void> {
-    checkName(target.name)
     return this.#change(source.parent, () =>
       this.#whenListed(this.state.directory(target.parent), () => {
+        this.#checkPlace(target.parent, target.name)
         const inode = this.#named(source.parent, source.name)
         const other = this.state.child(this.state.directory(target.parent), target.name)
         if (how === 'exchange' || !other || other === inode)
@@ -431,6 +444,17 @@ class Engine implements TreeCache {
         })
       }),
     )
+  }
+
+  /** What the remote could not hold under this name is refused here, not when it is sent. */
+  #checkPlace(parent: Ino, name: string) {
+    const { pathBytesMax, nameBytesMax } = this.remote.capabilities
+    checkName(name)
+    if (parent === ROOT && name === HIDDEN) refuse(`${HIDDEN} is pageferry's own`)
+    if (this.state.isLocalOnly(name)) return
+    const bytes = join(this.state.path(this.state.inode(parent)) ?? '', name).length
+    if (name.length > nameBytesMax || bytes > pathBytesMax)
+      throw new FerryError('NAME_TOO_LONG', { detail: `${bytes} bytes of path` })
   }
 
   #named(parent: Ino, name: string): Inode {
@@ -462,6 +486,8 @@ class Engine implements TreeCache {
 
   #writable() {
     if (this.readOnly) throw new FerryError('READ_ONLY')
+    // What the kernel's page cache still holds goes to the journal; nothing new is begun that could never be sent.
+    if (this.push.lease.state === 'lost') throw new FerryError('READ_ONLY', { detail: this.push.lease.why })
     if (this.#closed) throw new FerryError('CLOSED')
   }
 
@@ -475,6 +501,8 @@ class Engine implements TreeCache {
       if (inode.isDirectory) throw new FerryError('IS_DIRECTORY')
       if (size > inode.size) this.#checkSpace(0)
     }
+    const others = (rest.uid ?? inode.uid) !== inode.uid || (rest.gid ?? inode.gid) !== inode.gid
+    if (others && !this.remote.capabilities.owners) refuse('the remote keeps no owners')
     const apply = () => {
       if (size !== undefined) this.content.truncate(inode, size, change.mtimeNs ?? BigInt(Date.now()) * 1_000_000n)
       if (Object.values(rest).some(value => value !== undefined)) this.names.setAttributes(ino, rest)
@@ -498,6 +526,8 @@ class Engine implements TreeCache {
 
   setXattr(ino: Ino, name: string, value: Uint8Array, how: 'set' | 'create' | 'replace'): Maybe<void> {
     this.#writable()
+    if (!XATTR_SPACES.some(space => name.startsWith(space)))
+      throw new FerryError('UNSUPPORTED', { detail: `${name}: ${XATTR_SPACES.join('* and ')}* are kept` })
     if (name.length > XATTR_NAME_BYTES_MAX) throw new FerryError('RANGE', { detail: name })
     const copy = new Uint8Array(value)
     return this.#withXattrs(ino, inode => {
@@ -529,11 +559,13 @@ class Engine implements TreeCache {
       inode.xattrs = new Map()
       return use(inode)
     }
-    return this.listing.ask(inode, path => this.remote.xattrs(path, this.#stop.signal)).then(xattrs => {
-      inode.xattrs ??= xattrs ?? new Map()
-      this.state.persist(inode)
-      return use(inode)
-    })
+    return this.listing
+      .ask(inode, path => this.remote.xattrs(path, this.#stop.signal))
+      .then(xattrs => {
+        inode.xattrs ??= xattrs ?? new Map()
+        this.state.persist(inode)
+        return use(inode)
+      })
   }
 
   // --- bytes
@@ -561,7 +593,8 @@ class Engine implements TreeCache {
   }
 
   write(ino: Ino, at: number, from: Uint8Array): Maybe<void> {
-    this.#writable()
+    if (this.readOnly) throw new FerryError('READ_ONLY')
+    if (this.#closed) throw new FerryError('CLOSED')
     const inode = this.state.inode(ino)
     const wait = this.#room(from.length)
     if (wait) return wait.then(() => this.#write(inode, at, from))
@@ -1016,4 +1049,9 @@ class Engine implements TreeCache {
   #problem(about: string, error: unknown) {
     this.#problems.set(about, `${about}: ${toFerryError(error).message}`)
   }
+}
+
+/** EPERM, where it is asked for, instead of a surprise when it is sent. */
+function refuse(detail: string): never {
+  throw new FerryError('NOT_PERMITTED', { detail })
 }

@@ -72,6 +72,8 @@ export class Push {
   #loop: Promise<void> | null = null
   readonly #abort = lasting()
   readonly #queue: PQueue
+  /** Unsent when somebody last asked for everything to be sent. */
+  #operationsAtStart = 0
   #progress = { bytesDone: 0, bytesTotal: 0 }
 
   constructor(
@@ -147,6 +149,7 @@ export class Push {
     )
       return
     const waiter: Waiter = { cut, what, done: deferred() }
+    this.#operationsAtStart = state.open.operations + (state.flight?.operations ?? 0)
     this.#waiters.push(waiter)
     this.#cutNow()
     const ticker = options.onProgress && setInterval(() => options.onProgress?.(this.progress()), 100)
@@ -169,8 +172,8 @@ export class Push {
       bytesDone: this.#progress.bytesDone,
       // What is on its way counts as dirty until its batch is settled.
       bytesTotal: Math.max(this.#progress.bytesDone, state.dirtyBytes),
-      operationsDone: 0,
-      operationsTotal: operations,
+      operationsDone: Math.max(0, this.#operationsAtStart - operations),
+      operationsTotal: Math.max(this.#operationsAtStart, operations),
     }
   }
 

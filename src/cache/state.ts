@@ -174,7 +174,8 @@ export class TreeState {
     this.persist(inode)
     this.open.inodes.add(inode.ino)
     this.#count()
-    if (flags & Changed.names) this.quarantine.delete(inode.ino)
+    // Whatever changed may be what the remote would not take: it is tried again.
+    this.quarantine.delete(inode.ino)
   }
 
   /** A name is about to stand for something else than `base`. */

@@ -191,7 +191,7 @@ export class Lease<Change> {
       this.graceMs = !dead && claim.takeOver ? before.lease!.claim.leaseMs / 3 : 0
       this.previous = before.lease?.claim ?? null
       this.#watched = null
-      log.info('lease taken', { epoch: lease.epoch, from: before.lease?.claim.host, pending: lease.pending })
+      log.debug('lease taken', { epoch: lease.epoch, from: before.lease?.claim.host, pending: lease.pending })
       await this.#beat(signal)
       return new Map(committed).get(claim.writer) ?? null
     }
