@@ -8,6 +8,7 @@ import type { Mounted } from './fs/mount.js'
 import { type Holder, holdersOf } from './linux/holders.js'
 import { abortFuse } from './linux/mount.js'
 import { type MountInfo, mountAt, mounts } from './linux/mountinfo.js'
+import { parentOf } from './linux/process.js'
 import { hasWork } from './registry.js'
 
 const log = logger('mount')
@@ -217,10 +218,19 @@ export class MountedTree implements AsyncDisposable {
 
   /** Unmounts, if it is still mounted. The kernel writes its dirty pages back meanwhile. */
   async #leave(evenIfBusy: boolean): Promise<void> {
+    if (this.#ended || this.#takenAway) return
+    const { cache, door } = this.#parts
+    // What the kernel holds comes now, though the remote may be away and the dirty limit reached.
+    cache.letIn(true)
+    const flushed = door.flushKernel().catch(error => log.warn('the kernel kept dirty pages', { error }))
+    await orAfter(flushed, FLUSH_MS_MAX)
     try {
-      if (!this.#ended && !this.#takenAway) await this.#unmount()
+      await this.#unmount()
     } catch (error) {
-      if (!evenIfBusy || !isFerryError(error, 'BUSY')) throw error
+      if (!evenIfBusy || !isFerryError(error, 'BUSY')) {
+        cache.letIn(false)
+        throw error
+      }
       await this.#takeAway()
     }
   }
@@ -228,7 +238,7 @@ export class MountedTree implements AsyncDisposable {
   async #unmount(): Promise<void> {
     if (this.hidden) {
       // umount(8) may have returned before we saw the end of the connection; after umount -l it comes with the last user's leave.
-      await Promise.race([this.ended, sleep(HIDDEN_MS)])
+      await orAfter(this.ended, HIDDEN_MS)
       if (this.#ended) return
       throw new FerryError('BUSY', { detail: `${this.mountpoint} was detached, and programs still use files of it` })
     }
@@ -244,14 +254,14 @@ export class MountedTree implements AsyncDisposable {
 
   async #takeAway(): Promise<void> {
     this.#takenAway = true
-    await this.#parts.door.flushKernel().catch(error => log.warn('the kernel kept dirty pages', { error }))
     if (!this.hidden) await this.#parts.door.unmount({ lazy: true })
     if (this.#device) await abortFuse(this.#device.minor).catch(error => log.debug('not aborted', { error }))
   }
 
   async #refuseIfBusy(cause?: unknown): Promise<void> {
     if (this.hidden) return
-    const holders = (await holdersOf(this.mountpoint)).filter(({ pid }) => pid !== process.pid)
+    // We and our helpers come and go by ourselves.
+    const holders = (await holdersOf(this.mountpoint)).filter(({ pid }) => !pid || !isOurs(pid))
     if (holders.length === 0) return
     throw new FerryError('BUSY', { cause, detail: `${this.mountpoint} is used by ${named(holders)}` })
   }
@@ -259,6 +269,17 @@ export class MountedTree implements AsyncDisposable {
 
 /** How long the end of the connection may come after the mount is out of sight. */
 const HIDDEN_MS = 1000
+/** How long the kernel may take to hand over what it holds, when an unmount follows that makes it do so anyway. */
+const FLUSH_MS_MAX = 30_000
+
+/** Resolves with `work`, or after `ms` at the latest. */
+async function orAfter(work: Promise<unknown>, ms: number): Promise<void> {
+  const done = new AbortController()
+  await Promise.race([work, sleep(ms, done.signal).catch(() => {})])
+  done.abort()
+}
+
+const isOurs = (pid: number) => pid === process.pid || parentOf(pid) === process.pid
 
 const named = (holders: Holder[]) => {
   const names = holders

@@ -16,6 +16,7 @@ export const bootId = (): string => readFileSync('/proc/sys/kernel/random/boot_i
 
 interface Stat {
   state: string
+  parent: number
   startTime: number
 }
 
@@ -28,11 +29,14 @@ function statOf(pid: number): Stat | undefined {
   }
   // The second field is the command in parentheses, with anything in it: count from the last one.
   const fields = line.slice(line.lastIndexOf(')') + 2).split(' ')
-  return { state: fields[0], startTime: Number(fields[19]) }
+  return { state: fields[0], parent: Number(fields[1]), startTime: Number(fields[19]) }
 }
 
 /** When a process began, in clock ticks since boot; undefined when there is none with that pid. */
 export const startTimeOf = (pid: number): number | undefined => statOf(pid)?.startTime
+
+/** Who started it, or adopted it; undefined when the process is gone. */
+export const parentOf = (pid: number): number | undefined => statOf(pid)?.parent
 
 /** This process, or another of this host. */
 export function identityOf(pid: number = process.pid): ProcessIdentity | undefined {

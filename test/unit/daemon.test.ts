@@ -63,7 +63,7 @@ describe('signals', () => {
     const { parts, daemon } = start()
     void daemon.signal()
     expect(await daemon.ending).toEqual(done)
-    expect(parts.calls).toEqual(['sync', 'flush kernel', 'unmount', 'sync', 'cache closed', 'release'])
+    expect(parts.calls).toEqual(['sync', 'flush kernel', 'flush kernel', 'unmount', 'sync', 'cache closed', 'release'])
   })
 
   test('the second skips the drain', async () => {

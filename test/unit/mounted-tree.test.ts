@@ -61,7 +61,7 @@ describe('unmount', () => {
   test('drains, unmounts, sends what the kernel still had, and closes', async () => {
     const parts = new FakeParts()
     expect(await parts.tree.unmount()).toBeNull()
-    expect(parts.calls).toEqual(['sync', 'flush kernel', 'unmount', 'sync', 'cache closed', 'release'])
+    expect(parts.calls).toEqual(['sync', 'flush kernel', 'flush kernel', 'unmount', 'sync', 'cache closed', 'release'])
   })
 
   test('without progress unmounts anyway, keeps the journal, and lists what is left', async () => {
@@ -76,7 +76,7 @@ describe('unmount', () => {
       paths: ['a', 'b'],
       reason: expect.stringContaining('nothing got through'),
     })
-    expect(parts.calls).toEqual(['sync', 'flush kernel', 'unmount', 'cache closed', 'release'])
+    expect(parts.calls).toEqual(['sync', 'flush kernel', 'flush kernel', 'unmount', 'cache closed', 'release'])
     expect(parts.left).toEqual(unsentLag)
   })
 
@@ -88,8 +88,10 @@ describe('unmount', () => {
     await expect(parts.tree.unmount()).rejects.toMatchObject({ code: 'BUSY' })
     expect(parts.calls).not.toContain('cache closed')
     expect(parts.tree.mounted).toBe(true)
+    expect(parts.lettingIn).toBe(false)
     parts.onUnmount = async () => {}
     expect(await parts.tree.unmount()).toBeNull()
+    expect(parts.lettingIn).toBe(true)
   })
 
   test('of a mount that is in use, by force: hidden, with what the kernel had', async () => {
@@ -98,7 +100,7 @@ describe('unmount', () => {
       if (!lazy) throw busy()
     }
     expect(await parts.tree.unmount({ evenIfBusy: true, stalledMsMax: 0 })).toBeNull()
-    expect(parts.calls).toEqual(['unmount', 'flush kernel', 'unmount lazily', 'cache closed', 'release'])
+    expect(parts.calls).toEqual(['flush kernel', 'unmount', 'unmount lazily', 'cache closed', 'release'])
   })
 
   test('can be given up until it is unmounted', async () => {
@@ -126,7 +128,7 @@ describe('close', () => {
     const parts = new FakeParts()
     await Promise.all([parts.tree.close(), parts.tree.close()])
     await parts.tree.close()
-    expect(parts.calls).toEqual(['unmount', 'cache closed', 'release'])
+    expect(parts.calls).toEqual(['flush kernel', 'unmount', 'cache closed', 'release'])
   })
 
   test('is what `await using` does', async () => {
