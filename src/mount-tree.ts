@@ -13,6 +13,7 @@ import { claimCacheDir, defaultCacheDir } from './cache-dir.js'
 import { driverOf } from './fs/driver.js'
 import type { MountOptions as DoorOptions, Mounted } from './fs/mount.js'
 import { prepareMountPoint } from './fs/mountpoint.js'
+import { coarseNowNs } from './linux/clock.js'
 import { identityOf } from './linux/process.js'
 import { diskStorage } from './linux/storage.js'
 import { MountedTree, type RemoteStatus } from './mounted-tree.js'
@@ -82,7 +83,7 @@ export async function mountWith(
     try {
       throwIfAborted(signal)
       const driver = await driverOf(settings.driver)
-      door = await driver.mount({ fs: cache, mountpoint: point, options: doorOptions(settings, remote.url) })
+      door = await driver.mount({ fs: cache, mountpoint: point, options: doorOptions(settings, remote) })
     } catch (error) {
       await cache.close()
       throw error
@@ -154,14 +155,27 @@ function engineOptions(settings: MountSettings, { path: cacheDir, writer }: Cach
     dirTtlMs: settings.dirTtl,
     localOnly: settings.localOnly,
     kernelBytesMax: kernelBytesMax(settings),
+    nowNs: coarseNowNs,
   }
 }
 
-function doorOptions(settings: MountSettings, source: string): DoorOptions {
+function doorOptions(settings: MountSettings, { url: source, capabilities }: Tree): DoorOptions {
   const { uid, gid, umask, allowOther, suid, dev, dirTtl } = settings
   // A name that the kernel goes on believing is not looked up here, and what others did to it would never be seen.
   const ttls = { entryTtlMs: dirTtl, negativeTtlMs: dirTtl }
-  return { source, uid, gid, umask, allowOther, suid, dev, ...ttls, bdi: { bytesMax: kernelBytesMax(settings) } }
+  const xattrs = capabilities.xattrBytesMax > 0
+  return {
+    source,
+    uid,
+    gid,
+    umask,
+    allowOther,
+    suid,
+    dev,
+    xattrs,
+    ...ttls,
+    bdi: { bytesMax: kernelBytesMax(settings) },
+  }
 }
 
 /** A tenth of a small disk: a gigabyte may be all there is. */

@@ -435,7 +435,7 @@ export class Content {
   }
 }
 
-export const nowNs = (state: TreeState): bigint => BigInt(state.now.ms()) * 1_000_000n
+export const nowNs = (state: TreeState): bigint => state.now.ns()
 
 export const halves = (sum: bigint) => ({ low: Number(sum & 0xffffffffn), high: Number((sum >> 32n) & 0xffffffffn) })
 

@@ -6,7 +6,7 @@ import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { PAGE_BYTES } from '../chunk/geometry.js'
 import { HIDDEN, type Usage } from '../remote/tree.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
-import { Content, FILE_BYTES_MAX } from './content.js'
+import { Content, FILE_BYTES_MAX, nowNs } from './content.js'
 import { Database } from './database.js'
 import { Durability } from './durability.js'
 import {
@@ -106,7 +106,11 @@ class Engine implements TreeCache {
     this.#slots = Slots.open(options.storage)
     this.#database = new Database(directory)
     const started = performance.now()
-    const clock = { ms: Date.now, second: () => Math.floor((performance.now() - started) / 1000) }
+    const clock = {
+      ms: Date.now,
+      ns: options.nowNs,
+      second: () => Math.floor((performance.now() - started) / 1000),
+    }
     this.state = new TreeState(this.#journal, this.#slots, this.#database, globs(options.localOnly), clock)
     this.names = new Names(this.state)
     this.#memory = new MemoryBudget(options.memoryBytesMax)
@@ -178,7 +182,7 @@ class Engine implements TreeCache {
     const meta = this.#database.meta()
     if (meta) restore(state, meta)
     if (!this.#database.inode(ROOT)) {
-      const root = rootInode(BigInt(Date.now()) * 1_000_000n)
+      const root = rootInode(nowNs(state))
       state.inodes.set(ROOT, root)
       state.persist(root)
       root.durable = true
@@ -504,7 +508,7 @@ class Engine implements TreeCache {
     const others = (rest.uid ?? inode.uid) !== inode.uid || (rest.gid ?? inode.gid) !== inode.gid
     if (others && !this.remote.capabilities.owners) refuse('the remote keeps no owners')
     const apply = () => {
-      if (size !== undefined) this.content.truncate(inode, size, change.mtimeNs ?? BigInt(Date.now()) * 1_000_000n)
+      if (size !== undefined) this.content.truncate(inode, size, change.mtimeNs ?? nowNs(this.state))
       if (Object.values(rest).some(value => value !== undefined)) this.names.setAttributes(ino, rest)
       return inode
     }
@@ -700,7 +704,7 @@ class Engine implements TreeCache {
     const sizeAfter = how.keepSize || how.kind === 'punch' ? inode.size : Math.max(inode.size, end)
     if (how.kind === 'allocate') {
       this.#checkSpace(Math.max(0, end - inode.size))
-      if (sizeAfter > inode.size) this.#done(this.content.truncate(inode, sizeAfter, BigInt(Date.now()) * 1_000_000n))
+      if (sizeAfter > inode.size) this.#done(this.content.truncate(inode, sizeAfter, nowNs(this.state)))
       return
     }
     return this.#zero(inode, at, Math.min(end, inode.size), sizeAfter)
@@ -720,7 +724,7 @@ class Engine implements TreeCache {
           ]
     const middle = () => {
       if (lastPage > firstPage) this.content.zero(inode, firstPage, lastPage - firstPage, inode.size)
-      if (sizeAfter > inode.size) this.content.truncate(inode, sizeAfter, BigInt(Date.now()) * 1_000_000n)
+      if (sizeAfter > inode.size) this.content.truncate(inode, sizeAfter, nowNs(this.state))
       return this.#done(undefined)
     }
     let work: Maybe<void> = undefined as Maybe<void>

@@ -85,7 +85,7 @@ export class TreeState {
     readonly slots: Slots,
     readonly database: Database,
     readonly isLocalOnly: (name: string) => boolean,
-    readonly now: { ms: () => number; second: () => number },
+    readonly now: { ms: () => number; ns: () => bigint; second: () => number },
   ) {
     this.clean = new CleanChunks(this.chunks, row => this.dropRow(row))
   }

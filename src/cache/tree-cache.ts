@@ -42,6 +42,8 @@ export interface TreeCacheOptions {
   dirTtlMs: number
   /** Globs of names that never travel. Default ['*-shm']. */
   localOnly: string[]
+  /** The clock that stamps files, ns since the epoch: the kernel's own, so that it does not stamp them again. */
+  nowNs: () => bigint
   /** Bytes the kernel may hold dirty for this mount: kept free as a reserve. */
   kernelBytesMax: number
 }

@@ -35,6 +35,7 @@ export const engineOptions = (cacheDir: string, changes: Partial<TreeCacheOption
   dirTtlMs: 60_000,
   localOnly: ['*-shm'],
   kernelBytesMax: 1024 * 1024,
+  nowNs: () => BigInt(Date.now()) * 1_000_000n,
   ...changes,
 })
 

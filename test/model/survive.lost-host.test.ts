@@ -252,7 +252,7 @@ async function inTime(seed: number, kind: 'mem' | 'file') {
 
 const given = process.env.SEED
 const first = Number(process.env.SEED_FIRST ?? 1)
-const rounds = long ? 1000 : 60
+const rounds = Number(process.env.SEED_COUNT ?? (long ? 1000 : 60))
 const seeds = given ? [Number(given)] : Array.from({ length: rounds }, (_, n) => n + first)
 
 describe('the host is lost, or the process', () => {
