@@ -52,7 +52,7 @@ test.each(kinds)(
       const interval = draw.pick(['50ms', '500ms'])
       let daemon = await place.mount('--flush-interval', interval, '--simulate', 'rtt=5ms')
       const writers = [1, 2].map(writer =>
-        start('python3', [WRITER, database, String(writer), mode, synchronous, notes]),
+        start('python3', [WRITER, database, String(writer), mode, synchronous, notes], { timeoutMs: 30_000 }),
       )
       await sleep(800 + draw.below(1200))
       // Rows that were noted before a sync must be at the remote after it.
