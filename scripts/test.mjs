@@ -4,7 +4,7 @@
 //
 // --long: PAGEFERRY_LONG=1. REQUIRE_ALL=1 in the environment: a skip is a failure.
 import { spawn } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -15,6 +15,8 @@ const wanted = process.argv.slice(2).filter(each => each !== '--long')
 
 // Everything a test leaves behind is below this folder or carries this name in its environment, so leaks can be told from neighbours.
 const folder = mkdtempSync(join(tmpdir(), 'pf-'))
+// Some tests act as another user, below it.
+chmodSync(folder, 0o755)
 const report = join(folder, '.jest.json')
 const env = {
   ...process.env,

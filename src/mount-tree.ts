@@ -37,7 +37,7 @@ const KERNEL_BYTES_MAX = 256 * 1024 * 1024
 const DIRTY_OPERATIONS_MAX = 1_000_000
 const FREE_BYTES_MIN = 1024 ** 3
 /** How often to note, for a reader after a crash, how much is unsent. */
-const NOTE_MS = 5000
+const NOTE_MS = 1000
 
 /**
  * Mounts a remote directory at a local one, which must be empty. The options are those of `pageferry mount`, in camelCase. The

@@ -1,4 +1,6 @@
 // The namespace as of the last checkpoint, in lmdb: inodes, names, chunks, and what is not yet at the remote.
+import fs from 'node:fs'
+import path from 'node:path'
 import { type Database as Lmdb, open } from 'lmdb'
 import { FerryError } from '../base/errors.js'
 import type { Ino } from './filesystem.js'
@@ -62,6 +64,23 @@ export const inodeKey = (ino: Ino): Key => [INODE, ino]
 export const nameDbKey = (parent: Ino, name: string): Key => [NAME, parent, name]
 export const chunkKey = (ino: Ino, index: number): Key => [CHUNK, ino, index]
 export const idKey = (id: string): Key => [ID, id]
+
+/** Both of lmdb's meta pages begin with this; a file without it would end the process instead of failing to open (lmdb's mdb.c). */
+const LMDB_MAGIC = 0xbeefc0de
+const LMDB_MAGIC_AT = [24, 4096 + 24]
+
+/** Does what lies there look like a database, as far as can be seen without opening it? Nothing at all is fine. */
+export function isSound(directory: string): boolean {
+  const file = path.join(directory, 'data.mdb')
+  if (!fs.existsSync(file)) return true
+  const fd = fs.openSync(file, 'r')
+  try {
+    const magic = Buffer.alloc(4)
+    return LMDB_MAGIC_AT.every(at => fs.readSync(fd, magic, 0, 4, at) === 4 && magic.readUInt32LE() === LMDB_MAGIC)
+  } finally {
+    fs.closeSync(fd)
+  }
+}
 
 export class Database {
   readonly #lmdb: Lmdb<unknown, Key>

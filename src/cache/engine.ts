@@ -7,7 +7,7 @@ import { PAGE_BYTES } from '../chunk/geometry.js'
 import { HIDDEN, type Usage } from '../remote/tree.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
 import { Content, FILE_BYTES_MAX, nowNs } from './content.js'
-import { Database } from './database.js'
+import { Database, isSound } from './database.js'
 import { Durability } from './durability.js'
 import {
   type AttributeChange,
@@ -101,6 +101,7 @@ class Engine implements TreeCache {
     readonly options: TreeCacheOptions,
   ) {
     const directory = path.join(options.cacheDir, 'names')
+    if (!isSound(directory)) this.#setAside(directory)
     fs.mkdirSync(directory, { recursive: true, mode: 0o700 })
     this.#journal = Journal.open(options.storage)
     this.#slots = Slots.open(options.storage)
@@ -169,6 +170,16 @@ class Engine implements TreeCache {
       },
     )
     this.#profile = options.record ? new Profile(options.record) : null
+  }
+
+  /** Without the names neither the data nor the journal mean anything: all three are kept for whoever can read them, and we begin anew. */
+  #setAside(directory: string) {
+    const { storage } = this.options
+    const end = `.damaged-${Date.now()}`
+    fs.renameSync(directory, directory + end)
+    for (const name of storage.list())
+      if (name === 'data' || /^journal-\d+$/.test(name)) storage.rename(name, name + end)
+    this.#problems.set('names', `the database of names was damaged: it, the data and the journal were set aside as *${end}`)
   }
 
   get readOnly() {

@@ -5,6 +5,7 @@ const HEADS_MAX = 8
 /** A reader that skips this much ahead is still the same reader. */
 const GAP_BYTES_MAX = 1024 * 1024
 const WINDOW_BYTES_FIRST = 256 * 1024
+const FIRST_BYTES = 64 * 1024
 
 interface Head {
   /** Of the last read. */
@@ -38,8 +39,8 @@ export class Heads {
     const head = this.#heads.find(head => belongs(head, at, end))
     if (!head) {
       this.#remember({ from: at, to: end, window: 0, stride: 0, steps: 0, ahead: end, used: this.#clock })
-      // The first read of a file at its start is almost always the first of many.
-      return at === 0 && this.#heads.length === 1 ? [{ from: end, to: end + WINDOW_BYTES_FIRST }] : []
+      // A first read of this much at a file's start is almost always the first of many; a small one (head, file) is not.
+      return at === 0 && length >= FIRST_BYTES && this.#heads.length === 1 ? [{ from: end, to: end + WINDOW_BYTES_FIRST }] : []
     }
     head.used = this.#clock
     const step = at - head.from

@@ -56,7 +56,7 @@ export interface Mounted {
 }
 
 const BDI_BYTES_MAX = 256 << 20
-const READ_AHEAD_KB = 4096
+const READ_AHEAD_KB = 512
 
 /**
  * Mounts `fs` and answers for it until it is unmounted. The mount is ready for use when this resolves.

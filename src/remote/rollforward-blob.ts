@@ -68,9 +68,12 @@ class BlobShape implements Shape<BlobChange> {
     this.#packer = new Packer(store)
   }
 
-  async open({ epoch, graceMs, signal }: Turn): Promise<void> {
-    if (graceMs > 0) await this.#options.sleep(graceMs, signal)
+  async open(): Promise<boolean> {
     this.#packer.forget()
+    return false
+  }
+
+  async sweep({ epoch, signal }: Turn): Promise<void> {
     await clearPacks(this.#store, { epoch, batch: 0 }, signal)
   }
 

@@ -16,8 +16,6 @@ export interface Turn {
   epoch: number
   /** Somebody who may still be alive has worked on this intent before. */
   haunted: boolean
-  /** So long the holder before us may go on with what cannot be stopped. */
-  graceMs: number
   /** LEASE_LOST if this is not ours to do any more; before each step that changes something. Asks the remote only now and then. */
   guard(): Promise<void>
   /** The same, and asks the remote. */
@@ -37,8 +35,10 @@ export interface Shape<Change> {
   apply(intent: IntentRecord<Change>, turn: Turn): Promise<Outcome>
   /** What was staged up to this batch goes. */
   clear(intent: IntentRecord<Change>, signal?: AbortSignal): Promise<void>
-  /** After a claim, when all that was begun is finished: what former epochs left goes, and the new one can stage. */
-  open(turn: Turn, claim: Claim, previous: Claim | null): Promise<void>
+  /** The new epoch has a stage. Whether no step of a former holder, should it live, can do harm from now on. */
+  open(epoch: number, signal?: AbortSignal): Promise<boolean>
+  /** After a claim, when all that was begun is finished: what former epochs left goes. */
+  sweep(turn: Turn, claim: Claim, previous: Claim | null): Promise<void>
 }
 
 const nothing: Outcome = { versions: [], conflicts: [], refused: [] }
@@ -46,6 +46,7 @@ const nothing: Outcome = { versions: [], conflicts: [], refused: [] }
 export class ChainCommits<Change> implements Commits<Change> {
   readonly #shape: Shape<Change>
   readonly lease: Lease<Change>
+  readonly #sleep: RollforwardOptions['sleep']
   readonly #turns = new KeyedMutex()
   /** The newest batch of the writer that was committed when it claimed. */
   #claimed: { writer: string; batch: number } | null = null
@@ -53,6 +54,7 @@ export class ChainCommits<Change> implements Commits<Change> {
 
   constructor(shape: Shape<Change>, store: Store, options: RollforwardOptions) {
     this.#shape = shape
+    this.#sleep = options.sleep
     this.lease = new Lease(store, options)
   }
 
@@ -61,10 +63,13 @@ export class ChainCommits<Change> implements Commits<Change> {
       const batch = await this.lease.take(claim, signal)
       this.#settled = null
       this.#claimed = batch === null ? null : { writer: claim.writer, batch }
-      const { epoch, pending, previous } = this.lease
+      const { epoch, graceMs, pending, previous } = this.lease
       const outcome = await this.#unlessLost(async () => {
+        // A live holder looks whether the lease is still its own, but not before each step.
+        const fenced = await this.#shape.open(epoch, signal)
+        if (!fenced && graceMs > 0) await this.#sleep(graceMs, signal)
         const done = pending && (await this.#finish(pending.record, signal))
-        await this.#shape.open(this.#turn(signal), claim, previous)
+        await this.#shape.sweep(this.#turn(signal), claim, previous)
         await this.lease.sweep(signal)
         await this.lease.prune(signal)
         return pending?.record.writer === claim.writer ? done : null
@@ -145,7 +150,6 @@ export class ChainCommits<Change> implements Commits<Change> {
     return {
       epoch: lease.epoch,
       haunted: lease.haunted,
-      graceMs: lease.graceMs,
       guard: () => lease.guard(signal),
       check: () => lease.check(signal),
       signal,

@@ -85,9 +85,12 @@ class StoreShape implements Shape<StoreChange> {
     this.#packer = new Packer(hidden)
   }
 
-  async open({ epoch, graceMs, signal }: Turn): Promise<void> {
-    if (graceMs > 0 && !this.#store.capabilities.conditionalReplace) await this.#options.sleep(graceMs, signal)
+  async open(): Promise<boolean> {
     this.#packer.forget()
+    return this.#store.capabilities.conditionalReplace
+  }
+
+  async sweep({ epoch, signal }: Turn): Promise<void> {
     await clearPacks(this.#hidden, { epoch, batch: 0 }, signal)
   }
 

@@ -44,15 +44,17 @@ export class TreeShape implements Shape<TreeChange> {
     return version !== undefined && this.#before.get(path) === version
   }
 
-  async open({ epoch, graceMs, guard, signal }: Turn, claim: Claim, previous: Claim | null): Promise<void> {
+  async open(epoch: number, signal?: AbortSignal): Promise<boolean> {
     this.#made.clear()
     this.#before.clear()
+    await openStage(this.#tree, epoch, signal)
+    return (await Stage.open(this.#tree, stagePath(epoch), signal)).fenced
+  }
+
+  async sweep({ epoch, guard, signal }: Turn, claim: Claim, previous: Claim | null): Promise<void> {
     // Nobody has open any more what another writer kept for those who had.
     if (previous?.writer !== claim.writer) await sweepOrphans(this.#tree, guard, signal)
     await sweepStages(this.#tree, epoch, signal)
-    await openStage(this.#tree, epoch, signal)
-    if (graceMs > 0 && !(await Stage.open(this.#tree, stagePath(epoch), signal)).fenced)
-      await this.#options.sleep(graceMs, signal)
   }
 
   async stage(

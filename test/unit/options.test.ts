@@ -42,7 +42,7 @@ describe('what is given', () => {
       flushInterval: 2000,
       deadline: 30_000,
       lease: 30_000,
-      dirTtl: 1000,
+      dirTtl: 10_000,
       fsync: 'local',
       whenFull: 'wait',
       pull: 'on-demand',
