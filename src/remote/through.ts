@@ -278,17 +278,15 @@ export class Through {
   /** What lies in the stage directory; null only if that directory is there, and this is not in it. */
   async #staged(name: string, signal?: AbortSignal): Promise<{ at: Path; entry: Entry } | null> {
     for (let looks = 0; looks < LOOKS_MAX; looks++) {
-      if (this.#stage === null) {
-        const found = await findStage(this.#tree, this.#intent.epoch, signal)
-        if (!found) throw new Passed()
-        this.#stage = found.path
-      }
-      const at = `${this.#stage}/${name}`
+      const stage = this.#stage ?? (await findStage(this.#tree, this.#intent.epoch, signal))?.path
+      if (stage === undefined) throw new Passed()
+      this.#stage = stage
+      const at = `${stage}/${name}`
       const entry = await this.#tree.stat(at, signal)
       if (entry) return { at, entry }
       // Whoever takes the lease over renames it.
-      if ((await this.#tree.stat(this.#stage, signal)) !== null) return null
-      this.#stage = null
+      if ((await this.#tree.stat(stage, signal)) !== null) return null
+      if (this.#stage === stage) this.#stage = null
     }
     throw new Passed()
   }

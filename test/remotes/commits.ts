@@ -58,6 +58,17 @@ const versionsOf = (model: Model, byPath: Map<string, string>) =>
 /** What no batch has ever told: the times of the root before the first one. */
 const withoutRoot = (picture: Picture) => picture.filter(line => !line.startsWith('[""'))
 
+/** null: between two calls the batch was done, and what has a version has its own now. */
+const lookOrMiss = (remote: Tree): Promise<Picture | null> =>
+  look(remote).then(
+    ({ picture }) => picture,
+    error => {
+      if (isFerryError(error, 'STALE') || /is listed as/.test(error.message)) return null
+      throw error
+    },
+  )
+
+/** What is one file has an id of its own until it really is. */
 const withoutGroups = (picture: Picture) => picture.filter(line => line.startsWith('['))
 
 async function tidy(tree: Tree): Promise<string[]> {
@@ -204,8 +215,44 @@ export function treeSuite(name: string, options: TreeSuiteOptions): void {
       expect(crashes).toBeGreaterThan(0)
     })
 
+    seeded('two who apply the same batch at once do not come into conflict, and a reader sees it whole', async seed => {
+      for await (const scene of scenes({ ...options, batches: options.batches * 3 }, seed + 600)) {
+        const { fixture, after, net, number, random } = scene
+        const { fault } = faults.slow(random)
+        let clock = 0
+        const writer = rollforward(fault(fixture.tree), { now: () => clock, alive })
+        await writer.claim(claimOf('w'))
+        await send(writer, 'w', number, net)
+        const reader = opener(faults.slow(random).fault(fixture.tree))
+        await reader.stat('')
+        const settling = writer.settle().catch((error: unknown) => error)
+        for (let turns = random.below(150); turns > 0; turns--) await new Promise(resolve => setImmediate(resolve))
+        const heir = rollforward(faults.slow(random).fault(fixture.tree), {
+          ...{ now: () => clock, alive },
+          sleep: async () => {
+            clock += 11_000
+            await settling
+          },
+        })
+        let claimed = false
+        const claiming = heir.claim(claimOf('heir', { pid: 2, takeOver: true })).finally(() => {
+          claimed = true
+        })
+        await at(scene, 'while two apply it', async () => {
+          while (!claimed) {
+            const seen = await lookOrMiss(reader)
+            if (seen) expect(withoutGroups(seen)).toEqual(withoutGroups(pictureOf(after)))
+          }
+          await claiming
+          const error = await settling
+          if (error instanceof Error) expect(error).toMatchObject({ code: 'LEASE_LOST' })
+          expect((await look(heir)).picture).toEqual(pictureOf(after))
+        })
+      }
+    })
+
     seeded('a reader sees the batch whole while it is applied', async seed => {
-      for await (const scene of scenes(options, seed + 400)) {
+      for await (const scene of scenes({ ...options, batches: options.batches * 3 }, seed + 400)) {
         const { fixture, after, net, number, random } = scene
         const { fault } = faults.slow(random)
         const writer = opener(fault(fixture.tree))
@@ -221,13 +268,8 @@ export function treeSuite(name: string, options: TreeSuiteOptions): void {
           for (let more = true; more; ) {
             more = !settled
             for (const remote of [reader, writer]) {
-              const seen = await look(remote).catch(error => {
-                // Between two calls the batch was done, and what has a version has its own now.
-                if (isFerryError(error, 'STALE') || /listed/.test(error.message)) return null
-                throw error
-              })
-              // What is one file has an id of its own until it really is.
-              if (seen) expect(withoutGroups(seen.picture)).toEqual(withoutGroups(pictureOf(after)))
+              const seen = await lookOrMiss(remote)
+              if (seen) expect(withoutGroups(seen)).toEqual(withoutGroups(pictureOf(after)))
             }
           }
         })
