@@ -188,7 +188,7 @@ export class MountedTree implements AsyncDisposable {
     const { lag, batches } = this.status()
     // What the remote says is worth more than that we stopped waiting for it.
     const reason = batches.lastError ?? stopped?.message ?? null
-    const unsent = hasWork(lag) ? { ...lag, paths: this.#parts.cache.unsent(PATHS_MAX), reason } : null
+    const unsent = hasWork(lag) ? { ...lag, paths: [...new Set(this.#parts.cache.unsent(PATHS_MAX))], reason } : null
     await this.close()
     return unsent
   }

@@ -254,6 +254,31 @@ describe('umount', () => {
     expect(readFileSync(join(place.remote, 'b'), 'utf8')).toBe('b\n')
   }, 90_000)
 
+  test('with the remote away and the dirty limit reached: two signals end it, though a writer waits', async () => {
+    await daemon('--dirty-limit', '1M', '--flush-interval', '1h', '--deadline', '1s', '--dir-ttl', '1h')
+    await sh('ls $M; echo a > $M/a')
+    await run('mv', [place.remote, `${place.remote}.away`])
+    const { pid } = await status(place.mountpoint)
+    // More than the limit: it waits where no signal reaches it.
+    const writer = start('dd', ['if=/dev/zero', `of=${join(place.mountpoint, 'big')}`, 'bs=64K', 'count=80'])
+    await until(async () => (await status(place.mountpoint)).lag.bytes > 512 * 1024)
+    await sleep(500)
+    expect(await place.pageferry('umount', '--timeout', '1s', place.mountpoint)).toMatchObject({
+      status: 1,
+      stderr: expect.stringContaining(`used by dd (pid ${writer.child.pid})`),
+    })
+    process.kill(pid, 'SIGTERM')
+    await sleep(500)
+    process.kill(pid, 'SIGTERM')
+    await until(() => !existsSync(`/proc/${pid}`), 20_000)
+    await writer.ran
+    expect(isMounted(place.mountpoint)).toBe(false)
+    await run('mv', [`${place.remote}.away`, place.remote])
+    expect((await daemon()).status).toBe(0)
+    expect(await sh('cat $M/a')).toBe('a\n')
+    expect((await place.pageferry('umount', place.mountpoint)).status).toBe(0)
+  }, 90_000)
+
   test('given up with Ctrl-C leaves the mount as it is', async () => {
     await daemon('--simulate', 'up=64K', '--flush-interval', '1h')
     await sh('head -c 2M /dev/urandom > $M/large')
