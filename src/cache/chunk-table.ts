@@ -16,6 +16,8 @@ export const SEALED = 2
 export const GUESSED = 4
 /** Was read again some time after it came: worth keeping. */
 export const KEPT = 8
+/** A checkpoint or a record names the row's slot: it is reused only after a checkpoint that no longer does. */
+export const NAMED = 32
 /** Was read since the last look for a chunk to drop. */
 export const REFERENCED = 16
 

@@ -13,7 +13,7 @@ import {
   runLength,
   runStart,
 } from '../chunk/geometry.js'
-import { GUESSED, type Row, SEALED, VERIFIED } from './chunk-table.js'
+import { GUESSED, NAMED, type Row, SEALED, VERIFIED } from './chunk-table.js'
 import type { Durability } from './durability.js'
 import type { Maybe } from './filesystem.js'
 import { Changed, type Inode } from './inode.js'
@@ -173,7 +173,12 @@ export class Content {
       const index = Math.floor((at + done) / CHUNK_BYTES)
       const offset = at + done - index * CHUNK_BYTES
       const part = Math.min(CHUNK_BYTES - offset, from.length - done)
-      pieces.push(this.#writePiece(inode, size, index, offset, from.subarray(done, done + part)))
+      try {
+        pieces.push(this.#writePiece(inode, size, index, offset, from.subarray(done, done + part)))
+      } catch (error) {
+        for (const { inline, slot } of pieces) if (!inline) this.state.slots.freeNow(slot)
+        throw error
+      }
       done += part
     }
     const timeNs = nowNs(this.state)
@@ -203,7 +208,12 @@ export class Content {
     const sizeInChunk = Math.min(size - index * CHUNK_BYTES, CHUNK_BYTES)
     if (offset === 0 && end >= sizeInChunk && end > INLINE_BYTES_MAX) {
       const slot = slots.take()
-      slots.writeSync(slot, 0, from)
+      try {
+        slots.writeSync(slot, 0, from)
+      } catch (error) {
+        slots.freeNow(slot)
+        throw error
+      }
       // What a fresh slot reads as is undefined, and past the end of the file a page is zeros.
       if (end % PAGE_BYTES) slots.writeSync(slot, end, new Uint8Array(PAGE_BYTES - (end % PAGE_BYTES)))
       const sum = halves(digest(from))
@@ -348,6 +358,7 @@ export class Content {
       state.adopt(noted)
       state.moveTo(row, noted, true)
     } else if (!chunks.slot[row] || !state.mayOverwrite(row)) state.moveTo(row, state.slots.take(), true)
+    chunks.flags[row] |= NAMED
     moves.push([chunks.index[row], chunks.slot[row]])
   }
 

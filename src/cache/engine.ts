@@ -50,7 +50,14 @@ const XATTR_NAME_BYTES_MAX = 255
 /** What remotes keep (see tree.ts). */
 const XATTR_SPACES = ['user.', 'trusted.']
 /** The free space of the cache's disk is looked at after this many bytes were taken. */
-const FREE_LOOK_BYTES = 16 * 1024 * 1024
+const FREE_LOOK_BYTES = 1024 * 1024
+/** And when the last look is older than this. */
+const FREE_LOOK_MS = 50
+/** Chunks that leave at once when the disk says it is full, and how long before it is asked again. */
+const EMERGENCY_CHUNKS = 256
+const EMERGENCY_PAUSE_MS = 20
+/** Times that one read waits for it. */
+const EMERGENCIES_MAX = 50
 const LISTINGS_OPEN_MAX = 64
 
 /** Opens the cache of a tree: restores what is at hand, takes the lease, and answers from then on. */
@@ -90,6 +97,9 @@ class Engine implements TreeCache {
   #usageLooking: Promise<void> | null = null
   #freeBytes = Infinity
   #freeLookDue = 0
+  #freeLookedAtMs = -Infinity
+  /** Evicted since the last checkpoint, which punches their holes. */
+  #evictedBytes = 0
   #listings = new Map<Ino, { after: number; rest: Iterator<[string, Dentry]> }>()
   #problems = new Map<string, string>()
   #closed = false
@@ -124,7 +134,11 @@ class Engine implements TreeCache {
         workers: options.pullWorkers,
         prefetch: options.prefetch !== 'off',
       },
-      { makeRoom: bytes => this.#roomForClean(bytes), surprised: inode => this.#surprised(inode) },
+      {
+        makeRoom: bytes => this.#roomForClean(bytes),
+        diskFull: () => this.#emergency(),
+        surprised: inode => this.#surprised(inode),
+      },
       this.#memory,
     )
     this.#durability = new Durability(this.#journal, this.#slots)
@@ -179,7 +193,10 @@ class Engine implements TreeCache {
     fs.renameSync(directory, directory + end)
     for (const name of storage.list())
       if (name === 'data' || /^journal-\d+$/.test(name)) storage.rename(name, name + end)
-    this.#problems.set('names', `the database of names was damaged: it, the data and the journal were set aside as *${end}`)
+    this.#problems.set(
+      'names',
+      `the database of names was damaged: it, the data and the journal were set aside as *${end}`,
+    )
   }
 
   get readOnly() {
@@ -632,9 +649,7 @@ class Engine implements TreeCache {
       } catch (error) {
         if (!isFerryError(error, 'NO_SPACE') || performance.now() > until) throw error
         this.#problem('disk', error)
-        for (let n = 0; n < 256 && this.state.clean.evictOne(); n++);
-        await this.#checkpoint()
-        await new Promise(resolve => setTimeout(resolve, 50))
+        await this.#emergency()
       }
     }
   }
@@ -665,33 +680,55 @@ class Engine implements TreeCache {
       throw new FerryError('NO_SPACE', { detail: 'the disk of the cache is full' })
   }
 
+  /** Of the cache's disk: what is free, and what will be when the next checkpoint has punched what was evicted. */
   #free(): number {
-    if (this.state.pages * PAGE_BYTES >= this.#freeLookDue) {
+    const now = performance.now()
+    if (now - this.#freeLookedAtMs > FREE_LOOK_MS || this.state.pages * PAGE_BYTES >= this.#freeLookDue) {
       this.#freeBytes = this.options.storage.freeBytes()
       this.#freeLookDue = this.state.pages * PAGE_BYTES + FREE_LOOK_BYTES
+      this.#freeLookedAtMs = now
     }
-    return this.#freeBytes
+    return this.#freeBytes + this.#evictedBytes
   }
 
   /** Clean chunks leave until so many bytes more fit both budgets; false: they do not fit. */
   #makeRoom(bytes: number): boolean {
     const { state, options } = this
     const max = options.cacheBytesMax - options.kernelBytesMax
-    let over = state.cachedBytes + bytes - max
-    const free = this.#free()
-    if (free < options.cacheBytesFreeMin) over = Math.max(over, options.cacheBytesFreeMin - free)
+    const scarce = options.cacheBytesFreeMin - this.#free()
+    let over = Math.max(state.cachedBytes + bytes - max, scarce)
     while (over > 0) {
       const before = state.pages
       if (!state.clean.evictOne()) break
       over -= (before - state.pages) * PAGE_BYTES
+      this.#evictedBytes += (before - state.pages) * PAGE_BYTES
     }
-    if (this.#slots.pendingSlots > CHECKPOINT_ITEMS / 8) void this.#checkpoint()
+    if (this.#slots.pendingSlots > CHECKPOINT_ITEMS / 8 || (scarce > 0 && this.#evictedBytes > 0))
+      void this.#checkpoint()
     return over <= 0 || state.cachedBytes + bytes <= max
+  }
+
+  /** The disk is full though the budgets are not: what can be given back is, at once. */
+  async #emergency(): Promise<void> {
+    for (let n = 0; n < EMERGENCY_CHUNKS && this.state.clean.evictOne(); n++);
+    await this.#checkpointing
+    await this.#checkpoint()
+    await new Promise(resolve => setTimeout(resolve, EMERGENCY_PAUSE_MS))
   }
 
   /** A cache full of what the remote does not have yet: readers wait for the next batch. */
   async #roomForClean(bytes: number): Promise<void> {
-    if (this.#makeRoom(bytes)) return
+    const has = this.#makeRoom(bytes)
+    // The database needs room as well, or no checkpoint could ever punch what was evicted.
+    for (
+      let tries = 0;
+      this.#free() - this.#evictedBytes < this.options.cacheBytesFreeMin / 2 && tries < EMERGENCIES_MAX;
+      tries++
+    ) {
+      if (this.state.clean.pages === 0 && this.#evictedBytes === 0) break
+      await this.#emergency()
+    }
+    if (has) return
     const sent = this.push.flush('settled', { signal: AbortSignal.timeout(this.options.deadlineMs) })
     await sent.catch(() => {})
     if (!this.#makeRoom(bytes)) throw new FerryError('NO_SPACE', { detail: 'the cache holds nothing that may leave' })
@@ -815,6 +852,7 @@ class Engine implements TreeCache {
     await options.flushKernel?.()
     if (this.readOnly) return
     await this.push.flush('settled', options)
+    if (this.#problems.has('checkpoint')) await this.#checkpoint()
   }
 
   status(): TreeCacheStatus {
@@ -1035,7 +1073,12 @@ class Engine implements TreeCache {
     this.state.changesPersisted = true
     this.#checkpointing = checkpoint(this.state)
       .then(
-        () => this.#trim(),
+        () => {
+          this.#evictedBytes = 0
+          this.#freeLookedAtMs = -Infinity
+          if (this.#free() > this.options.cacheBytesFreeMin / 2) this.#problems.delete('disk')
+          this.#trim()
+        },
         error => {
           this.state.changesPersisted = false
           this.#problem('checkpoint', error)

@@ -40,7 +40,9 @@ export class Heads {
     if (!head) {
       this.#remember({ from: at, to: end, window: 0, stride: 0, steps: 0, ahead: end, used: this.#clock })
       // A first read of this much at a file's start is almost always the first of many; a small one (head, file) is not.
-      return at === 0 && length >= FIRST_BYTES && this.#heads.length === 1 ? [{ from: end, to: end + WINDOW_BYTES_FIRST }] : []
+      return at === 0 && length >= FIRST_BYTES && this.#heads.length === 1
+        ? [{ from: end, to: end + WINDOW_BYTES_FIRST }]
+        : []
     }
     head.used = this.#clock
     const step = at - head.from

@@ -27,6 +27,8 @@ const DEMAND_REQUESTS_MAX = 64
 const DEMAND_BYTES_MIN = 16 * 1024
 /** A miss whose version went away is looked at this often again before it is an error. */
 const TRIES_MAX = 6
+/** A full disk is asked again this often before a read fails. */
+const FULL_TRIES_MAX = 8
 
 /** Not what stood there when the path was last looked at: somebody else changed it, or a batch of ours is being applied. */
 const SURPRISES = ['STALE', 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY', 'INVALID', 'ABORTED'] as const
@@ -43,6 +45,8 @@ export interface PullOptions {
 export interface PullHooks {
   /** Room for clean pages, made by dropping others, or by waiting for dirty ones to be sent; NO_SPACE after the deadline. */
   makeRoom(bytes: number): Promise<void>
+  /** The disk says that it is full: resolves when something was given back. */
+  diskFull(): Promise<void>
   /** The remote has another version than was asked for, or nothing: resolves when the inode was looked at again. */
   surprised(inode: Inode): Promise<void>
 }
@@ -263,9 +267,23 @@ export class Pull {
       if ((inode.version ?? '') !== fetch.version) throw new FerryError('STALE', { detail: path })
       if (bytes.length < Math.min(length, inode.baseSize - fetch.from))
         throw new FerryError('SHORT_READ', { detail: `${path}: ${bytes.length} of ${length} bytes at ${fetch.from}` })
-      this.#store(inode, fetch, bytes)
+      await this.#keep(inode, fetch, bytes)
     } finally {
       this.memory.give(length)
+    }
+  }
+
+  /** A disk that is full for the moment is given back what can be given back, a few times. */
+  async #keep(inode: Inode, fetch: Fetch, bytes: Uint8Array): Promise<void> {
+    for (let tries = 0; ; tries++) {
+      try {
+        this.#store(inode, fetch, bytes)
+        return
+      } catch (error) {
+        if (!isFerryError(error, 'NO_SPACE') || tries === FULL_TRIES_MAX) throw error
+        await this.hooks.diskFull()
+        if ((inode.version ?? '') !== fetch.version) throw new FerryError('STALE', { cause: error })
+      }
     }
   }
 

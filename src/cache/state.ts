@@ -2,7 +2,7 @@
 
 import { FerryError } from '../base/errors.js'
 import { CHUNK_BYTES, PAGE_BYTES, popcount } from '../chunk/geometry.js'
-import { ChunkTable, GUESSED, type Row, SEALED } from './chunk-table.js'
+import { ChunkTable, GUESSED, NAMED, type Row, SEALED } from './chunk-table.js'
 import { CleanChunks } from './clean-chunks.js'
 import type { Database } from './database.js'
 import type { Ino } from './filesystem.js'
@@ -221,7 +221,7 @@ export class TreeState {
     const before = chunks.dirty[row]
     chunks.dirty[row] |= mask
     this.dirtyPages += popcount(chunks.dirty[row]) - popcount(before)
-    chunks.flags[row] &= ~GUESSED
+    chunks.flags[row] = (chunks.flags[row] & ~GUESSED) | NAMED
     this.open.rows.add(row)
     if (before === 0) this.persistRows.add(row)
   }
@@ -264,6 +264,7 @@ export class TreeState {
     }
     chunks.slot[row] = slot
     chunks.flags[row] &= ~SEALED
+    if (old) chunks.flags[row] |= NAMED
     this.persistRows.add(row)
     if (!old) return
     if (chunks.flight[row] && chunks.flightSlot[row] === old) this.pages += popcount(chunks.flight[row])
@@ -295,7 +296,11 @@ export class TreeState {
     this.pages -= popcount(chunks.valid[row])
     this.dirtyPages -= popcount(chunks.dirty[row])
     if (chunks.flight[row]) this.#releaseFlight(row)
-    if (chunks.slot[row]) this.#free(chunks.slot[row])
+    if (chunks.slot[row]) {
+      // What was only fetched gives its space back at once: a full disk may have no room for a checkpoint.
+      if (this.replaying || chunks.flags[row] & NAMED) this.#free(chunks.slot[row])
+      else this.slots.freeNow(chunks.slot[row])
+    }
     this.open.rows.delete(row)
     this.persistRows.delete(row)
     this.removedRows.push({ ino: chunks.ino[row], index: chunks.index[row] })
