@@ -1,4 +1,5 @@
 // `npm run bench [-- ROW...]`: runs the rows one after the other, prints one table, writes bench/results/latest.json.
+import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import { cleanUp, machine, root } from './harness.js'
@@ -34,6 +35,8 @@ try {
 }
 fs.mkdirSync(path.dirname(file), { recursive: true })
 fs.writeFileSync(file, `${JSON.stringify({ machine: machine(), results }, null, 2)}\n`)
+// The README's figures are those of this file.
+spawnSync(process.execPath, [path.join(root, 'scripts/readme.mjs')], { cwd: root, stdio: 'inherit' })
 process.exitCode = failed ? 1 : 0
 
 function line({ work, beside, ours, theirs, figure, target, moreIsBetter, unit }: Result): string {

@@ -10,7 +10,9 @@ import { openEngine, snapshot, temporaryDirectory } from './engine-harness.js'
 const FILE = 0o100644
 const DIRECTORY = 0o040755
 const directories: string[] = []
-afterAll(() => directories.forEach(directory => fs.rmSync(directory, { recursive: true, force: true })))
+afterAll(() => {
+  for (const directory of directories) fs.rmSync(directory, { recursive: true, force: true })
+})
 const cacheDir = () => {
   const directory = temporaryDirectory()
   directories.push(directory)
@@ -165,7 +167,7 @@ async function step(cache: TreeCache, model: Model, random: (below: number) => n
   const rebase = (from: string, to: string) => {
     const moves = paths.filter(path => path === from || path.startsWith(`${from}/`))
     const nodes = moves.map(path => [to + path.slice(from.length), model.get(path)!] as const)
-    moves.forEach(path => model.delete(path))
+    for (const path of moves) model.delete(path)
     return nodes
   }
   const forth = rebase(source, target)
