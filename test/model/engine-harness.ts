@@ -40,7 +40,7 @@ export const engineOptions = (cacheDir: string, changes: Partial<TreeCacheOption
 })
 
 export function temporaryDirectory(): string {
-  return fs.mkdtempSync(path.join(fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir(), 'pageferry-'))
+  return fs.mkdtempSync(path.join(os.tmpdir(), 'pageferry-'))
 }
 
 export async function openEngine(
