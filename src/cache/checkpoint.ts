@@ -1,6 +1,6 @@
 // The state in memory, written to the database now and then as of one LSN; the journal behind it is released.
 import { popcount } from '../chunk/geometry.js'
-import { NAMED, type Row, SEALED, VERIFIED } from './chunk-table.js'
+import { CHECKPOINTED, NAMED, type Row, SEALED, VERIFIED } from './chunk-table.js'
 import { sumOf } from './content.js'
 import { chunkKey, idKey, inodeKey, type Meta, nameDbKey, type Write } from './database.js'
 import type { Inode } from './inode.js'
@@ -94,7 +94,7 @@ function collect(state: TreeState): Collected {
       chunks.sumLow[row] = sum.low
       chunks.sumHigh[row] = sum.high
     }
-    chunks.flags[row] |= NAMED
+    chunks.flags[row] |= NAMED | CHECKPOINTED
     writes.push({
       key: chunkKey(chunks.ino[row], chunks.index[row]),
       value: [
@@ -140,7 +140,7 @@ export function restore(state: TreeState, meta: Meta): number {
   state.flight = meta.flight && changesOf(meta.flight)
   for (const { ino, index, chunk } of database.chunks()) {
     const row = chunks.add(ino, index)
-    chunks.flags[row] = NAMED
+    chunks.flags[row] = NAMED | CHECKPOINTED
     ;[
       chunks.slot[row],
       chunks.valid[row],

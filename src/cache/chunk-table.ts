@@ -18,6 +18,8 @@ export const GUESSED = 4
 export const KEPT = 8
 /** A checkpoint or a record names the row's slot: it is reused only after a checkpoint that no longer does. */
 export const NAMED = 32
+/** A checkpoint has the row with this slot: after power loss its clean pages there are believed to be the remote's. */
+export const CHECKPOINTED = 64
 /** Was read since the last look for a chunk to drop. */
 export const REFERENCED = 16
 

@@ -234,7 +234,7 @@ export class Content {
     const pages = Math.ceil(end / PAGE_BYTES) - firstPage
     const bytes = this.#wholePages(row, offset, from, firstPage, pages)
     if (!chunks.slot[row]) state.moveTo(row, slots.take(), false)
-    else if (!state.mayOverwrite(row)) state.moveTo(row, slots.take(), true)
+    else if (!state.mayOverwrite(row, maskOf(firstPage, pages))) state.moveTo(row, slots.take(), true)
     slots.writeSync(chunks.slot[row], firstPage * PAGE_BYTES, bytes)
     const inline = bytes.subarray(0, Math.min(bytes.length, sizeInChunk - firstPage * PAGE_BYTES))
     return { index, slot: chunks.slot[row], firstPage, pages, inline, bytes: inline.length, sumLow: 0, sumHigh: 0 }
@@ -340,7 +340,7 @@ export class Content {
       const pagesKept = Math.ceil(keep / PAGE_BYTES)
       const within = keep % PAGE_BYTES
       if (within && chunks.valid[row] & (1 << (pagesKept - 1))) {
-        this.#own(row, moves, replayed)
+        this.#own(row, moves, replayed, 1 << (pagesKept - 1))
         slots.writeSync(chunks.slot[row], keep, new Uint8Array(PAGE_BYTES - within))
         state.setValid(row, chunks.valid[row])
       }
@@ -350,14 +350,14 @@ export class Content {
   }
 
   /** The row's slot may be changed in place after this. It is noted in the record: replay may know nothing of a slot that was only fetched into. */
-  #own(row: Row, moves: Move[], replayed: Map<number, number> | null) {
+  #own(row: Row, moves: Move[], replayed: Map<number, number> | null, mask: number) {
     const { state } = this
     const { chunks } = state
     const noted = replayed?.get(chunks.index[row])
     if (noted !== undefined) {
       state.adopt(noted)
       state.moveTo(row, noted, true)
-    } else if (!chunks.slot[row] || !state.mayOverwrite(row)) state.moveTo(row, state.slots.take(), true)
+    } else if (!chunks.slot[row] || !state.mayOverwrite(row, mask)) state.moveTo(row, state.slots.take(), true)
     chunks.flags[row] |= NAMED
     moves.push([chunks.index[row], chunks.slot[row]])
   }
@@ -402,7 +402,7 @@ export class Content {
       const mask = (pages & ((row ? chunks.valid[row] : 0) | maskCovering(0, known))) >>> 0
       if (mask === 0) continue
       row = state.needRow(inode, index)
-      this.#own(row, moves, replayed)
+      this.#own(row, moves, replayed, mask)
       for (let run = firstRun(mask, 0); run >= 0; run = firstRun(mask, runEnd(run))) {
         slots.punch(chunks.slot[row], runStart(run) * PAGE_BYTES, runLength(run) * PAGE_BYTES)
       }

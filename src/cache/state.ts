@@ -2,7 +2,7 @@
 
 import { FerryError } from '../base/errors.js'
 import { CHUNK_BYTES, PAGE_BYTES, popcount } from '../chunk/geometry.js'
-import { ChunkTable, GUESSED, NAMED, type Row, SEALED } from './chunk-table.js'
+import { CHECKPOINTED, ChunkTable, GUESSED, NAMED, type Row, SEALED } from './chunk-table.js'
 import { CleanChunks } from './clean-chunks.js'
 import type { Database } from './database.js'
 import type { Ino } from './filesystem.js'
@@ -244,11 +244,17 @@ export class TreeState {
     this.#freedInReplay.clear()
   }
 
-  /** The bytes of a row may be changed in place; otherwise they must be copied aside first. */
-  mayOverwrite(row: Row): boolean {
+  /**
+   * These pages of a row may be changed in place; otherwise the row must be copied aside first. Power loss may keep the new bytes and
+   * lose the record of them: in a page that a checkpoint has as clean nobody would ever find that out.
+   */
+  mayOverwrite(row: Row, mask: number): boolean {
     const { chunks } = this
+    const clean = (mask & chunks.valid[row] & ~chunks.dirty[row]) !== 0
     return (
-      (chunks.flags[row] & SEALED) === 0 && (chunks.flight[row] === 0 || chunks.flightSlot[row] !== chunks.slot[row])
+      (chunks.flags[row] & SEALED) === 0 &&
+      !(clean && chunks.flags[row] & CHECKPOINTED) &&
+      (chunks.flight[row] === 0 || chunks.flightSlot[row] !== chunks.slot[row])
     )
   }
 
@@ -263,7 +269,7 @@ export class TreeState {
       slots.writeSync(slot, 0, bytes)
     }
     chunks.slot[row] = slot
-    chunks.flags[row] &= ~SEALED
+    chunks.flags[row] &= ~(SEALED | CHECKPOINTED)
     if (old) chunks.flags[row] |= NAMED
     this.persistRows.add(row)
     if (!old) return
