@@ -21,9 +21,12 @@ test(`${legs * count} random operations on a file and a plain one (seed ${seed})
     const daemon = await place.mount('--flush-interval', ['50ms', '1s', '1h'][leg % 3], '--simulate', 'rtt=1ms')
     const args = [DRIVER, file, plain, String(seed + leg), String(count), daemon.socket, place.mountpoint]
     const { status, stdout, stderr } = await runs('python3', args, { timeoutMs: 1_200_000 })
-    expect(`seed ${seed}, leg ${leg}: ${status} ${status === 0 ? '' : stdout + stderr}`).toBe(
-      `seed ${seed}, leg ${leg}: 0 `,
-    )
+    if (status !== 0) {
+      const { conflicts, problems, quarantine } = await daemon.status()
+      const listing = await run('ls', ['-la', place.mountpoint, place.remote])
+      const what = JSON.stringify({ conflicts, problems, quarantine })
+      throw new Error(`seed ${seed}, leg ${leg}, ${status}: ${stdout}${stderr}\n${what}\n${listing}`)
+    }
     for (const [, kind, times] of stdout.matchAll(/'(\w+)': (\d+)/g)) total[kind] = (total[kind] ?? 0) + Number(times)
     if (leg % 2) {
       await run('cmp', [file, plain])

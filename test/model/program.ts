@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto'
 import { type Random, random } from '../../src/base/random.js'
 import type { Ino, Maybe } from '../../src/cache/filesystem.js'
-import type { TreeCache } from '../../src/cache/tree-cache.js'
+import type { CommittingTree, TreeCache } from '../../src/cache/tree-cache.js'
 
 const TYPE = 0o170000
 const FILE = 0o100000
@@ -20,6 +20,8 @@ interface Node {
   digest?: string
 }
 
+const SECTOR = 512
+
 /** What a tree looks like: one line a path. */
 export type Picture = string
 
@@ -32,22 +34,34 @@ const lineOf = (path: string, node: Node, names: string[]) => {
   return `${path} ${type === LINK ? '' : mode.toString(8)} ${what} ${marks}${also}`
 }
 
+function pathsOf(tree: Map<string, Node>): Map<Node, string[]> {
+  const names = new Map<Node, string[]>()
+  for (const [path, node] of tree) names.set(node, [...(names.get(node) ?? []), path])
+  return names
+}
+
 export class Program {
   readonly random: Random
   tree = new Map<string, Node>()
   /** What it looked like after so many operations. */
   pictures: Picture[] = ['']
+  /** And which bytes its files had. */
+  #bytes: Map<Node, Buffer>[] = [new Map()]
+  #paths: Map<string, Node>[] = [new Map()]
   log: string[] = []
   /** An operation is on its way: whether it has happened only the cache knows. */
   busy = false
   readonly hardLinks: boolean
+  /** Not one record, and so not done as a whole or not at all. */
+  readonly punch: boolean
 
   constructor(
     readonly seed: number,
-    { hardLinks = true } = {},
+    { hardLinks = true, punch = true } = {},
   ) {
     this.random = random(seed)
     this.hardLinks = hardLinks
+    this.punch = punch
   }
 
   /** Operations that have been done. */
@@ -62,13 +76,15 @@ export class Program {
   /** Goes on from what it looked like after `count` operations: that is what the cache has now. */
   async restart(cache: TreeCache): Promise<void> {
     this.tree = await treeOf(cache)
-    this.pictures = [this.#look()]
+    this.pictures = []
+    this.#bytes = []
+    this.#paths = []
+    this.#remember()
     this.log.push('--')
   }
 
   #look(): Picture {
-    const names = new Map<Node, string[]>()
-    for (const [path, node] of this.tree) names.set(node, [...(names.get(node) ?? []), path])
+    const names = pathsOf(this.tree)
     return [...this.tree]
       .map(([path, node]) => lineOf(path, node, names.get(node)!))
       .sort()
@@ -145,7 +161,7 @@ export class Program {
         },
       )
     }
-    if (kind === 12) {
+    if (kind === 12 && this.punch) {
       const path = pick(isFile)
       if (!path) return
       const node = tree.get(path)!
@@ -288,7 +304,48 @@ export class Program {
       }
     }
     follow()
+    this.#remember()
+  }
+
+  #remember() {
     this.pictures.push(this.#look())
+    this.#paths.push(new Map(this.tree))
+    this.#bytes.push(new Map([...this.tree.values()].map(node => [node, node.bytes])))
+  }
+
+  /**
+   * After power loss: the last count of operations of which all is there, and of what came after it nothing but sectors that were
+   * written over, as on any disk. -1: there is none.
+   */
+  async lastSeen(cache: TreeCache): Promise<number> {
+    const tree = await treeOf(cache)
+    const names = pathsOf(tree)
+    const found = [...tree].map(([path, node]) =>
+      lineOf(path, { ...node, digest: `${node.bytes.length}` }, names.get(node)!),
+    )
+    const picture = found.sort().join('\n')
+    for (let count = this.count; count >= 0; count--) {
+      const bare = this.pictures[count].replaceAll(/ (\d+):[0-9a-f]{12} /g, ' $1 ')
+      if (bare !== picture) continue
+      const same = [...tree].every(([path, node]) => node.type !== FILE || this.#mayHold(count, path, node.bytes))
+      if (same) return count
+    }
+    return -1
+  }
+
+  #mayHold(count: number, path: string, bytes: Buffer): boolean {
+    const node = this.#paths[count].get(path)!
+    const versions = this.#bytes.slice(count).flatMap(each => each.get(node) ?? [])
+    for (let at = 0; at < bytes.length; at += SECTOR) {
+      const sector = bytes.subarray(at, at + SECTOR)
+      const holds = versions.some(version => {
+        const wanted = Buffer.alloc(sector.length)
+        if (at < version.length) version.copy(wanted, 0, at, at + SECTOR)
+        return wanted.equals(sector)
+      })
+      if (!holds) return false
+    }
+    return true
   }
 }
 
@@ -351,9 +408,8 @@ async function treeOf(cache: TreeCache): Promise<Map<string, Node>> {
 
 /** What a cache shows, as `Program.picture` would have it. */
 export async function pictureOf(cache: TreeCache): Promise<Picture> {
-  const names = new Map<Node, string[]>()
   const tree = await treeOf(cache)
-  for (const [path, node] of tree) names.set(node, [...(names.get(node) ?? []), path])
+  const names = pathsOf(tree)
   return [...tree]
     .map(([path, node]) => lineOf(path, node, names.get(node)!))
     .sort()
@@ -373,4 +429,29 @@ export function difference(found: Picture, expected: Picture): string {
 function firstDifference(a: Uint8Array, b: Uint8Array): number {
   for (let at = 0; at < Math.max(a.length, b.length); at++) if (a[at] !== b[at]) return at
   return -1
+}
+
+/** With TELL=1 the program's log has what each batch was, and what became of it. */
+export function told(tree: CommittingTree, program: Program): CommittingTree {
+  if (!process.env.TELL) return tree
+  const tell = (what: object) => {
+    const brief = (key: string, value: unknown) => (['attributes', 'node', 'bytes'].includes(key) ? undefined : value)
+    program.log.push(JSON.stringify({ n: program.count, ...what }, brief))
+  }
+  const { commit, settle, claim } = tree
+  tree.commit = async (batch, signal) => {
+    for (const change of batch.changes) tell({ batch: batch.number, ...change })
+    return commit.call(tree, batch, signal)
+  }
+  tree.settle = async signal => {
+    const settled = await settle.call(tree, signal)
+    tell({ settled })
+    return settled
+  }
+  tree.claim = async (who, signal) => {
+    const claimed = await claim.call(tree, who, signal)
+    tell({ claimed })
+    return claimed
+  }
+  return tree
 }

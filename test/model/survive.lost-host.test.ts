@@ -10,7 +10,7 @@ import { openTreeCache } from '../../src/cache/engine.js'
 import { RECORD_MAGIC } from '../../src/cache/journal-format.js'
 import { Kind } from '../../src/cache/records.js'
 import type { Storage } from '../../src/cache/storage.js'
-import type { CommittingTree, TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
+import type { TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
 import { diskStorage } from '../../src/linux/storage.js'
 import { faulty } from '../../src/remote/faulty.js'
 import { fileTree } from '../../src/remote/file-tree.js'
@@ -20,7 +20,7 @@ import type { Tree } from '../../src/remote/tree.js'
 import { wrap } from '../../src/remote/wrap.js'
 import { long } from '../fixtures/requires.js'
 import { engineOptions } from './engine-harness.js'
-import { difference, Program, pictureOf } from './program.js'
+import { difference, Program, pictureOf, told } from './program.js'
 
 const parent = fs.mkdtempSync(path.join(fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir(), 'pageferry-lost-'))
 afterAll(() => fs.rmSync(parent, { recursive: true, force: true }))
@@ -29,6 +29,14 @@ const directory = () => {
   const made = path.join(parent, String(++directories))
   fs.mkdirSync(made)
   return made
+}
+
+/** Each has tens of megabytes, in memory: what is not needed any more goes at once. */
+function keepOnly(...paths: string[]) {
+  for (const name of fs.readdirSync(parent)) {
+    const other = path.join(parent, name)
+    if (!paths.includes(other)) fs.rmSync(other, { recursive: true, force: true })
+  }
 }
 
 /** Storage that tells of each cut, in the turn in which it is made. */
@@ -88,7 +96,9 @@ interface Bounds {
 async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
   const draw = random(seed)
   const turns = random(seed + 2)
-  const remote = kind === 'mem' ? memTree() : await fileTree(directory())
+  keepOnly()
+  const far = directory()
+  const remote = kind === 'mem' ? memTree() : await fileTree(far)
   const program = new Program(seed + 1, { hardLinks: draw.chance(0.5) })
   let cacheDir = directory()
   program.log = history
@@ -99,36 +109,13 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
       if (program.busy) bounds?.cuts.add(program.count + 1)
     })
     return openTreeCache(
-      told(rollforward(tree)),
+      told(rollforward(tree), program),
       engineOptions(cacheDir, { storage, deadlineMs: 300, identity: identityOf(cacheDir), ...changes }),
     )
   }
-  /** With TELL=1 the history has what each batch was and what became of it. */
-  const told = (tree: CommittingTree): CommittingTree => {
-    if (!process.env.TELL) return tree
-    const tell = (what: unknown) =>
-      history.push(
-        JSON.stringify(what, (key, value) => (['attributes', 'node', 'bytes'].includes(key) ? undefined : value)),
-      )
-    const { commit, settle, claim } = tree
-    tree.commit = async (batch, signal) => {
-      for (const change of batch.changes) tell({ n: program.count, batch: batch.number, ...change })
-      return commit.call(tree, batch, signal)
-    }
-    tree.settle = async signal => {
-      const outcome = await settle.call(tree, signal)
-      tell({ n: program.count, settled: outcome })
-      return outcome
-    }
-    tree.claim = async (who, signal) => {
-      const claimed = await claim.call(tree, who, signal)
-      tell({ claimed })
-      return claimed
-    }
-    return tree
-  }
   try {
     for (let round = 0; round < 4; round++) {
+      keepOnly(cacheDir, far)
       const crashAfter = draw.chance(0.2) ? undefined : 4 + draw.below(draw.chance(0.5) ? 60 : 400)
       const slower = slow(remote, () => turns.below(3))
       const worse = faulty(slower, { seed: draw.below(2 ** 31), crashAfter, crashTorn: draw.chance(0.5) })
