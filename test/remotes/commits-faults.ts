@@ -80,10 +80,11 @@ export const faults = {
     })
   },
 
-  /** Each call takes a while, so that others come between. */
+  /** Each call takes a while, some a long one, so that others come between. */
   slow: (random: Random) =>
     gated(async () => {
-      for (let turns = random.below(4); turns > 0; turns--) await new Promise(resolve => setImmediate(resolve))
+      for (let turns = random.below(random.chance(0.1) ? 60 : 4); turns > 0; turns--)
+        await new Promise(resolve => setImmediate(resolve))
     }),
 
   /** Step `at` and whatever follows waits until `wake` is called. */

@@ -261,10 +261,13 @@ export function flatSuite<R extends Store | Blob, Change>(
           const seen = await kind.look(heir)
           expect(seen).toEqual(kind.picture(state))
           const begun = steps.log.slice(at - 1)
+          const count = steps.count
           clock += 20_000
           wake()
           const error = await run
           if (error) expect((error as FerryError).code).toMatch(/^LEASE_(LOST|HELD)$/)
+          // Nothing more is begun that nothing can stop.
+          expect(steps.log.slice(count).filter(step => /^(write|trim)/.test(step))).toEqual([])
           if (!begun.some(step => kind.unfenced(step, state))) expect(await kind.look(heir)).toEqual(seen)
           await heir.renew()
           await expect(old.renew()).rejects.toMatchObject({ code: 'LEASE_LOST' })

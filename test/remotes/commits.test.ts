@@ -1,4 +1,7 @@
+import { existsSync } from 'node:fs'
 import { type FileHandle, mkdtemp, open, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { describe, expect, test } from '@jest/globals'
 import type { Blob } from '../../src/remote/blob.js'
 import { fileBlob } from '../../src/remote/file-blob.js'
@@ -29,8 +32,8 @@ const openMem = (capabilities: Partial<TreeCapabilities>) => async () => {
   return { tree, keep, dispose: () => tree.close() }
 }
 
-/** In memory too, but by way of the kernel. */
-const freshDirectory = () => mkdtemp('/dev/shm/pageferry-commits-')
+/** In memory too, where that can be had, but by way of the kernel. */
+const freshDirectory = () => mkdtemp(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'pageferry-commits-'))
 const disposing = (directory: string, ...remotes: { close(): Promise<void> }[]) => ({
   async dispose() {
     await Promise.all(remotes.map(remote => remote.close()))
