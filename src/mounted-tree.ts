@@ -246,8 +246,10 @@ export class MountedTree implements AsyncDisposable {
       await this.#parts.door.unmount()
     } catch (error) {
       if (isFerryError(error, 'BUSY')) await this.#refuseIfBusy(error)
-      // INVALID: somebody was faster.
+      // Somebody was faster, if it really is gone.
       if (!isFerryError(error, 'INVALID', 'NOT_FOUND')) throw error
+      await orAfter(this.ended, HIDDEN_MS)
+      if (!this.hidden) throw error
     }
     await this.ended
   }

@@ -121,6 +121,15 @@ describe('unmount', () => {
     }
     expect(await parts.tree.unmount()).toBeNull()
   })
+
+  test('that fails though it is still there is not waited for', async () => {
+    const parts = new FakeParts()
+    parts.onUnmount = async () => {
+      throw new FerryError('NOT_FOUND', { detail: 'fusermount3: failed to open /etc/mtab' })
+    }
+    await expect(parts.tree.unmount()).rejects.toMatchObject({ code: 'NOT_FOUND' })
+    expect(parts.tree.mounted).toBe(true)
+  })
 })
 
 describe('close', () => {
