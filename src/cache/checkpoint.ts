@@ -119,6 +119,7 @@ function collect(state: TreeState): Collected {
 function metaOf(state: TreeState, lsn: number): Meta {
   return {
     lsn,
+    serial: state.journal.serial,
     inoReserved: state.reserveInos(),
     batch: state.batch,
     flightBatch: state.flightBatch,

@@ -14,6 +14,8 @@ type ChangesRecord = { names: [Ino, string, Ino][]; inodes: Ino[]; orphans: Ino[
 /** What is true of the whole tree as of the checkpoint. */
 export interface Meta {
   lsn: number
+  /** Of the journal's newest segment then; absent in databases of before. */
+  serial?: number
   inoReserved: number
   batch: number
   flightBatch: number

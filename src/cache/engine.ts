@@ -216,8 +216,10 @@ class Engine implements TreeCache {
       root.durable = true
     }
     state.replaying = true
-    this.#replayed = this.#journal.replay(meta?.lsn ?? 0, (_lsn, kind, body) =>
-      replayRecord(state, this.names, this.content, kind, body),
+    this.#replayed = this.#journal.replay(
+      meta?.lsn ?? 0,
+      (_lsn, kind, body) => replayRecord(state, this.names, this.content, kind, body),
+      meta?.serial,
     )
     state.replayed()
     this.#afterReplay()

@@ -113,6 +113,11 @@ export class Journal {
     return journal
   }
 
+  /** Of the newest segment; grows with each. */
+  get serial(): number {
+    return this.#serial
+  }
+
   /** LSN of the last record appended. */
   get headLsn(): number {
     return this.#headLsn
@@ -142,9 +147,12 @@ export class Journal {
    * Calls `visit` for every record after `afterLsn`, in order, and makes the journal ready for `append`. Ends at the first
    * record that is missing, damaged, or refused by `visit`. If that one had been durable, the rest is set aside under
    * `NAME.damaged-N`; the records visited stay in the journal until they are released.
+   * @param serial what `serial` was when `afterLsn` was the last: a segment that was removed since, and that power loss brings
+   *   back, must be older than all that come now
    */
-  replay(afterLsn: number, visit: Visit): ReplayResult {
+  replay(afterLsn: number, visit: Visit, serial = 0): ReplayResult {
     assert(this.#chain, 'a journal is replayed once')
+    this.#serial = Math.max(this.#serial, serial)
     const reader = new SegmentReader()
     const { lastLsn, records, durableLsn, live, idle, end } = survey(this.#chain, reader, afterLsn, visit)
     const result: ReplayResult = { lastLsn, records, discarded: 0 }
