@@ -30,8 +30,8 @@ import type { Tree } from './remote/tree.js'
 
 const log = logger('mount')
 
-/** Within the deadline of a call a remote that went silent is asked once more. */
-const ATTEMPTS = 2
+/** What one attempt may take of the deadline of its call: a remote that went silent is asked once more. */
+const ATTEMPT_SHARE = 0.45
 /** Bytes that the kernel may hold back, at most. */
 const KERNEL_BYTES_MAX = 256 * 1024 * 1024
 const DIRTY_OPERATIONS_MAX = 1_000_000
@@ -120,7 +120,9 @@ async function openCache(remote: CommittingTree, options: TreeCacheOptions, sign
 /** The remote as the engine gets it, from the inside out: made worse on request, counted, in time, tried again, not too fast. */
 function layers(remote: Tree, { simulate: simulation, deadline: ms, uploadLimit, downloadLimit }: MountSettings) {
   const counted = metered(simulation ? simulate(remote, simulation) : remote)
-  const inTime = deadline(retry(deadline(counted, { ms: ms / ATTEMPTS })), { ms })
+  // The last attempt begins early enough to end by itself: what is said then is what was wrong.
+  const onceMs = ms * ATTEMPT_SHARE
+  const inTime = deadline(retry(deadline(counted, { ms: onceMs }), { withinMs: ms - onceMs }), { ms })
   // Outside of the deadline: to wait for one's turn on a narrow line is not to hang.
   const limited = uploadLimit || downloadLimit
   const tree = limited ? throttle(inTime, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : inTime

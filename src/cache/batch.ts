@@ -143,7 +143,7 @@ function planInode(state: TreeState, inode: Inode, created: Map<Ino, string>, co
   }
   if (!isNew && (inode.flight & Changed.data) === 0) {
     if (inode.flight & (Changed.attributes | Changed.xattrs))
-      plan.changes.push({ do: 'attributes', path, attributes, xattrs })
+      plan.changes.push({ do: 'attributes', path, attributes, xattrs, expect: known(inode) })
     return
   }
   const { size } = inode

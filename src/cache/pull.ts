@@ -3,6 +3,7 @@
 import PQueue from 'p-queue'
 import { lasting } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
+import { readExactly } from '../base/read-exactly.js'
 import {
   CHUNK_BYTES,
   FULL_MASK,
@@ -31,7 +32,7 @@ const TRIES_MAX = 6
 const FULL_TRIES_MAX = 8
 
 /** Not what stood there when the path was last looked at: somebody else changed it, or a batch of ours is being applied. */
-const SURPRISES = ['STALE', 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY', 'INVALID', 'ABORTED'] as const
+const SURPRISES = ['STALE', 'SHORT_READ', 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY', 'INVALID', 'ABORTED'] as const
 
 export interface PullOptions {
   fetchBytesMax: number
@@ -263,10 +264,10 @@ export class Pull {
     await this.memory.take(length, fetch.demand)
     try {
       await this.hooks.makeRoom(fetch.to - fetch.from + CHUNK_BYTES)
-      const bytes = await this.remote.read(path, { at: fetch.from, length, version }, this.#abort.signal)
+      const bytes = await readExactly({ at: fetch.from, length, what: path }, (at, count) =>
+        this.remote.read(path, { at, length: count, version }, this.#abort.signal),
+      )
       if ((inode.version ?? '') !== fetch.version) throw new FerryError('STALE', { detail: path })
-      if (bytes.length < Math.min(length, inode.baseSize - fetch.from))
-        throw new FerryError('SHORT_READ', { detail: `${path}: ${bytes.length} of ${length} bytes at ${fetch.from}` })
       await this.#keep(inode, fetch, bytes)
     } finally {
       this.memory.give(length)

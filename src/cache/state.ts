@@ -393,7 +393,10 @@ export class TreeState {
     return (inode !== undefined && this.#held(inode)) || this.#held(directory)
   }
 
-  /** The flight is at the remote. `versions` tells those of the files; a file that it leaves out keeps a version that must be asked for. */
+  /**
+   * The flight is at the remote. `versions` tells those of the files. One whose bytes changed and that it leaves out has a version
+   * that must be asked for; one that only got attributes keeps the version it had: should that be wrong, it was not we who changed it.
+   */
   committed(versions: Map<Ino, string>, refused: Map<Ino, Quarantined>): void {
     const flight = this.flight
     if (!flight) return
@@ -414,7 +417,7 @@ export class TreeState {
       if (flags & (Changed.new | Changed.data)) {
         inode.version = versions.get(inode.ino) ?? (inode.isFile ? UNKNOWN_VERSION : '')
         inode.baseSize = Math.min(inode.flightSize, inode.floor)
-      }
+      } else if (inode.isFile) inode.version = versions.get(inode.ino) ?? inode.version
       this.persist(inode)
     }
     for (const row of flight.rows) {

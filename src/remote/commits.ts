@@ -43,7 +43,7 @@ export interface Batch<Change> {
 
 /** What became of a batch when it was applied. Paths are those after the batch. */
 export interface Outcome {
-  /** The versions that files have now which were put, patched or moved, or got attributes. */
+  /** The versions that files have now which were put or patched, or got attributes while they were what was expected. */
   versions: [path: string, version: string][]
   /** Somebody else had changed these: theirs kept the name, ours is at `keptAs`. */
   conflicts: { path: string; keptAs: string }[]

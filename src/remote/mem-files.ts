@@ -246,8 +246,9 @@ export class MemFiles {
   }
 }
 
+/** As in a directory of a host: other bytes make another version, and so does another mtime; a chmod or a rename does not. */
 export const versionOf = (node: MemNode): string =>
-  node.kind === 'file' ? `${node.ino}-${node.version}` : String(node.ino)
+  node.kind === 'file' ? `${node.ino}-${node.version}-${node.mtimeNs}` : String(node.ino)
 
 function entryOf(name: string, node: MemNode): Entry {
   const { mode, uid, gid, atimeNs, mtimeNs, ctimeNs, nlink, ino } = node

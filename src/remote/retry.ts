@@ -17,30 +17,35 @@ export const temporaryCodes: readonly Code[] = [
 const temporary = new Set<Code>(temporaryCodes)
 
 export interface RetryOptions {
-  /** How often a call is made at most. Default 5. */
+  /** How often a call is made at most. Default 12: of a remote that fails one call in three, no call in a million is lost. */
   attempts?: number
   /** The wait before the second attempt; it doubles, and half of it is left to chance. Default 100 ms. */
   firstMs?: number
-  /** Default 10,000 ms. */
+  /** Default 1,000 ms. */
   maxMs?: number
+  /** No attempt begins later than this after the first. Default: no limit. */
+  withinMs?: number
   random?: Random
   clock?: Clock
 }
 
 /** The last error is thrown when all attempts have failed; an aborted call is not made again. */
 export function retry<R extends Remote>(remote: R, options: RetryOptions = {}): R {
-  const { attempts = 5, firstMs, maxMs, random = seeded(), clock = systemClock } = options
+  const { attempts = 12, firstMs, maxMs = 1_000, withinMs = Infinity, random = seeded(), clock = systemClock } = options
   const waitMs = backoff({ firstMs, maxMs, random })
   return wrap(remote, async (call, next) => {
     if (!call.idempotent || call.compound) return next()
+    const beganMs = clock.nowMs()
     for (let attempt = 0; ; attempt++) {
+      const pauseMs = waitMs(attempt)
       try {
         return await next()
       } catch (error) {
         const again = error instanceof FerryError && temporary.has(error.code)
-        if (!again || attempt + 1 >= attempts || call.signal?.aborted) throw error
+        const late = clock.nowMs() + pauseMs - beganMs > withinMs
+        if (!again || late || attempt + 1 >= attempts || call.signal?.aborted) throw error
       }
-      await clock.sleep(waitMs(attempt), call.signal)
+      await clock.sleep(pauseMs, call.signal)
     }
   })
 }

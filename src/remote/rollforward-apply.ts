@@ -83,6 +83,8 @@ class Application {
   #times: Ready['times'] = []
   /** Names that were changed, or things in them. */
   readonly #touched = new Set<Path>()
+  /** Lines that gave attributes to the version of a file that they were meant for. */
+  readonly #altered = new Set<number>()
 
   constructor(options: ApplyOptions) {
     const { tree, stage, intent, signal } = options
@@ -492,6 +494,12 @@ class Application {
       if (!there || later) return
       this.#touched.add(path)
       this.#options.onAlter?.(change.path, there.version)
+      // With the mtime that we give it, it is what an earlier attempt of ours left.
+      if (
+        change.expect === there.version ||
+        (change.expect !== undefined && change.attributes.mtimeNs === there.mtimeNs)
+      )
+        this.#altered.add(index)
       const through = this.#stage.through(path)
       const name = ownName(this.#batch, `attributes-${index}`)
       const target = through === path && (await this.#reach(path, name)) ? this.#stage.at(name) : through
@@ -538,9 +546,10 @@ class Application {
 
   async #versions(): Promise<Outcome['versions']> {
     const versions: Outcome['versions'] = []
-    const changed = this.#changes.flatMap((change, index) =>
-      change.do === 'remove' || change.do === 'link' || this.#places.refused.has(index) ? [] : [nameOf(change)],
-    )
+    const changed = this.#changes.flatMap((change, index) => {
+      const has = change.do === 'put' || change.do === 'patch' || this.#altered.has(index)
+      return has && !this.#places.refused.has(index) ? [nameOf(change)] : []
+    })
     await this.#each(changed, async path => {
       const name = this.#places.where(path)
       const entry = await this.#tree.stat(name, this.#signal).catch(error => {

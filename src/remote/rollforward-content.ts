@@ -1,4 +1,5 @@
 // Bytes of a change into a file: whole, or in place.
+import { readExactly } from '../base/read-exactly.js'
 import type { Content, Path, Tree, TreeChange } from './tree.js'
 
 /** Bytes copied at once. */
@@ -31,6 +32,10 @@ export async function writeContent(
   for (const { at, length } of content.extents) await copyBytes(tree, staged, target, { at, length }, step, signal)
 }
 
+/** Bytes that the file has. SHORT_READ if it has not. */
+export const readWhole = (tree: Tree, path: Path, { at, length }: Extent, signal?: AbortSignal): Promise<Uint8Array> =>
+  readExactly({ at, length, what: path }, (from, count) => tree.read(path, { at: from, length: count }, signal))
+
 /** The same bytes at the same place in another file. */
 async function copyBytes(
   tree: Tree,
@@ -41,7 +46,7 @@ async function copyBytes(
   signal?: AbortSignal,
 ): Promise<void> {
   for (let from = at; from < at + length; from += PIECE_BYTES) {
-    const bytes = await tree.read(source, { at: from, length: Math.min(PIECE_BYTES, at + length - from) }, signal)
+    const bytes = await readWhole(tree, source, { at: from, length: Math.min(PIECE_BYTES, at + length - from) }, signal)
     await step(() => tree.write(target, from, bytes, signal))
   }
 }
@@ -58,7 +63,7 @@ export async function copyFile(
   signal?: AbortSignal,
 ): Promise<void> {
   for (let at = 0; at < size; at += PIECE_BYTES) {
-    const bytes = await tree.read(source, { at, length: Math.min(PIECE_BYTES, size - at) }, signal)
+    const bytes = await readWhole(tree, source, { at, length: Math.min(PIECE_BYTES, size - at) }, signal)
     if (Buffer.compare(bytes, ZEROS.subarray(0, bytes.byteLength)) !== 0)
       await step(() => tree.write(target, at, bytes, signal))
   }

@@ -1,4 +1,5 @@
 // Staged bytes of stores and blobs: many small pieces packed into few objects. The intent says what lies where.
+import { readExactly } from '../base/read-exactly.js'
 import type { Packed } from './intent.js'
 import { inParallel } from './rollforward-parallel.js'
 import type { Store } from './store.js'
@@ -122,8 +123,9 @@ export class Unpacker {
       const from = Math.max(at, pieceAt)
       const to = Math.min(end, pieceAt + length)
       if (from >= to) continue
-      const bytes = await this.#store.get(pack, { at: packAt + from - pieceAt, length: to - from }, signal)
-      overlay(into, at, bytes, from)
+      const range = { at: packAt + from - pieceAt, length: to - from, what: pack }
+      const get = (start: number, count: number) => this.#store.get(pack, { at: start, length: count }, signal)
+      overlay(into, at, await readExactly(range, get), from)
     }
   }
 }

@@ -3,6 +3,7 @@
 import { constants } from 'node:fs'
 import { Packr } from 'msgpackr'
 import { isFerryError } from '../base/errors.js'
+import { readWhole } from './rollforward-content.js'
 import { ORPHANS } from './rollforward-plan.js'
 import { type Entry, HIDDEN, type NewNode, type Path, type Tree } from './tree.js'
 
@@ -14,7 +15,6 @@ export const LOST = `${HIDDEN}/lost`
 /** A symlink in the stage directory to the root: paths through it end when the directory is renamed. */
 const ROOT_LINK = 'root'
 const ROOT_FROM_STAGE = '../../..'
-const NOTE_BYTES_MAX = 64 * 1024 * 1024
 
 export const stagePath = (epoch: number): Path => `${STAGE}/${epoch}`
 
@@ -183,7 +183,9 @@ export class Stage {
 
   /** null: nothing is written on it. */
   async readNote<T>(name: string, signal?: AbortSignal): Promise<T | null> {
-    return unpackNote<T>(await this.tree.read(this.at(name), { at: 0, length: NOTE_BYTES_MAX }, signal))
+    const path = this.at(name)
+    const size = (await this.tree.stat(path, signal))?.size ?? 0
+    return size === 0 ? null : unpackNote<T>(await readWhole(this.tree, path, { at: 0, length: size }, signal))
   }
 }
 

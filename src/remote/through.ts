@@ -8,6 +8,7 @@ import { mapLimit } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import type { IntentRecord } from './intent.js'
 import { type Ready, readyName } from './rollforward-apply.js'
+import { readWhole } from './rollforward-content.js'
 import { above, goneName, ownName, stagedName, untoldBy, waitsAt } from './rollforward-plan.js'
 import { findStage, isDirectory, orIf, unpackNote } from './rollforward-stage.js'
 import { Passed, type StillPending } from './rollforward-view.js'
@@ -264,7 +265,7 @@ export class Through {
   async #placeOf(index: number, path: Path, signal?: AbortSignal): Promise<Path> {
     const note = await this.#staged(ownName(this.#intent.batch, `at-${index}`), signal)
     if (!note) return path
-    const bytes = await this.#tree.read(note.at, { at: 0, length: note.entry.size }, signal)
+    const bytes = await readWhole(this.#tree, note.at, { at: 0, length: note.entry.size }, signal)
     return unpackNote<Path>(bytes)!
   }
 
@@ -345,7 +346,7 @@ export class Through {
   async #readTimes(signal?: AbortSignal): Promise<Map<Path, bigint>> {
     const mark = await this.#staged(readyName(this.#intent.batch), signal)
     if (!mark) throw new Passed()
-    const bytes = await this.#tree.read(mark.at, { at: 0, length: mark.entry.size }, signal)
+    const bytes = await readWhole(this.#tree, mark.at, { at: 0, length: mark.entry.size }, signal)
     return new Map(unpackNote<Ready>(bytes)?.times)
   }
 
@@ -401,9 +402,7 @@ export class Through {
       return into
     }
     const source = await this.#placeOfPut(path, index, change, signal)
-    const bytes = await this.#tree.read(source, { at, length: into.byteLength }, signal)
-    into.set(bytes)
-    return into
+    return readWhole(this.#tree, source, { at, length: into.byteLength }, signal)
   }
 
   async #placeOfPut(path: Path, index: number, change: Of<'put'>, signal?: AbortSignal): Promise<Path> {
@@ -429,7 +428,7 @@ export class Through {
     const into = new Uint8Array(Math.max(0, end - at))
     // From `floor` on there is nothing but what the batch brings.
     const kept = Math.min(end, change.floor) - at
-    if (kept > 0) overlay(into, at, await this.#tree.read(file, { at, length: kept }, signal), at)
+    if (kept > 0) overlay(into, at, await readWhole(this.#tree, file, { at, length: kept }, signal), at)
     if ('inline' in change.content) for (const piece of change.content.inline) overlay(into, at, piece.bytes, piece.at)
     else {
       const staged = await this.#staged(stagedName(this.#intent.batch, change.content.staged), signal)
@@ -439,7 +438,7 @@ export class Through {
         if (from >= to) continue
         // Gone only when all of it is applied.
         if (!staged) throw new Passed()
-        overlay(into, at, await this.#tree.read(staged.at, { at: from, length: to - from }, signal), from)
+        overlay(into, at, await readWhole(this.#tree, staged.at, { at: from, length: to - from }, signal), from)
       }
     }
     for (const zeros of change.zeros ?? [])

@@ -8,8 +8,9 @@ import type { Store } from './store.js'
 export type Path = string
 
 /**
- * Opaque; equal versions mean equal bytes of the file. Attributes do not count, nor does its name. (In a directory of a host an
- * mtime that was set back, or two changes in place within one tick of the kernel's clock, can hide a change of the same size.)
+ * Opaque; equal versions mean equal bytes of the file. Neither a chmod nor a rename makes another; another mtime may. (In a
+ * directory of a host an mtime that was set back, or two changes in place within one tick of the kernel's clock, can hide a change
+ * of the same size.)
  */
 export type Version = string
 
@@ -184,4 +185,5 @@ export type TreeChange =
     }
   /** Another name for the file that is at `target` after the batch. */
   | { do: 'link'; path: Path; target: Path }
-  | { do: 'attributes'; path: Path; attributes: Attributes; xattrs?: Xattrs }
+  /** `expect` refuses nothing here: what has the name gets them. The outcome tells the file's new version only if it was this one. */
+  | { do: 'attributes'; path: Path; attributes: Attributes; xattrs?: Xattrs; expect?: Version }

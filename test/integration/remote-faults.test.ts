@@ -353,6 +353,52 @@ describe('a remote that is changed behind our back', () => {
   )
 
   test(
+    "what we did ourselves is nobody else's change: times that were set, a mode, then a change of a part",
+    async () => {
+      const place = await placeForTest()
+      const daemon = await place.mount(...QUICK)
+      const at = { cwd: place.mountpoint }
+      await sh('head -c 500000 /dev/zero > file', at)
+      await daemon.sync()
+      for (const [n, change] of [
+        'touch -d 2001-01-01 file',
+        'chmod 600 file',
+        'touch file',
+        'mv file f; mv f file',
+      ].entries()) {
+        await sh(change, at)
+        await daemon.sync()
+        await sh(`printf ${n} | dd of=file bs=1 seek=${n * 100_000} conv=notrunc status=none`, at)
+        await daemon.sync()
+      }
+      expect(readdirSync(place.remote).filter(name => name !== '.pageferry')).toEqual(['file'])
+      expect((await daemon.status()).conflicts).toEqual([])
+      expect(await daemon.unmount()).toBe(0)
+      await asSeenByOthers(place)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'times that are set on a file whose bytes they changed: it is theirs that is read',
+    async () => {
+      const place = await placeForTest()
+      writeFileSync(join(place.remote, 'file'), Buffer.alloc(300_000, 'o'))
+      const daemon = await place.mount(...QUICK)
+      const at = { cwd: place.mountpoint }
+      await sh('head -c 100000 file > /dev/null', at)
+      writeFileSync(join(place.remote, 'file'), Buffer.alloc(300_000, 't'))
+      await sh('touch -d 2001-01-01 file', at)
+      await daemon.sync()
+      await eventually('theirs', async () => (await sh('tr -d t < file | wc -c', at)) === '0\n')
+      expect(statSync(join(place.remote, 'file')).mtimeMs).toBe(Date.parse('2001-01-01'))
+      expect(await daemon.unmount()).toBe(0)
+      await asSeenByOthers(place)
+    },
+    TEST_MS,
+  )
+
+  test(
     'new, changed and removed files are seen within the time that a listing is believed',
     async () => {
       const place = await placeForTest()

@@ -65,7 +65,13 @@ test.each(kinds)(
       )
       await sleep(draw.below(400))
       await daemon.kill()
-      for (const { ran } of writers) expect((await ran).stderr).toMatch(/sqlite3\.\w*Error|OSError/)
+      for (const { child, ran } of writers) {
+        // Without FULL nothing is synced but by checkpoints, whose failure SQLite keeps to itself: it goes on in the kernel's pages.
+        const timer = setTimeout(() => synchronous === 'NORMAL' && child.kill('SIGKILL'), 1000)
+        const { status, stderr } = await ran
+        clearTimeout(timer)
+        if (status !== 'SIGKILL') expect(stderr).toMatch(/sqlite3\.\w*Error|OSError/)
+      }
       const what = `seed ${seed}, round ${round}, ${mode} ${synchronous}, every ${interval}`
       const committed = noted(notes)
 

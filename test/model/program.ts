@@ -187,9 +187,11 @@ export class Program {
       if (node.type === LINK) return
       const mode = random.pick([0o600, 0o640, 0o755, 0o777])
       const target = await ino(path)
+      // Other times make another version of a file, though its bytes are the same.
+      const mtimeNs = random.chance(0.5) ? BigInt(random.below(1_000_000)) * 1_000_000_007n : undefined
       return this.#do(
-        `chmod ${path} ${mode.toString(8)}`,
-        () => cache.setAttributes(target, { mode }),
+        `chmod ${path} ${mode.toString(8)}${mtimeNs === undefined ? '' : ` of ${mtimeNs}`}`,
+        () => cache.setAttributes(target, { mode, mtimeNs }),
         () => {
           node.mode = mode
         },

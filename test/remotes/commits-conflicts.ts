@@ -27,6 +27,11 @@ const patch = (path: Path, from: number, text: string, size: number, expect?: st
   content: { inline: [{ at: from, bytes: Buffer.from(text) }] },
 })
 
+const attributes = (path: Path, expect?: string): TreeChange => ({
+  ...{ do: 'attributes', path, expect },
+  attributes: { ...ATTRIBUTES, mode: S_IFREG | 0o600, mtimeNs: 7_000_000_000n },
+})
+
 /** What somebody else does, with the primitives. */
 const other = {
   write: async (tree: Tree, path: Path, text: string) => {
@@ -48,6 +53,8 @@ interface Case {
   left: Record<Path, string | null>
   conflicts?: Outcome['conflicts']
   refused?: { path: Path; code: string }[]
+  /** Files whose versions the outcome tells; not looked at by default. */
+  told?: Path[]
   /** Only where there are hard links. */
   links?: boolean
   /** More names of files, as pairs that are one file. */
@@ -120,6 +127,19 @@ const cases: Record<string, Case> = {
     batch: () => [patch('a', 2, 'XY', 10)],
     theirs: tree => other.write(tree, 'a', 'abcdefghij'),
     left: { a: 'abXYefghij' },
+  },
+  'a file that got attributes was not changed': {
+    given: { a: 'old', b: 'old' },
+    batch: versions => [attributes('a', versions.get('a')), attributes('b')],
+    left: { a: 'old', b: 'old' },
+    told: ['a'],
+  },
+  'a file that got attributes was changed': {
+    given: { a: 'old', b: 'old' },
+    batch: versions => [attributes('a', versions.get('a')), attributes('b', versions.get('b'))],
+    theirs: tree => other.write(tree, 'a', 'theirs'),
+    left: { a: 'theirs', b: 'old' },
+    told: ['b'],
   },
   'a new directory meets theirs': {
     given: {},
@@ -307,6 +327,7 @@ export function conflictSuite(
           for (const [a, b] of one.same ?? [])
             expect((await remote.stat(a))?.id ?? a).toBe((await remote.stat(b))?.id ?? b)
           for (const [path, version] of outcome.versions) expect((await remote.stat(path))?.version).toBe(version)
+          if (one.told) expect(outcome.versions.map(([path]) => path).sort()).toEqual(one.told)
         } finally {
           await fixture.dispose()
         }

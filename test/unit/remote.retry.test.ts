@@ -51,6 +51,18 @@ describe('retry', () => {
     expect(calls).toHaveLength(3)
   })
 
+  test('begins nothing after its time, and says what was wrong', async () => {
+    const clock = simulatedClock()
+    const { remote, calls } = failing(memStore(), ...Array<Code>(20).fill('UNREACHABLE'))
+    const store = retry(remote, { clock, attempts: 20, firstMs: 100, maxMs: 100, withinMs: 350, random: random(1) })
+    const answer = expect(store.head('a')).rejects.toMatchObject({ code: 'UNREACHABLE' })
+    await clock.advance(350)
+    await answer
+    // After waits of 50 to 100 ms each.
+    expect(calls.length).toBeGreaterThanOrEqual(4)
+    expect(calls.length).toBeLessThanOrEqual(7)
+  })
+
   test('no permanent error is temporary, and no answer is', () => {
     for (const code of temporaryCodes) expect(isPermanent(new FerryError(code))).toBe(false)
     for (const code of ['NOT_FOUND', 'CONFLICT', 'STALE', 'NO_SPACE', 'CLOSED', 'ABORTED', 'LEASE_LOST'] as const)
