@@ -155,9 +155,12 @@ function planInode(state: TreeState, inode: Inode, created: Map<Ino, string>, co
     plan.changes.push({ do: 'put', ...common, content, expect: isNew ? null : known(inode) })
     return
   }
+  // The kernel has not said yet when it was, if it ever does: under its old mtime the file would pass for what it was before.
+  if (!(inode.flight & Changed.times)) inode.mtimeNs = state.now.ns()
   plan.changes.push({
     do: 'patch',
     ...common,
+    attributes: inode.attributes,
     floor: inode.flightFloor,
     content: contentOf(state, inode, 'flight', plan),
     expect: known(inode),

@@ -161,11 +161,11 @@ export class Content {
   // --- writing
 
   /** The caller has made room. */
-  write(inode: Inode, at: number, from: Uint8Array): Maybe<void> {
+  write(inode: Inode, at: number, from: Uint8Array, stamped: 'now' | 'by-kernel' = 'now'): Maybe<void> {
     if (from.length === 0) return
     if (at + from.length > this.fileBytesMax) throw new FerryError('TOO_LARGE', { detail: `${at + from.length} bytes` })
     const absent = this.#absentEdge(inode, at, at + from.length)
-    if (absent >= 0) return this.pull.need(inode, absent, PAGE_BYTES).then(() => this.write(inode, at, from))
+    if (absent >= 0) return this.pull.need(inode, absent, PAGE_BYTES).then(() => this.write(inode, at, from, stamped))
     this.state.ensureKnown(inode)
     const size = Math.max(inode.size, at + from.length)
     const pieces: Piece[] = []
@@ -184,7 +184,7 @@ export class Content {
     const timeNs = nowNs(this.state)
     const { parts, bytes } = packWrite({ ino: inode.ino, size, timeNs, pieces })
     this.state.journal.append(Kind.write, parts, bytes)
-    this.#wrote(inode, size, timeNs, pieces)
+    this.#wrote(inode, size, pieces, stamped === 'now' ? timeNs : null)
   }
 
   /** Start of a page of which only a part is written, whose rest is at the remote and not here; -1: none. */
@@ -257,7 +257,8 @@ export class Content {
     return bytes
   }
 
-  #wrote(inode: Inode, size: number, timeNs: bigint, pieces: Piece[]) {
+  /** `timeNs` null: the kernel says when it was. */
+  #wrote(inode: Inode, size: number, pieces: Piece[], timeNs: bigint | null) {
     const { state } = this
     inode.size = size
     for (const piece of pieces) {
@@ -271,8 +272,8 @@ export class Content {
       inode.allocate(piece.pages, popcount(mask & ~state.chunks.valid[row]))
       state.dirty(row, mask)
     }
-    inode.mtimeNs = inode.ctimeNs = timeNs
-    state.mark(inode, Changed.data)
+    if (timeNs !== null) inode.mtimeNs = inode.ctimeNs = timeNs
+    state.mark(inode, timeNs === null ? Changed.data : Changed.data | Changed.times)
   }
 
   /** false: the bytes that the record names are not there. */
@@ -297,7 +298,8 @@ export class Content {
       bytes.set(piece.inline)
       slots.writeSync(piece.slot, piece.firstPage * PAGE_BYTES, bytes)
     }
-    this.#wrote(inode, record.size, record.timeNs, record.pieces)
+    // The kernel that might have said when it was is gone.
+    this.#wrote(inode, record.size, record.pieces, record.timeNs)
     return true
   }
 
@@ -324,7 +326,7 @@ export class Content {
     inode.baseSize = Math.min(inode.baseSize, size)
     inode.floor = Math.min(inode.floor, size)
     inode.mtimeNs = inode.ctimeNs = timeNs
-    this.state.mark(inode, Changed.data | Changed.attributes)
+    this.state.mark(inode, Changed.data | Changed.attributes | Changed.times)
   }
 
   /** Pages beyond `size` go, and the rest of the last page becomes zeros. `replayed`: the slots that were taken then. */
@@ -382,7 +384,7 @@ export class Content {
   #zeroed(inode: Inode, size: number, timeNs: bigint) {
     inode.size = size
     inode.mtimeNs = inode.ctimeNs = timeNs
-    this.state.mark(inode, Changed.data)
+    this.state.mark(inode, Changed.data | Changed.times)
   }
 
   #zeroPages(inode: Inode, at: number, length: number, replayed: Map<number, number> | null): Move[] {

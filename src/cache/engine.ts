@@ -626,26 +626,26 @@ class Engine implements TreeCache {
     return this.content.read(inode, at, into)
   }
 
-  write(ino: Ino, at: number, from: Uint8Array): Maybe<void> {
+  write(ino: Ino, at: number, from: Uint8Array, stamped?: 'now' | 'by-kernel'): Maybe<void> {
     if (this.readOnly) throw new FerryError('READ_ONLY')
     if (this.#closed) throw new FerryError('CLOSED')
     const inode = this.state.inode(ino)
     const wait = this.#room(from.length)
-    if (wait) return wait.then(() => this.#write(inode, at, from))
+    if (wait) return wait.then(() => this.#write(inode, at, from, stamped))
     try {
-      return this.#done(this.content.write(inode, at, from))
+      return this.#done(this.content.write(inode, at, from, stamped))
     } catch (error) {
       if (!isFerryError(error, 'NO_SPACE')) throw error
-      return this.#write(inode, at, from)
+      return this.#write(inode, at, from, stamped)
     }
   }
 
   /** The disk is full: what was accepted by write(2) is never refused while anything can still be given back. */
-  async #write(inode: Inode, at: number, from: Uint8Array): Promise<void> {
+  async #write(inode: Inode, at: number, from: Uint8Array, stamped?: 'now' | 'by-kernel'): Promise<void> {
     const until = performance.now() + this.options.deadlineMs
     for (;;) {
       try {
-        await this.#done(this.content.write(inode, at, from))
+        await this.#done(this.content.write(inode, at, from, stamped))
         this.#problems.delete('disk')
         return
       } catch (error) {

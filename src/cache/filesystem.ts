@@ -112,8 +112,11 @@ export interface FileSystem {
   released(ino: Ino, writable: boolean): void
   /** Fills `into`; fewer bytes only at the end of the file. */
   read(ino: Ino, at: number, into: Uint8Array): Maybe<number>
-  /** `from` is not used after the call has returned or its promise has resolved. */
-  write(ino: Ino, at: number, from: Uint8Array): Maybe<void>
+  /**
+   * `from` is not used after the call has returned or its promise has resolved. `stamped`: whose clock says when it was. Pages that the
+   * kernel kept back were written earlier, and it tells their time by itself, if that is news: the mtime stays until then.
+   */
+  write(ino: Ino, at: number, from: Uint8Array, stamped?: 'now' | 'by-kernel'): Maybe<void>
   /** Resolves when all that was acknowledged before is durable as `--fsync` says. */
   fsync(ino: Ino): Maybe<void>
   /** fallocate(2): `allocate` extends the size unless `keepSize`; `punch` and `zero` make bytes read as zeros. */

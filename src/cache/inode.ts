@@ -7,8 +7,8 @@ export const S_IFDIR = 0o040000
 export const S_IFREG = 0o100000
 export const S_IFLNK = 0o120000
 
-/** What changed since the remote's state. */
-export const Changed = { new: 1, attributes: 2, data: 4, xattrs: 8, names: 16 } as const
+/** What changed since the remote's state. `times`: somebody said which mtime it has. */
+export const Changed = { new: 1, attributes: 2, data: 4, xattrs: 8, names: 16, times: 32 } as const
 
 /** Where the remote keeps a file that lost its last name while it is still open: `.pageferry/orphans/INO`. */
 export const ORPHANS: Ino = -1

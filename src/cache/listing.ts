@@ -280,7 +280,7 @@ export class Listing {
         this.#forget(inode, child, state.inode(dentry.ino))
         if (state.children(inode).has(child)) return
       }
-      if ((inode.changed | inode.flight) & ~Changed.attributes) return
+      if ((inode.changed | inode.flight) & ~(Changed.attributes | Changed.times)) return
       inode.changed = 0
       state.open.inodes.delete(inode.ino)
     } else if (inode.changed || inode.flight) return

@@ -217,7 +217,7 @@ export class Names {
     if (atimeNs !== null) inode.atimeNs = atimeNs
     if (mtimeNs !== null) inode.mtimeNs = mtimeNs
     inode.ctimeNs = ctimeNs
-    this.state.mark(inode, Changed.attributes)
+    this.state.mark(inode, mtimeNs === null ? Changed.attributes : Changed.attributes | Changed.times)
   }
 
   /** The inode's attributes are loaded. null removes. */

@@ -271,10 +271,11 @@ function read({ fs, answer }: Door, { nodeid, args }: RequestOf<'READ'>): Maybe<
 
 function write(door: Door, { nodeid, args }: RequestOf<'WRITE'>): Maybe<void> {
   const { offset, data, writeFlags } = args
-  if (!(writeFlags & WriteFlag.KILL_SUIDGID)) return door.fs.write(nodeid, offset, data)
+  const stamped = writeFlags & WriteFlag.CACHE ? 'by-kernel' : 'now'
+  if (!(writeFlags & WriteFlag.KILL_SUIDGID)) return door.fs.write(nodeid, offset, data, stamped)
   return killingPrivileges(door, nodeid, mode =>
     then(mode === undefined ? undefined : door.fs.setAttributes(nodeid, { mode }), () =>
-      door.fs.write(nodeid, offset, data),
+      door.fs.write(nodeid, offset, data, stamped),
     ),
   )
 }

@@ -31,6 +31,8 @@ async function asSeenByOthers(place: Place): Promise<void> {
   expect(await fresh.unmount()).toBe(0)
 }
 
+const timesOf = (cwd: string) => sh("find . -path ./.pageferry -prune -o -type f -printf '%p %T@\\n' | sort", { cwd })
+
 const noProblems = (daemon: MountDaemon) =>
   until(daemon, ({ lag, problems }) => lag.operations === 0 && problems.length === 0, {
     what: 'a status without problems',
@@ -204,6 +206,8 @@ describe('a remote that is unreliable', () => {
         expect(status.conflicts).toEqual([])
         expect(status.quarantine).toEqual([])
         expect(await differences(plain, place.remote)).toEqual([])
+        // To the nanosecond, which rsync does not look at.
+        expect(await timesOf(place.remote)).toBe(await timesOf(place.mountpoint))
         expect(await daemon.unmount()).toBe(0)
         place.loseCache()
         const reader = await place.mount('--simulate', simulate, '--deadline', '20s')

@@ -131,10 +131,11 @@ export class Program {
       const length = 1 + random.below(random.chance(0.2) ? 400_000 : 9_000)
       const data = Buffer.alloc(length, 1 + random.below(255))
       if (length >= 4) data.writeUInt32LE(this.count)
+      const stamped = random.pick(['now', 'by-kernel'] as const)
       const target = await ino(path)
       return this.#do(
         `write ${path} ${at}+${length}`,
-        () => cache.write(target, at, data),
+        () => cache.write(target, at, data, stamped),
         () => {
           const bytes = Buffer.alloc(Math.max(node.bytes.length, at + length))
           node.bytes.copy(bytes)
