@@ -96,10 +96,9 @@ test(
       await sh('cat work/* > /dev/null', { cwd: place.mountpoint })
     }
     const fetched = async () => (await daemon.status()).remote.bytesRead
-    // Used more than once, so that it is worth keeping.
+    // Used again more than two seconds later, so that it is worth keeping.
     await work()
-    await sh('sleep 1.1', { cwd: '/' })
-    await work()
+    await sh('sleep 3.1', { cwd: '/' })
     await work()
     const before = await fetched()
     // What looks at names and attributes only fetches nothing at all.
