@@ -98,6 +98,9 @@ class Engine implements TreeCache {
   #freeBytes = Infinity
   #freeLookDue = 0
   #freeLookedAtMs = -Infinity
+  /** The last records, up to the first of these, set nothing but times; the other is what came before them. */
+  #timesLsn = 0
+  #beforeTimesLsn = 0
   /** Evicted since the last checkpoint, which punches their holes. */
   #evictedBytes = 0
   #listings = new Map<Ino, { after: number; rest: Iterator<[string, Dentry]> }>()
@@ -538,8 +541,13 @@ class Engine implements TreeCache {
     const others = (rest.uid ?? inode.uid) !== inode.uid || (rest.gid ?? inode.gid) !== inode.gid
     if (others && !this.remote.capabilities.owners) refuse('the remote keeps no owners')
     const apply = () => {
+      const before = this.#journal.headLsn
       if (size !== undefined) this.content.truncate(inode, size, change.mtimeNs ?? nowNs(this.state))
       if (Object.values(rest).some(value => value !== undefined)) this.names.setAttributes(ino, rest)
+      if (size === undefined && rest.mode === undefined && rest.uid === undefined && rest.gid === undefined) {
+        if (before !== this.#timesLsn) this.#beforeTimesLsn = before
+        this.#timesLsn = this.#journal.headLsn
+      }
       return inode
     }
     const wait = this.#room(0)
@@ -630,6 +638,7 @@ class Engine implements TreeCache {
     if (this.readOnly) throw new FerryError('READ_ONLY')
     if (this.#closed) throw new FerryError('CLOSED')
     const inode = this.state.inode(ino)
+    if (stamped === 'by-kernel') this.#durability.written()
     const wait = this.#room(from.length)
     if (wait) return wait.then(() => this.#write(inode, at, from, stamped))
     try {
@@ -736,10 +745,17 @@ class Engine implements TreeCache {
     if (!this.#makeRoom(bytes)) throw new FerryError('NO_SPACE', { detail: 'the cache holds nothing that may leave' })
   }
 
-  fsync(_ino: Ino): Maybe<void> {
-    const durable = this.#durability.reach()
+  fsync(_ino: Ino, what: 'all' | 'data' = 'all'): Maybe<void> {
+    const { headLsn } = this.#journal
+    const durable = this.#durability.reach(
+      what === 'data' && headLsn === this.#timesLsn ? this.#beforeTimesLsn : headLsn,
+    )
     if (this.options.fsync === 'local') return durable
     return Promise.resolve(durable).then(() => this.push.flush('committed'))
+  }
+
+  answered(): void {
+    if (this.options.fsync === 'local') this.#durability.ahead()
   }
 
   allocate(

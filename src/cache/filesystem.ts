@@ -117,8 +117,13 @@ export interface FileSystem {
    * kernel kept back were written earlier, and it tells their time by itself, if that is news: the mtime stays until then.
    */
   write(ino: Ino, at: number, from: Uint8Array, stamped?: 'now' | 'by-kernel'): Maybe<void>
-  /** Resolves when all that was acknowledged before is durable as `--fsync` says. */
-  fsync(ino: Ino): Maybe<void>
+  /**
+   * Resolves when all that was acknowledged before is durable as `--fsync` says. `data`: times that were set since the last other change
+   * need not be (fdatasync(2)).
+   */
+  fsync(ino: Ino, what?: 'all' | 'data'): Maybe<void>
+  /** The answer to a write was sent: there is a moment before its program asks for more. */
+  answered?(): void
   /** fallocate(2): `allocate` extends the size unless `keepSize`; `punch` and `zero` make bytes read as zeros. */
   allocate(
     ino: Ino,

@@ -28,6 +28,7 @@ import {
   encodeEntry,
   encodeNegativeEntry,
   FallocateMode,
+  FsyncFlag,
   OpenFlag,
   OpenInFlag,
   OpenOutFlag,
@@ -77,6 +78,8 @@ export interface Handler<N extends OpName = OpName, T = unknown> {
   holdsRequest?: boolean
   /** Nothing has happened until the answer, so it can be given up when its program dies. */
   abandonable?: boolean
+  /** After an answer that was given at once. */
+  answered?(fs: FileSystem): void
   /** Where an errno means something else to this operation. */
   errnos?: Readonly<Record<number, number>>
 }
@@ -93,8 +96,12 @@ const row: Row = (ask, reply, traits) => ({ ask, reply, ...traits }) as Handler<
 const then = <T, U>(value: Maybe<T>, next: (value: T) => Maybe<U>): Maybe<U> =>
   value instanceof Promise ? value.then(next) : next(value)
 
-const refuse = (code: ConstructorParameters<typeof FerryError>[0]) => () => {
-  throw new FerryError(code)
+/** One error for all: programs ask all day for what there is not (isatty(3) of each file that Python opens), and each new one costs 40 us. */
+const refuse = (code: ConstructorParameters<typeof FerryError>[0]) => {
+  const refusal = new FerryError(code)
+  return () => {
+    throw refusal
+  }
 }
 /** The kernel remembers for this connection that there is no such operation, and helps itself. */
 const absent = { ...row(refuse('UNSUPPORTED')), errnos: { [EOPNOTSUPP]: ENOSYS } }
@@ -279,6 +286,8 @@ function write(door: Door, { nodeid, args }: RequestOf<'WRITE'>): Maybe<void> {
     ),
   )
 }
+
+const synced = ({ fsyncFlags }: { fsyncFlags: number }) => (fsyncFlags & FsyncFlag.FDATASYNC ? 'data' : 'all')
 
 function putWritten(view: DataView, size: number): number {
   WriteOut.encode(view, PAYLOAD_AT, { size })
@@ -473,9 +482,9 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
   RELEASE: row(({ handles }, { nodeid, args }) => handles.release(nodeid, args.fh)),
   TMPFILE: absent, // programs then make a file with a name and remove it
   READ: row(read, (_door, bytes) => bytes, { fillsAnswer: true, abandonable: true }),
-  WRITE: row(write, (_door, _value, { args }, { view }) => putWritten(view, args.size), { holdsRequest: true }),
+  WRITE: row(write, (_door, _value, { args }, { view }) => putWritten(view, args.size), { holdsRequest: true, answered: fs => fs.answered?.() }),
   FLUSH: absent, // close(2) writes the dirty pages by itself before it would ask; there is nothing else to do
-  FSYNC: row((door, { nodeid, pid }) => (pid === door.flusherPid ? undefined : door.fs.fsync(nodeid))),
+  FSYNC: row((door, { nodeid, pid, args }) => (pid === door.flusherPid ? undefined : door.fs.fsync(nodeid, synced(args)))),
   FALLOCATE: row(allocate),
   LSEEK: row(seek, (_door, offset, _request, { view }) => {
     LseekOut.encode(view, PAYLOAD_AT, { offset })
@@ -491,7 +500,7 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
   RELEASEDIR: row(() => {}),
   READDIR: row(list(ENTRY_BYTES), replyEntries, abandonable),
   READDIRPLUS: row(list(ENTRY_PLUS_BYTES), replyEntriesPlus, abandonable),
-  FSYNCDIR: row(({ fs }, { nodeid }) => fs.fsync(nodeid)),
+  FSYNCDIR: row(({ fs }, { nodeid, args }) => fs.fsync(nodeid, synced(args))),
 
   GETXATTR: row(({ fs }, { nodeid, args }) => { checkName(args.name); return fs.getXattr(nodeid, args.name) },
     (_door, value, { args }, answer) => replyBytes(value, args.size, answer), abandonable),

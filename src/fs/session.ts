@@ -170,6 +170,7 @@ export class Session implements Door {
       const value = handler.ask(this, request as never)
       if (!(value instanceof Promise)) {
         this.#reply(request, handler, value, answer)
+        handler.answered?.(this.fs)
         return
       }
       if (handler.fillsAnswer) this.answer = this.#answers.take()
