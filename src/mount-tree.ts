@@ -7,8 +7,7 @@ import { orAborted, throwIfAborted } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { logger } from './base/log.js'
 import type { CacheDir } from './cache/cache-dir.js'
-import { openTreeCache } from './cache/engine.js'
-import type { CommittingTree, Lag, TreeCacheOptions } from './cache/tree-cache.js'
+import type { Lag, TreeCache, TreeCacheOptions } from './cache/tree-cache.js'
 import { claimCacheDir, defaultCacheDir } from './cache-dir.js'
 import { driverOf } from './fs/driver.js'
 import type { MountOptions as DoorOptions, Mounted } from './fs/mount.js'
@@ -16,22 +15,14 @@ import { prepareMountPoint } from './fs/mountpoint.js'
 import { coarseNowNs } from './linux/clock.js'
 import { identityOf } from './linux/process.js'
 import { diskStorage } from './linux/storage.js'
-import { MountedTree, type RemoteStatus } from './mounted-tree.js'
-import { openRemote } from './open.js'
+import { MountedTree } from './mounted-tree.js'
 import { type MountOptions, type MountSettings, mountSettings } from './options.js'
 import { hasWork, type Journal, Registry } from './registry.js'
-import { deadline } from './remote/deadline.js'
-import { type Meter, metered } from './remote/metered.js'
-import { retry } from './remote/retry.js'
-import { rollforward } from './remote/rollforward.js'
-import { simulate } from './remote/simulate.js'
-import { throttle } from './remote/throttle.js'
 import type { Tree } from './remote/tree.js'
+import { openStack } from './remote-stack.js'
 
 const log = logger('mount')
 
-/** What one attempt may take of the deadline of its call: a remote that went silent is asked once more. */
-const ATTEMPT_SHARE = 0.45
 /** Bytes that the kernel may hold back, at most. */
 const KERNEL_BYTES_MAX = 256 * 1024 * 1024
 const DIRTY_OPERATIONS_MAX = 1_000_000
@@ -67,7 +58,9 @@ export async function mountWith(
     for (const each of opened.splice(0)) await each.close()
   }
   try {
-    const remote = await openRemote(url, { shape: 'tree' })
+    // The remote's thread begins while the engine is loaded.
+    const opening = openStack(url, settings)
+    const [{ tree: remote, status }, { openTreeCache }] = await Promise.all([opening, import('./cache/engine.js')])
     opened.unshift(remote)
     const point = await prepareMountPoint(mountpoint, { note: line => log.warn(line) })
     const path = settings.cacheDir ?? defaultCacheDir(remote.url)
@@ -77,8 +70,7 @@ export async function mountWith(
     const cacheDir = await claimCacheDir(path, { remote: remote.url, registry, signal })
     opened.unshift(cacheDir)
 
-    const { tree, meter } = layers(remote, settings)
-    const cache = await openCache(rollforward(tree), engineOptions(settings, cacheDir), signal)
+    const cache = await unlessAborted(openTreeCache(remote, engineOptions(settings, cacheDir)), signal)
     let door: Mounted
     try {
       throwIfAborted(signal)
@@ -94,7 +86,7 @@ export async function mountWith(
       cache,
       door,
       cacheDir: path,
-      remote: () => remoteStatus(remote.url, meter),
+      remote: status,
       release: async lag => {
         await note?.close(lag)
         await closeOpened()
@@ -107,26 +99,13 @@ export async function mountWith(
 }
 
 /** Opening may wait for another writer's lease to run out; `signal` gives that up. */
-async function openCache(remote: CommittingTree, options: TreeCacheOptions, signal: AbortSignal | undefined) {
-  const opening = openTreeCache(remote, options)
+async function unlessAborted(opening: Promise<TreeCache>, signal: AbortSignal | undefined): Promise<TreeCache> {
   try {
     return await orAborted(opening, signal)
   } catch (error) {
     void opening.then(cache => cache.close()).catch(() => {})
     throw error
   }
-}
-
-/** The remote as the engine gets it, from the inside out: made worse on request, counted, in time, tried again, not too fast. */
-function layers(remote: Tree, { simulate: simulation, deadline: ms, uploadLimit, downloadLimit }: MountSettings) {
-  const counted = metered(simulation ? simulate(remote, simulation) : remote)
-  // The last attempt begins early enough to end by itself: what is said then is what was wrong.
-  const onceMs = ms * ATTEMPT_SHARE
-  const inTime = deadline(retry(deadline(counted, { ms: onceMs }), { withinMs: ms - onceMs }), { ms })
-  // Outside of the deadline: to wait for one's turn on a narrow line is not to hang.
-  const limited = uploadLimit || downloadLimit
-  const tree = limited ? throttle(inTime, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : inTime
-  return { tree, meter: counted.meter }
 }
 
 const kernelBytesMax = ({ dirtyLimit }: MountSettings) => Math.min(dirtyLimit / 4, KERNEL_BYTES_MAX)
@@ -185,15 +164,6 @@ function freeBytesMin(cacheDir: string): number {
   const { blocks, bsize } = statfsSync(cacheDir)
   return Math.min(FREE_BYTES_MIN, (blocks * bsize) / 10)
 }
-
-const remoteStatus = (url: string, { requests, bytesRead, bytesWritten, errors, reachable }: Meter): RemoteStatus => ({
-  url,
-  requests,
-  bytesRead,
-  bytesWritten,
-  errors,
-  reachable,
-})
 
 const isWithin = (path: string, directory: string) =>
   path === directory || path.startsWith(directory.endsWith('/') ? directory : `${directory}/`)

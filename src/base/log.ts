@@ -31,6 +31,9 @@ export function logger(part: string): Logger {
   return Object.fromEntries(levels.map(level => [level, at(level)])) as Logger
 }
 
+/** Says again what another thread said. */
+export const relay = (record: LogRecord): void => records.publish(record)
+
 /** Calls `listener` with every record from now on; returns how to stop. */
 export function onLog(listener: (record: LogRecord) => void): () => void {
   const heard = (message: unknown) => listener(message as LogRecord)

@@ -1,9 +1,11 @@
 // A mount in this process, from its start to its end.
+import { closeSync, openSync } from 'node:fs'
 import { join } from 'node:path'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import { type ControlServer, serveControl } from '../control.js'
 import { Daemon, type Ending } from '../daemon.js'
+import { duplicateOnto } from '../linux/descriptors.js'
 import { setIoFlusher } from '../linux/process.js'
 import { type LogOptions, startLog } from '../log.js'
 import type { MetricsServer } from '../metrics.js'
@@ -39,7 +41,9 @@ export async function serve(
     setIoFlusher()
     const mount = await mountWith(remote, mountpoint, settings, starting.signal)
     // Nobody reads a daemon's lines any more: what it has to say is to be found beside its journal.
-    if (ready && !file) closing.unshift(startLog({ level, file: join(mount.cacheDir, 'daemon.log') }))
+    const kept = file ?? join(mount.cacheDir, 'daemon.log')
+    if (ready && !file) closing.unshift(startLog({ level, file: kept }))
+    if (ready) sendStderrTo(kept)
     return await serveMounted(mount, settings, ready, handler => {
       onSignal = handler
     })
@@ -98,6 +102,14 @@ function report({ unsent, handedOver }: Ending, { cacheDir }: MountedTree, quiet
   }
   log.info(handedOver ? 'ended: another daemon goes on' : 'ended: the remote has everything')
   return EXIT.ok
+}
+
+/** Where warnings of node's and complaints of native code go: to a pipe that nobody holds any more, they would end the process. */
+function sendStderrTo(path: string): void {
+  const fd = openSync(path, 'a', 0o600)
+  duplicateOnto(fd, process.stderr.fd)
+  closeSync(fd)
+  process.stderr.on('error', () => {})
 }
 
 /** What nobody caught ends the process: going on might write wrong data, and the journal has everything that was acknowledged. */

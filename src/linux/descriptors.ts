@@ -1,4 +1,4 @@
-// File descriptors over Unix sockets (SCM_RIGHTS, unix(7)), which node cannot receive.
+// What node cannot do with descriptors: receive them over Unix sockets (SCM_RIGHTS, unix(7)), and make one number mean another's file.
 
 import koffi from 'koffi'
 import { FerryError } from '../base/errors.js'
@@ -6,6 +6,11 @@ import { checked, self } from './libc.js'
 
 type Message = (socket: number, message: Uint8Array, flags: number) => number
 const recvmsgCall = self.func('recvmsg', 'int64_t', ['int', 'void *', 'int']) as Message
+
+const dup2Call = self.func('dup2', 'int', ['int', 'int']) as (from: number, to: number) => number
+
+/** `to` becomes another name of what `from` is; dup2(2). */
+export const duplicateOnto = (from: number, to: number): number => checked(dup2Call(from, to), 'dup2')
 
 const SOL_SOCKET = 1
 const SCM_RIGHTS = 1

@@ -1,5 +1,6 @@
 // What the two threads of a remote in a worker say to each other, and how bytes and errors cross over.
 import { type Code, codes, FerryError, toFerryError } from '../base/errors.js'
+import type { LogRecord } from '../base/log.js'
 import { isMap, methods, type Remote, type Shape } from './wrap.js'
 
 /** How the worker makes its remote: what `name`, exported by `module`, returns or resolves with for these arguments. */
@@ -27,6 +28,7 @@ export type Request =
   | { id: number; close: true }
 
 export type Reply =
+  | { log: LogRecord }
   | { opened: Described }
   | { failed: ErrorMessage }
   | { id: number; result: unknown }

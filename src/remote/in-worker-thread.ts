@@ -1,6 +1,8 @@
 // The worker's side of in-worker.ts: opens the remote, makes the calls that are asked for, and cancels those that are called off.
 import { parentPort, workerData } from 'node:worker_threads'
-import { FerryError } from '../base/errors.js'
+import { lasting } from '../base/async.js'
+import { FerryError, toFerryError } from '../base/errors.js'
+import { onLog } from '../base/log.js'
 import { describe, type Opener, pack, packError, type Reply, type Request } from './in-worker-messages.js'
 import { methods, type Remote } from './wrap.js'
 
@@ -9,10 +11,14 @@ const port = parentPort
 const { module, name, args } = workerData as Opener
 
 const post = (reply: Reply, transfer: ArrayBuffer[] = []) => port.postMessage(reply, transfer)
+onLog(record => {
+  const { error, ...fields } = record.fields
+  post({ log: { ...record, fields: error === undefined ? fields : { ...fields, error: toFerryError(error).message } } })
+})
 const running = new Map<number, AbortController>()
 
 async function call(remote: Remote, { id, method, args }: Extract<Request, { method: string }>): Promise<void> {
-  const canceller = new AbortController()
+  const canceller = lasting()
   running.set(id, canceller)
   try {
     const made = Reflect.get(remote, method) as (...all: unknown[]) => Promise<unknown>

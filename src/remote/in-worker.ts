@@ -2,6 +2,7 @@
 import { Worker } from 'node:worker_threads'
 import { abortReason, type Deferred, deferred } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
+import { relay } from '../base/log.js'
 import { type Described, type Opener, pack, type Reply, type Request, unpackError } from './in-worker-messages.js'
 import { methods, type Remote, type Shape, type Shapes } from './wrap.js'
 
@@ -11,7 +12,7 @@ export type { Opener } from './in-worker-messages.js'
  * The remote that `opener` makes in a new worker. Bytes that are given to it are copied once, bytes that come from it are handed
  * over without a copy; an aborted call rejects at once, and is cancelled over there. Errors are those of the remote; UNREACHABLE
  * for every call if the worker dies. Snapshots and whatever else is not of the interface stays behind. (What is named `mem:NAME`
- * there is named so in that thread only.)
+ * there is named so in that thread only.) What it logs is logged here.
  */
 export async function inWorker<S extends Shape>(shape: S, opener: Opener): Promise<Shapes[S]> {
   const entry = compiled(
@@ -109,7 +110,8 @@ class Line {
   }
 
   #heard(reply: Reply): void {
-    if ('opened' in reply) {
+    if ('log' in reply) relay(reply.log)
+    else if ('opened' in reply) {
       this.#opened.resolve(reply.opened)
       this.worker.unref()
     } else if ('failed' in reply) this.#opened.reject(unpackError(reply.failed))

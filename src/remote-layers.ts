@@ -1,0 +1,39 @@
+// The remote as the engine gets it, every layer in its order: made worse on request, counted, in time, tried again, not too fast,
+// able to commit.
+import { setPriority } from 'node:os'
+import { isMainThread } from 'node:worker_threads'
+import type { CommittingTree } from './cache/tree-cache.js'
+import { setIoFlusher } from './linux/process.js'
+import { openRemote } from './open.js'
+import { deadline } from './remote/deadline.js'
+import { metered, SharedMeter } from './remote/metered.js'
+import { retry } from './remote/retry.js'
+import { rollforward } from './remote/rollforward.js'
+import { simulate } from './remote/simulate.js'
+import { throttle } from './remote/throttle.js'
+import type { StackSettings } from './remote-stack.js'
+
+/** What one attempt may take of the deadline of its call: a remote that went silent is asked once more. */
+const ATTEMPT_SHARE = 0.45
+/** A third of the processor's time against those who want all of it. */
+const NICE = 5
+
+/** In the thread that calls it, which should be one of its own. `counters`: the memory of a SharedMeter. */
+export async function openLayers(
+  url: string,
+  { simulate: simulation, deadline: ms, uploadLimit, downloadLimit }: StackSettings,
+  counters: SharedArrayBuffer,
+): Promise<CommittingTree> {
+  if (!isMainThread) {
+    setPriority(NICE)
+    setIoFlusher()
+  }
+  const remote = await openRemote(url, { shape: 'tree' })
+  const counted = metered(simulation ? simulate(remote, simulation) : remote, { meter: new SharedMeter(counters) })
+  // The last attempt begins early enough to end by itself: what is said then is what was wrong.
+  const onceMs = ms * ATTEMPT_SHARE
+  const inTime = deadline(retry(deadline(counted, { ms: onceMs }), { withinMs: ms - onceMs }), { ms })
+  // Outside of the deadline: to wait for one's turn on a narrow line is not to hang.
+  const limited = uploadLimit || downloadLimit
+  return rollforward(limited ? throttle(inTime, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : inTime)
+}

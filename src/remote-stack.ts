@@ -1,0 +1,31 @@
+// A remote and all its layers in a thread of their own, so that what a batch costs to send (10,000 small files: 20 s of computing) is
+// not taken from those who use the mount; and that thread gives way to them.
+import type { CommittingTree } from './cache/tree-cache.js'
+import type { RemoteStatus } from './mounted-tree.js'
+import type { MountSettings } from './options.js'
+import { inWorker } from './remote/in-worker.js'
+import { SharedMeter } from './remote/metered.js'
+
+export type StackSettings = Pick<MountSettings, 'deadline' | 'uploadLimit' | 'downloadLimit' | 'simulate'>
+
+/** @throws FerryError USAGE, NOT_FOUND, NOT_DIRECTORY and what else `openRemote` throws */
+export async function openStack(
+  url: string,
+  { simulate, deadline, uploadLimit, downloadLimit }: StackSettings,
+): Promise<{ tree: CommittingTree; status: () => RemoteStatus }> {
+  const meter = new SharedMeter()
+  const settings: StackSettings = { simulate, deadline, uploadLimit, downloadLimit }
+  // What lies in this process's memory is known by its name in this thread only, and costs nothing to reach.
+  const tree = url.startsWith('mem:')
+    ? await (await import('./remote-layers.js')).openLayers(url, settings, meter.memory)
+    : await inWorker('tree', {
+        module: import.meta.url.replace(/remote-stack(\.[jt]s)$/, 'remote-layers$1'),
+        name: 'openLayers',
+        args: [url, settings, meter.memory],
+      })
+  const status = (): RemoteStatus => {
+    const { requests, bytesRead, bytesWritten, errors, reachable } = meter
+    return { url: tree.url, requests, bytesRead, bytesWritten, errors, reachable }
+  }
+  return { tree: tree as CommittingTree, status }
+}
