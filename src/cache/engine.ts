@@ -59,6 +59,10 @@ const EMERGENCY_PAUSE_MS = 20
 /** Times that one read waits for it. */
 const EMERGENCIES_MAX = 50
 const LISTINGS_OPEN_MAX = 64
+/** What freed slots may keep of the disk, beyond the budget, so that they are used again without a hole; nothing of a small disk. */
+const WARM_BYTES_MAX = 64 * 1024 * 1024
+const WARM_DISK_BYTES_MIN = 4 * 1024 ** 3
+const NO_DATA = new FerryError('NO_DATA')
 
 /** Opens the cache of a tree: restores what is at hand, takes the lease, and answers from then on. */
 export async function openTreeCache(remote: CommittingTree, options: TreeCacheOptions): Promise<TreeCache> {
@@ -117,7 +121,10 @@ class Engine implements TreeCache {
     if (!isSound(directory)) this.#setAside(directory)
     fs.mkdirSync(directory, { recursive: true, mode: 0o700 })
     this.#journal = Journal.open(options.storage)
-    this.#slots = Slots.open(options.storage)
+    const spacious = options.storage.freeBytes() > WARM_DISK_BYTES_MIN
+    this.#slots = Slots.open(options.storage, {
+      warmBytesMax: spacious ? Math.min(WARM_BYTES_MAX, options.cacheBytesMax / 64) : 0,
+    })
     this.#database = new Database(directory)
     const started = performance.now()
     const clock = {
@@ -540,11 +547,17 @@ class Engine implements TreeCache {
     }
     const others = (rest.uid ?? inode.uid) !== inode.uid || (rest.gid ?? inode.gid) !== inode.gid
     if (others && !this.remote.capabilities.owners) refuse('the remote keeps no owners')
+    const timesOnly = size === undefined && rest.mode === undefined && rest.uid === undefined && rest.gid === undefined
+    // The kernel sends the last times of what was just removed: whoever has it open may ask for them, and nobody after that.
+    if (timesOnly && inode.nlink === 0) {
+      const { atimeNs = inode.atimeNs, mtimeNs = inode.mtimeNs, ctimeNs = inode.ctimeNs } = rest
+      return Object.assign(inode, { atimeNs, mtimeNs, ctimeNs })
+    }
     const apply = () => {
       const before = this.#journal.headLsn
       if (size !== undefined) this.content.truncate(inode, size, change.mtimeNs ?? nowNs(this.state))
       if (Object.values(rest).some(value => value !== undefined)) this.names.setAttributes(ino, rest)
-      if (size === undefined && rest.mode === undefined && rest.uid === undefined && rest.gid === undefined) {
+      if (timesOnly) {
         if (before !== this.#timesLsn) this.#beforeTimesLsn = before
         this.#timesLsn = this.#journal.headLsn
       }
@@ -557,7 +570,8 @@ class Engine implements TreeCache {
   getXattr(ino: Ino, name: string): Maybe<Uint8Array> {
     return this.#withXattrs(ino, inode => {
       const value = inode.xattrs?.get(name)
-      if (!value) throw new FerryError('NO_DATA', { detail: name })
+      // Asked for all day (security.capability of every new file): not worth an error of its own.
+      if (!value) throw NO_DATA
       return value
     })
   }
@@ -724,6 +738,7 @@ class Engine implements TreeCache {
     for (let n = 0; n < EMERGENCY_CHUNKS && this.state.clean.evictOne(); n++);
     await this.#checkpointing
     await this.#checkpoint()
+    await this.#slots.trim()
     await new Promise(resolve => setTimeout(resolve, EMERGENCY_PAUSE_MS))
   }
 
@@ -972,6 +987,7 @@ class Engine implements TreeCache {
       this.kernel.invalidateInode(inode.ino)
     }
     await this.#checkpoint()
+    await this.#slots.trim()
     return { files, bytes: (before - state.pages) * PAGE_BYTES }
   }
 

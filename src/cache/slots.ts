@@ -1,11 +1,13 @@
 // The one sparse data file: slot i is CHUNK_BYTES at i * CHUNK_BYTES. Slot 0 holds the file's header.
 import { strict as assert } from 'node:assert'
 import { FerryError, toFerryError } from '../base/errors.js'
-import { CHUNK_BYTES } from '../chunk/geometry.js'
+import { CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES } from '../chunk/geometry.js'
 import { GroupSync } from './group-sync.js'
 import type { Storage, StorageFile } from './storage.js'
 
 export interface SlotsOptions {
+  /** Bytes that freed slots may keep on the disk until they are used again. Default 0. */
+  warmBytesMax?: number
   /** Where the file ends at most. It is sparse: this bounds its slots, not the disk's space. Default 16 TiB, ext4's limit. */
   bytesMax?: number
 }
@@ -19,6 +21,9 @@ const BYTES_MAX = 16 * 1024 ** 4 - CHUNK_BYTES
 /** Holes are punched this many at a time before others have their turn: tens of microseconds each. */
 const PUNCHES_PER_TURN = 32
 const WORD_BITS = 32
+/** A freed slot is noted as one number: `slot * FREED_PAGES + pages`. */
+const FREED_PAGES = 64
+const slotOf = (freed: number) => Math.floor(freed / FREED_PAGES)
 const DONE = Promise.resolve()
 
 export class Slots {
@@ -37,6 +42,13 @@ export class Slots {
   #freedTo = 0
   /** How many ever left that queue: tokens count all that ever entered it. */
   #freedBefore = 0
+  /**
+   * Free slots, by their pages, that have no hole: they are about to be used again, by the next journal of a database for instance. A
+   * hole takes 100 us, since the kernel first writes what it is about to throw away.
+   */
+  readonly #warm = new Map<number, number>()
+  #warmPages = 0
+  readonly #warmPagesMax: number
   #punching: Promise<void> | undefined
   /** Runs of slots whose hole is due, as first slot and count. */
   readonly #holes: number[] = []
@@ -44,9 +56,10 @@ export class Slots {
   #failure: FerryError | undefined
   #closed = false
 
-  private constructor(file: StorageFile, limit: number) {
+  private constructor(file: StorageFile, limit: number, warmPagesMax: number) {
     this.#file = file
     this.#limit = limit
+    this.#warmPagesMax = warmPagesMax
     this.#taken[0] = 1
   }
 
@@ -54,10 +67,10 @@ export class Slots {
    * Opens or creates the data file. No slot is in use but those that `markUsed` then names.
    * @throws BAD_FORMAT, TOO_NEW
    */
-  static open(storage: Storage, { bytesMax = BYTES_MAX }: SlotsOptions = {}): Slots {
+  static open(storage: Storage, { bytesMax = BYTES_MAX, warmBytesMax = 0 }: SlotsOptions = {}): Slots {
     const file = storage.open(NAME)
     try {
-      const slots = new Slots(file, Math.floor(bytesMax / CHUNK_BYTES))
+      const slots = new Slots(file, Math.floor(bytesMax / CHUNK_BYTES), Math.floor(warmBytesMax / PAGE_BYTES))
       if (isNew(file)) {
         file.writeSync(encodeHeader(), 0)
         slots.#dirty = true
@@ -101,6 +114,7 @@ export class Slots {
     if (slot >= this.#limit)
       throw new FerryError('NO_SPACE', { detail: `the cache's data file is limited to ${this.#limit} chunks` })
     this.#set(slot)
+    this.#cool(slot)
     return slot
   }
 
@@ -108,7 +122,9 @@ export class Slots {
   markUsed(slot: number): void {
     if (!(Number.isSafeInteger(slot) && slot > 0 && slot < this.#limit))
       throw new FerryError('BAD_FORMAT', { detail: `there is no slot ${slot} in the cache's data file` })
-    if (!this.isUsed(slot)) this.#set(slot)
+    if (this.isUsed(slot)) return
+    this.#set(slot)
+    this.#cool(slot)
   }
 
   /**
@@ -138,11 +154,14 @@ export class Slots {
     return word < this.#taken.length && (this.#taken[word] & (1 << (slot % WORD_BITS))) !== 0
   }
 
-  /** The slot can be used again, and its hole is punched, once a checkpoint that begins after this is finished. */
-  free(slot: number): void {
+  /**
+   * The slot can be used again, or its hole is punched, once a checkpoint that begins after this is finished. `pages`: how many of it
+   * were written, at most.
+   */
+  free(slot: number, pages = CHUNK_PAGES): void {
     assert(slot > 0 && this.isUsed(slot), 'a slot is freed once')
     if (this.#freedTo === this.#freed.length) this.#makeRoom()
-    this.#freed[this.#freedTo++] = slot
+    this.#freed[this.#freedTo++] = slot * FREED_PAGES + pages
   }
 
   /** Of a slot that no checkpoint and no journal record names: free at once. */
@@ -168,9 +187,34 @@ export class Slots {
       const due = this.#freed.slice(this.#freedFrom, this.#freedFrom + count).sort()
       this.#freedFrom += count
       this.#freedBefore += count
-      this.#queue(due)
+      this.#queue(due.filter(freed => !this.#keepWarm(slotOf(freed), freed % FREED_PAGES)).map(slotOf))
     }
     return this.#punchDue()
+  }
+
+  /** The disk wants its space back: free slots that kept theirs are punched. Never rejects. */
+  trim(): Promise<void> {
+    const slots = Float64Array.from(this.#warm.keys()).sort()
+    for (const slot of slots) this.#set(slot)
+    this.#warm.clear()
+    this.#warmPages = 0
+    this.#queue(slots)
+    return this.#punchDue()
+  }
+
+  #keepWarm(slot: number, pages: number): boolean {
+    if (this.#warmPages + pages > this.#warmPagesMax) return false
+    this.#warm.set(slot, pages)
+    this.#warmPages += pages
+    this.#clear(slot)
+    return true
+  }
+
+  #cool(slot: number) {
+    const pages = this.#warm.get(slot)
+    if (pages === undefined) return
+    this.#warm.delete(slot)
+    this.#warmPages -= pages
   }
 
   /** Bytes that are in memory, without blocking: how many were read, or -1. */

@@ -1,7 +1,7 @@
 // The whole state of a cached tree in memory, and how it changes. Live operations and replay go through the same functions.
 
 import { FerryError } from '../base/errors.js'
-import { CHUNK_BYTES, PAGE_BYTES, popcount } from '../chunk/geometry.js'
+import { CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES, popcount } from '../chunk/geometry.js'
 import { CHECKPOINTED, ChunkTable, GUESSED, NAMED, type Row, SEALED } from './chunk-table.js'
 import { CleanChunks } from './clean-chunks.js'
 import type { Database } from './database.js'
@@ -226,9 +226,9 @@ export class TreeState {
     if (before === 0) this.persistRows.add(row)
   }
 
-  #free(slot: number) {
+  #free(slot: number, pages: number) {
     if (this.replaying) this.#freedInReplay.add(slot)
-    else this.slots.free(slot)
+    else this.slots.free(slot, pages)
   }
 
   /** A record names the slot. What replay let go of, since it knows nothing of pages that were only fetched, it takes back. */
@@ -274,7 +274,7 @@ export class TreeState {
     this.persistRows.add(row)
     if (!old) return
     if (chunks.flight[row] && chunks.flightSlot[row] === old) this.pages += popcount(chunks.flight[row])
-    else this.#free(old)
+    else this.#free(old, popcount(chunks.valid[row]))
   }
 
   /** Pages of a row are gone (cut off, or replaced at the remote): absent pages are zeros or the remote's. */
@@ -304,7 +304,7 @@ export class TreeState {
     if (chunks.flight[row]) this.#releaseFlight(row)
     if (chunks.slot[row]) {
       // What was only fetched gives its space back at once: a full disk may have no room for a checkpoint.
-      if (this.replaying || chunks.flags[row] & NAMED) this.#free(chunks.slot[row])
+      if (this.replaying || chunks.flags[row] & NAMED) this.#free(chunks.slot[row], popcount(chunks.valid[row]))
       else this.slots.freeNow(chunks.slot[row])
     }
     this.open.rows.delete(row)
@@ -319,7 +319,7 @@ export class TreeState {
     this.dirtyPages -= pages
     if (chunks.flightSlot[row] !== chunks.slot[row]) {
       this.pages -= pages
-      this.#free(chunks.flightSlot[row])
+      this.#free(chunks.flightSlot[row], CHUNK_PAGES)
     }
     chunks.flight[row] = 0
     chunks.flightSlot[row] = 0

@@ -94,6 +94,30 @@ describe('slots', () => {
     expect(slots.pendingSlots).toBe(0)
   })
 
+  test('as many bytes as may stay warm have no hole, until they are used again or the disk wants them', async () => {
+    let punches = 0
+    const disk = new LossyDisk({ before: operation => void (operation === 'punch' && punches++) })
+    const slots = Slots.open(disk.storage, { warmBytesMax: 3 * 4096 })
+    const taken = [slots.take(), slots.take(), slots.take(), slots.take()]
+    slots.free(taken[0], 2)
+    slots.free(taken[2], 2)
+    slots.free(taken[3], 1)
+    await slots.finishCheckpoint(slots.beginCheckpoint())
+    expect(punches).toBe(1)
+    expect(slots.usedSlots).toBe(1)
+    expect(slots.pendingSlots).toBe(0)
+    // Warm or not, the lowest is taken; what is warm no more makes room for others.
+    expect(slots.take()).toBe(taken[0])
+    slots.free(taken[0], 2)
+    await slots.finishCheckpoint(slots.beginCheckpoint())
+    expect(punches).toBe(1)
+    await slots.trim()
+    expect(punches).toBe(3)
+    expect(slots.usedSlots).toBe(1)
+    await slots.trim()
+    expect(punches).toBe(3)
+  })
+
   test('by the hundred thousand, neighbours are one hole, and others have their turn', async () => {
     let punches = 0
     const disk = new LossyDisk({ before: operation => void (operation === 'punch' && punches++) })
