@@ -6,7 +6,7 @@ import type { CommittingTree } from './cache/tree-cache.js'
 import { setIoFlusher } from './linux/process.js'
 import { openRemote } from './open.js'
 import { deadline } from './remote/deadline.js'
-import { metered, SharedMeter } from './remote/metered.js'
+import { metered, sharedMeter } from './remote/metered.js'
 import { retry } from './remote/retry.js'
 import { rollforward } from './remote/rollforward.js'
 import { simulate } from './remote/simulate.js'
@@ -18,7 +18,7 @@ const ATTEMPT_SHARE = 0.45
 /** A third of the processor's time against those who want all of it. */
 const NICE = 5
 
-/** In the thread that calls it, which should be one of its own. `counters`: the memory of a SharedMeter. */
+/** In the thread that calls it, which should be one of its own. `counters`: the memory of a `sharedMeter`. */
 export async function openLayers(
   url: string,
   { simulate: simulation, deadline: ms, uploadLimit, downloadLimit }: StackSettings,
@@ -29,7 +29,7 @@ export async function openLayers(
     setIoFlusher()
   }
   const remote = await openRemote(url, { shape: 'tree' })
-  const counted = metered(simulation ? simulate(remote, simulation) : remote, { meter: new SharedMeter(counters) })
+  const counted = metered(simulation ? simulate(remote, simulation) : remote, { meter: sharedMeter(counters) })
   // The last attempt begins early enough to end by itself: what is said then is what was wrong.
   const onceMs = ms * ATTEMPT_SHARE
   const inTime = deadline(retry(deadline(counted, { ms: onceMs }), { withinMs: ms - onceMs }), { ms })

@@ -4,7 +4,7 @@ import type { CommittingTree } from './cache/tree-cache.js'
 import type { RemoteStatus } from './mounted-tree.js'
 import type { MountSettings } from './options.js'
 import { inWorker } from './remote/in-worker.js'
-import { SharedMeter } from './remote/metered.js'
+import { METER_BYTES, sharedMeter } from './remote/metered.js'
 
 export type StackSettings = Pick<MountSettings, 'deadline' | 'uploadLimit' | 'downloadLimit' | 'simulate'>
 
@@ -13,15 +13,16 @@ export async function openStack(
   url: string,
   { simulate, deadline, uploadLimit, downloadLimit }: StackSettings,
 ): Promise<{ tree: CommittingTree; status: () => RemoteStatus }> {
-  const meter = new SharedMeter()
+  const memory = new SharedArrayBuffer(METER_BYTES)
+  const meter = sharedMeter(memory)
   const settings: StackSettings = { simulate, deadline, uploadLimit, downloadLimit }
   // What lies in this process's memory is known by its name in this thread only, and costs nothing to reach.
   const tree = url.startsWith('mem:')
-    ? await (await import('./remote-layers.js')).openLayers(url, settings, meter.memory)
+    ? await (await import('./remote-layers.js')).openLayers(url, settings, memory)
     : await inWorker('tree', {
         module: import.meta.url.replace(/remote-stack(\.[jt]s)$/, 'remote-layers$1'),
         name: 'openLayers',
-        args: [url, settings, meter.memory],
+        args: [url, settings, memory],
       })
   const status = (): RemoteStatus => {
     const { requests, bytesRead, bytesWritten, errors, reachable } = meter

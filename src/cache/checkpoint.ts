@@ -3,6 +3,7 @@ import { popcount } from '../chunk/geometry.js'
 import { CHECKPOINTED, NAMED, type Row, SEALED, VERIFIED } from './chunk-table.js'
 import { sumOf } from './content.js'
 import { chunkKey, idKey, inodeKey, type Meta, nameDbKey, type Write } from './database.js'
+import type { Ino } from './filesystem.js'
 import type { Inode } from './inode.js'
 import { Changes, nameKey, type TreeState } from './state.js'
 
@@ -23,7 +24,7 @@ export async function checkpoint(state: TreeState): Promise<void> {
   const token = slots.beginCheckpoint()
   const lsn = journal.headLsn
   const sealed = sealedRows(state)
-  const { writes, inodes, putBack } = collect(state)
+  const { writes, inodes, removed, putBack } = collect(state)
   const meta = metaOf(state, lsn)
   try {
     await slots.sync()
@@ -34,6 +35,7 @@ export async function checkpoint(state: TreeState): Promise<void> {
   }
   // Those that changed meanwhile are not in the database as they are.
   for (const inode of inodes) if (!state.persistInodes.has(inode)) inode.durable = true
+  for (const ino of removed) state.gone.delete(ino)
   journal.release(lsn)
   // No record that replay would look at names these slots any more.
   for (const [row, slot] of sealed) if (state.chunks.slot[row] === slot) state.chunks.flags[row] &= ~SEALED
@@ -54,6 +56,8 @@ interface Collected {
   writes: Write[]
   /** Known to the database once it is written; until then a record that names one of them must bring it along. */
   inodes: Inode[]
+  /** Not known to it any more. */
+  removed: Ino[]
   /** It was not written: the next checkpoint has to. */
   putBack(): void
 }
@@ -113,7 +117,7 @@ function collect(state: TreeState): Collected {
   state.persistInodes.clear()
   state.persistDentries.clear()
   state.persistRows.clear()
-  return { writes, inodes, putBack }
+  return { writes, inodes, removed: removedInodes, putBack }
 }
 
 function metaOf(state: TreeState, lsn: number): Meta {

@@ -1,7 +1,7 @@
 // A cached tree: what a front door asks, answered from the state at hand, from the journal's past, or from the remote.
 import fs from 'node:fs'
 import path from 'node:path'
-import { type Deferred, deferred, lasting } from '../base/async.js'
+import { lasting } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { PAGE_BYTES } from '../chunk/geometry.js'
 import { HIDDEN, type Usage } from '../remote/tree.js'
@@ -30,6 +30,7 @@ import { Profile } from './profile.js'
 import { Pull } from './pull.js'
 import { Push } from './push.js'
 import { replayRecord } from './replay.js'
+import { Room } from './room.js'
 import { Slots } from './slots.js'
 import { join, rootInode, TreeState } from './state.js'
 import type { CommittingTree, Conflict, Progress, TreeCache, TreeCacheOptions, TreeCacheStatus } from './tree-cache.js'
@@ -49,15 +50,6 @@ const CLAIM_TRIES_MAX = 8
 const XATTR_NAME_BYTES_MAX = 255
 /** What remotes keep (see tree.ts). */
 const XATTR_SPACES = ['user.', 'trusted.']
-/** The free space of the cache's disk is looked at after this many bytes were taken. */
-const FREE_LOOK_BYTES = 1024 * 1024
-/** And when the last look is older than this. */
-const FREE_LOOK_MS = 50
-/** Chunks that leave at once when the disk says it is full, and how long before it is asked again. */
-const EMERGENCY_CHUNKS = 256
-const EMERGENCY_PAUSE_MS = 20
-/** Times that one read waits for it. */
-const EMERGENCIES_MAX = 50
 const LISTINGS_OPEN_MAX = 64
 /** What freed slots may keep of the disk, beyond the budget, so that they are used again without a hole; nothing of a small disk. */
 const WARM_BYTES_MAX = 64 * 1024 * 1024
@@ -90,23 +82,17 @@ class Engine implements TreeCache {
   readonly #profile: Profile | null
   readonly #durability: Durability
   readonly #memory: MemoryBudget
+  readonly #room: Room
   #replayed: ReplayResult | null = null
-  #roomWaiters: Deferred<void>[] = []
-  #lettingIn = false
   #timers: NodeJS.Timeout[] = []
   #checkpointing: Promise<void> | null = null
   #claiming: AbortController | null = null
   #claimProblem: FerryError | null = null
   #usage: { at: number; usage: Usage | null } = { at: -Infinity, usage: null }
   #usageLooking: Promise<void> | null = null
-  #freeBytes = Infinity
-  #freeLookDue = 0
-  #freeLookedAtMs = -Infinity
   /** The last records, up to the first of these, set nothing but times; the other is what came before them. */
   #timesLsn = 0
   #beforeTimesLsn = 0
-  /** Evicted since the last checkpoint, which punches their holes. */
-  #evictedBytes = 0
   #listings = new Map<Ino, { after: number; rest: Iterator<[string, Dentry]> }>()
   #problems = new Map<string, string>()
   #closed = false
@@ -135,6 +121,11 @@ class Engine implements TreeCache {
     this.state = new TreeState(this.#journal, this.#slots, this.#database, globs(options.localOnly), clock)
     this.names = new Names(this.state)
     this.#memory = new MemoryBudget(options.memoryBytesMax)
+    this.#room = new Room(this.state, this.#slots, options, {
+      poke: () => this.push.poke(),
+      send: signal => this.push.flush('settled', { signal }),
+      checkpoint: () => this.#checkpoint(),
+    })
     this.pullQueue = new Pull(
       remote,
       this.state,
@@ -145,8 +136,8 @@ class Engine implements TreeCache {
         prefetch: options.prefetch !== 'off',
       },
       {
-        makeRoom: bytes => this.#roomForClean(bytes),
-        diskFull: () => this.#emergency(),
+        makeRoom: bytes => this.#room.forClean(bytes),
+        diskFull: () => this.#room.giveBack(),
         surprised: inode => this.#surprised(inode),
       },
       this.#memory,
@@ -339,7 +330,7 @@ class Engine implements TreeCache {
     for (const timer of this.#timers) clearInterval(timer)
     this.#claiming?.abort()
     this.#stop.abort()
-    for (const waiter of this.#roomWaiters) waiter.reject(new FerryError('CLOSED'))
+    this.#room.close()
     await this.#background
     await Promise.all([this.pullQueue.close(), this.listing.close(), this.push.close()])
     await this.#checkpointing
@@ -435,7 +426,7 @@ class Engine implements TreeCache {
       refuse('the remote has no special files')
     return this.#change(parent, () => {
       this.#checkPlace(parent, name)
-      this.#checkSpace(0)
+      this.#room.check(0)
       return this.names.make(parent, name, node)
     })
   }
@@ -516,7 +507,7 @@ class Engine implements TreeCache {
   #change<T>(parent: Ino, change: () => Maybe<T>): Maybe<T> {
     this.#writable()
     const listed = () => this.#whenListed(this.state.directory(parent), () => this.#done(change()))
-    const wait = this.#room(0)
+    const wait = this.#room.forChange(0)
     return wait ? wait.then(listed) : listed()
   }
 
@@ -543,7 +534,7 @@ class Engine implements TreeCache {
     const inode = this.state.inode(ino)
     if (size !== undefined) {
       if (inode.isDirectory) throw new FerryError('IS_DIRECTORY')
-      if (size > inode.size) this.#checkSpace(0)
+      if (size > inode.size) this.#room.check(0)
     }
     const others = (rest.uid ?? inode.uid) !== inode.uid || (rest.gid ?? inode.gid) !== inode.gid
     if (others && !this.remote.capabilities.owners) refuse('the remote keeps no owners')
@@ -563,7 +554,7 @@ class Engine implements TreeCache {
       }
       return inode
     }
-    const wait = this.#room(0)
+    const wait = this.#room.forChange(0)
     return wait ? wait.then(() => this.#done(apply())) : this.#done(apply())
   }
 
@@ -653,7 +644,7 @@ class Engine implements TreeCache {
     if (this.#closed) throw new FerryError('CLOSED')
     const inode = this.state.inode(ino)
     if (stamped === 'by-kernel') this.#durability.written()
-    const wait = this.#room(from.length)
+    const wait = this.#room.forChange(from.length)
     if (wait) return wait.then(() => this.#write(inode, at, from, stamped))
     try {
       return this.#done(this.content.write(inode, at, from, stamped))
@@ -674,90 +665,9 @@ class Engine implements TreeCache {
       } catch (error) {
         if (!isFerryError(error, 'NO_SPACE') || performance.now() > until) throw error
         this.#problem('disk', error)
-        await this.#emergency()
+        await this.#room.giveBack()
       }
     }
-  }
-
-  /** undefined: there is room for a change of so many bytes. Otherwise resolves when there is. */
-  #room(bytes: number): Promise<void> | undefined {
-    const { state, options } = this
-    if (bytes) this.#makeRoom(bytes)
-    if (this.#lettingIn) return undefined
-    const operations = state.open.operations + (state.flight?.operations ?? 0)
-    if (state.dirtyBytes + bytes <= options.dirtyBytesMax && operations < options.dirtyOperationsMax) return undefined
-    // An empty cache takes any one write: a limit below the size of a request must not stop everything.
-    if (bytes && state.dirtyBytes === 0) return undefined
-    this.push.poke()
-    const waiter = deferred()
-    this.#roomWaiters.push(waiter)
-    return waiter.promise.then(() => this.#room(bytes))
-  }
-
-  /** ENOSPC is given where a program expects it: at create, extend and fallocate, never to a page that the kernel has accepted. */
-  #checkSpace(bytes: number) {
-    const { options, state } = this
-    const left = options.cacheBytesMax - options.kernelBytesMax - state.dirtyBytes
-    if (bytes > left && bytes > 0) throw new FerryError('NO_SPACE', { detail: `${left} bytes of the cache are left` })
-    if (options.whenFull === 'error' && (state.dirtyBytes >= options.dirtyBytesMax || left <= 0))
-      throw new FerryError('NO_SPACE', { detail: 'the dirty limit is reached' })
-    if (this.#free() < options.cacheBytesFreeMin / 2 && state.clean.pages === 0)
-      throw new FerryError('NO_SPACE', { detail: 'the disk of the cache is full' })
-  }
-
-  /** Of the cache's disk: what is free, and what will be when the next checkpoint has punched what was evicted. */
-  #free(): number {
-    const now = performance.now()
-    if (now - this.#freeLookedAtMs > FREE_LOOK_MS || this.state.pages * PAGE_BYTES >= this.#freeLookDue) {
-      this.#freeBytes = this.options.storage.freeBytes()
-      this.#freeLookDue = this.state.pages * PAGE_BYTES + FREE_LOOK_BYTES
-      this.#freeLookedAtMs = now
-    }
-    return this.#freeBytes + this.#evictedBytes
-  }
-
-  /** Clean chunks leave until so many bytes more fit both budgets; false: they do not fit. */
-  #makeRoom(bytes: number): boolean {
-    const { state, options } = this
-    const max = options.cacheBytesMax - options.kernelBytesMax
-    const scarce = options.cacheBytesFreeMin - this.#free()
-    let over = Math.max(state.cachedBytes + bytes - max, scarce)
-    while (over > 0) {
-      const before = state.pages
-      if (!state.clean.evictOne()) break
-      over -= (before - state.pages) * PAGE_BYTES
-      this.#evictedBytes += (before - state.pages) * PAGE_BYTES
-    }
-    if (this.#slots.pendingSlots > CHECKPOINT_ITEMS / 8 || (scarce > 0 && this.#evictedBytes > 0))
-      void this.#checkpoint()
-    return over <= 0 || state.cachedBytes + bytes <= max
-  }
-
-  /** The disk is full though the budgets are not: what can be given back is, at once. */
-  async #emergency(): Promise<void> {
-    for (let n = 0; n < EMERGENCY_CHUNKS && this.state.clean.evictOne(); n++);
-    await this.#checkpointing
-    await this.#checkpoint()
-    await this.#slots.trim()
-    await new Promise(resolve => setTimeout(resolve, EMERGENCY_PAUSE_MS))
-  }
-
-  /** A cache full of what the remote does not have yet: readers wait for the next batch. */
-  async #roomForClean(bytes: number): Promise<void> {
-    const has = this.#makeRoom(bytes)
-    // The database needs room as well, or no checkpoint could ever punch what was evicted.
-    for (
-      let tries = 0;
-      this.#free() - this.#evictedBytes < this.options.cacheBytesFreeMin / 2 && tries < EMERGENCIES_MAX;
-      tries++
-    ) {
-      if (this.state.clean.pages === 0 && this.#evictedBytes === 0) break
-      await this.#emergency()
-    }
-    if (has) return
-    const sent = this.push.flush('settled', { signal: AbortSignal.timeout(this.options.deadlineMs) })
-    await sent.catch(() => {})
-    if (!this.#makeRoom(bytes)) throw new FerryError('NO_SPACE', { detail: 'the cache holds nothing that may leave' })
   }
 
   fsync(_ino: Ino, what: 'all' | 'data' = 'all'): Maybe<void> {
@@ -784,7 +694,7 @@ class Engine implements TreeCache {
     const end = at + length
     const sizeAfter = how.keepSize || how.kind === 'punch' ? inode.size : Math.max(inode.size, end)
     if (how.kind === 'allocate') {
-      this.#checkSpace(Math.max(0, end - inode.size))
+      this.#room.check(Math.max(0, end - inode.size))
       if (sizeAfter > inode.size) this.#done(this.content.truncate(inode, sizeAfter, nowNs(this.state)))
       return
     }
@@ -1081,18 +991,11 @@ class Engine implements TreeCache {
       this.kernel.invalidateEntry(parent, name)
       this.kernel.invalidateEntry(parent, keptAs.slice(keptAs.lastIndexOf('/') + 1))
     }
-    this.#lookForRoom()
+    this.#room.look()
   }
 
   letIn(on: boolean): void {
-    this.#lettingIn = on
-    this.#lookForRoom()
-  }
-
-  #lookForRoom() {
-    const waiters = this.#roomWaiters
-    this.#roomWaiters = []
-    for (const waiter of waiters) waiter.resolve()
+    this.#room.letIn(on)
   }
 
   async #surprised(inode: Inode): Promise<void> {
@@ -1108,9 +1011,7 @@ class Engine implements TreeCache {
     this.#checkpointing = checkpoint(this.state)
       .then(
         () => {
-          this.#evictedBytes = 0
-          this.#freeLookedAtMs = -Infinity
-          if (this.#free() > this.options.cacheBytesFreeMin / 2) this.#problems.delete('disk')
+          if (this.#room.checkpointed()) this.#problems.delete('disk')
           this.#trim()
         },
         error => {

@@ -75,6 +75,8 @@ export class TreeState {
   readonly persistDentries = new Map<string, { parent: Ino; name: string }>()
   readonly removedRows: { ino: Ino; index: number }[] = []
   readonly removedInodes: Ino[] = []
+  /** Forgotten here, and still in the database until the checkpoint that removes them is done. */
+  readonly gone = new Set<Ino>()
   changesPersisted = false
 
   replaying = false
@@ -96,7 +98,7 @@ export class TreeState {
   inode(ino: Ino): Inode {
     const known = this.inodes.get(ino)
     if (known) return known
-    const record = this.database.inode(ino)
+    const record = this.gone.has(ino) ? undefined : this.database.inode(ino)
     if (!record) throw new FerryError('NOT_FOUND', { detail: `inode ${ino}` })
     const inode = Inode.fromRecord(record)
     inode.durable = true
@@ -163,7 +165,7 @@ export class TreeState {
         if (dentry.ino === inode.ino) yield { parent: directory.ino, name }
     }
     for (const { parent, name, ino } of this.database.names())
-      if (ino === inode.ino && !this.inodes.get(parent)?.children) yield { parent, name }
+      if (ino === inode.ino && !this.gone.has(parent) && !this.inodes.get(parent)?.children) yield { parent, name }
   }
 
   // --- what changed
@@ -493,6 +495,7 @@ export class TreeState {
     this.persistInodes.delete(inode)
     if (inode.id) this.byId.delete(inode.id)
     this.removedInodes.push(inode.ino)
+    this.gone.add(inode.ino)
   }
 
   // --- where the remote has it

@@ -1,7 +1,7 @@
 // The worker's side of in-worker.ts: opens the remote, makes the calls that are asked for, and cancels those that are called off.
 import { parentPort, workerData } from 'node:worker_threads'
 import { lasting } from '../base/async.js'
-import { FerryError, toFerryError } from '../base/errors.js'
+import { FerryError } from '../base/errors.js'
 import { onLog } from '../base/log.js'
 import { describe, type Opener, pack, packError, type Reply, type Request } from './in-worker-messages.js'
 import { methods, type Remote } from './wrap.js'
@@ -12,8 +12,10 @@ const { module, name, args } = workerData as Opener
 
 const post = (reply: Reply, transfer: ArrayBuffer[] = []) => port.postMessage(reply, transfer)
 onLog(record => {
-  const { error, ...fields } = record.fields
-  post({ log: { ...record, fields: error === undefined ? fields : { ...fields, error: toFerryError(error).message } } })
+  const { error } = record.fields
+  post({
+    log: { ...record, fields: error instanceof Error ? { ...record.fields, error: error.message } : record.fields },
+  })
 })
 const running = new Map<number, AbortController>()
 

@@ -2,9 +2,11 @@
 import { Worker } from 'node:worker_threads'
 import { abortReason, type Deferred, deferred } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
-import { relay } from '../base/log.js'
+import { logger, relay } from '../base/log.js'
 import { type Described, type Opener, pack, type Reply, type Request, unpackError } from './in-worker-messages.js'
 import { methods, type Remote, type Shape, type Shapes } from './wrap.js'
+
+const log = logger('remote')
 
 export type { Opener } from './in-worker-messages.js'
 
@@ -47,9 +49,10 @@ class Line {
 
   constructor(readonly worker: Worker) {
     worker.on('message', (reply: Reply) => this.#heard(reply))
-    worker.on('error', error =>
-      this.#died(new FerryError('UNREACHABLE', { cause: error, detail: `its worker failed: ${error}` })),
-    )
+    worker.on('error', error => {
+      log.error('the thread of a remote failed', { error })
+      this.#died(new FerryError('UNREACHABLE', { cause: error, detail: `its worker failed: ${error}` }))
+    })
     worker.on('exit', () => this.#died(new FerryError('UNREACHABLE', { detail: 'its worker has ended' })))
   }
 

@@ -14,47 +14,25 @@ export interface Meter {
   reachable: boolean
 }
 
-/** A meter that several threads see; only the last error stays with the one that met it. */
-export class SharedMeter implements Meter {
-  readonly memory: SharedArrayBuffer
-  readonly #numbers: Float64Array
-  lastError: Meter['lastError'] = null
+const counts = ['requests', 'bytesRead', 'bytesWritten', 'errors', 'reachable'] as const
 
-  constructor(memory = new SharedArrayBuffer(5 * Float64Array.BYTES_PER_ELEMENT)) {
-    this.memory = memory
-    this.#numbers = new Float64Array(memory)
-  }
+export const METER_BYTES = counts.length * Float64Array.BYTES_PER_ELEMENT
 
-  get requests() {
-    return this.#numbers[0]
+/** A meter in METER_BYTES of memory that several threads see; only the last error stays with the one that met it. */
+export function sharedMeter(memory: SharedArrayBuffer): Meter {
+  const numbers = new Float64Array(memory)
+  const meter = { lastError: null } as Meter
+  for (const [n, name] of counts.entries()) {
+    const isFlag = name === 'reachable'
+    Object.defineProperty(meter, name, {
+      enumerable: true,
+      get: () => (isFlag ? numbers[n] === 0 : numbers[n]),
+      set: (value: number | boolean) => {
+        numbers[n] = isFlag ? Number(!value) : Number(value)
+      },
+    })
   }
-  set requests(count: number) {
-    this.#numbers[0] = count
-  }
-  get bytesRead() {
-    return this.#numbers[1]
-  }
-  set bytesRead(bytes: number) {
-    this.#numbers[1] = bytes
-  }
-  get bytesWritten() {
-    return this.#numbers[2]
-  }
-  set bytesWritten(bytes: number) {
-    this.#numbers[2] = bytes
-  }
-  get errors() {
-    return this.#numbers[3]
-  }
-  set errors(count: number) {
-    this.#numbers[3] = count
-  }
-  get reachable() {
-    return this.#numbers[4] === 0
-  }
-  set reachable(reachable: boolean) {
-    this.#numbers[4] = reachable ? 0 : 1
-  }
+  return meter
 }
 
 const answers = new Set<Code>([

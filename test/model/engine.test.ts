@@ -237,4 +237,17 @@ describe('the engine against a model', () => {
       }
     },
   )
+
+  test('what was removed does not come back from the database before the checkpoint that removes it there', async () => {
+    const cache = await openEngine(memTree(), cacheDir())
+    const node = { mode: DIRECTORY, uid: 0, gid: 0 }
+    const { ino } = await cache.make(1, 'd', node)
+    await cache.sync()
+    await cache.evict('') // a checkpoint: the database has it
+    expect((await cache.attributes(ino)).ino).toBe(ino)
+    await cache.removeDirectory(1, 'd')
+    await cache.sync()
+    expect(() => cache.attributes(ino)).toThrow('no such file or directory')
+    await cache.close()
+  })
 })

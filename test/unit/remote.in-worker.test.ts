@@ -2,6 +2,7 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { beforeAll, describe, expect, test } from '@jest/globals'
 import { FerryError } from '../../src/base/errors.js'
+import { type LogRecord, onLog } from '../../src/base/log.js'
 import { inWorker } from '../../src/remote/in-worker.js'
 import { pack, packError, unpackError } from '../../src/remote/in-worker-messages.js'
 import { compileOnce } from '../remotes/compiled.js'
@@ -64,6 +65,25 @@ describe('a remote in a worker', () => {
     expect(await store.head('x')).toEqual([1])
     await expect(store.get('a', undefined, AbortSignal.abort())).rejects.toMatchObject({ code: 'ABORTED' })
     await store.close()
+  })
+
+  test('what it logs is logged here, errors as their messages', async () => {
+    const heard: LogRecord[] = []
+    const stop = onLog(record => heard.push(record))
+    const log = pathToFileURL(join(import.meta.dirname, '..', '..', 'dist', 'src', 'base', 'log.js')).href
+    const body = `
+      const { logger } = await import('${log}')
+      return wrap(memStore(), async (call, next) => {
+        logger('far').warn('something', { key: call.args[0], error: new Error('why') })
+        return next()
+      })`
+    const store = await inWorker('store', opener(body))
+    await store.head('a')
+    await store.close()
+    stop()
+    expect(heard).toMatchObject([
+      { level: 'warn', part: 'far', message: 'something', fields: { key: 'a', error: 'why' } },
+    ])
   })
 
   test('a worker that dies takes all its calls with it', async () => {

@@ -1,10 +1,11 @@
 import { describe, expect, test } from '@jest/globals'
 import { FerryError } from '../../src/base/errors.js'
 import type { Blob } from '../../src/remote/blob.js'
+import { faulty } from '../../src/remote/faulty.js'
 import { memBlob } from '../../src/remote/mem-blob.js'
 import { memStore } from '../../src/remote/mem-store.js'
 import { memTree } from '../../src/remote/mem-tree.js'
-import { metered } from '../../src/remote/metered.js'
+import { METER_BYTES, metered, sharedMeter } from '../../src/remote/metered.js'
 import { type Call, countBytes, methods, wrap } from '../../src/remote/wrap.js'
 
 const bytes = (text: string) => new Uint8Array(Buffer.from(text))
@@ -154,6 +155,26 @@ describe('wrap', () => {
 })
 
 describe('metered', () => {
+  test('counts in memory that other threads see', async () => {
+    const memory = new SharedArrayBuffer(METER_BYTES)
+    const seen = sharedMeter(memory)
+    expect(seen).toMatchObject({ requests: 0, errors: 0, reachable: true })
+    const faults = faulty(memTree(), { seed: 1 })
+    const tree = metered(faults, { meter: sharedMeter(memory) })
+    await tree.make('f', node)
+    await tree.write('f', 0, new Uint8Array(10))
+    await tree.read('f', { at: 0, length: 4 })
+    faults.faults.down = true
+    await tree.stat('f').catch(() => {})
+    expect({ ...seen }).toEqual({
+      ...{ requests: 4, bytesRead: 4, bytesWritten: 10, errors: 1, reachable: false },
+      lastError: null,
+    })
+    faults.faults.down = false
+    await tree.stat('f')
+    expect(seen.reachable).toBe(true)
+  })
+
   test('counts what went each way, and what failed', async () => {
     const tree = metered(memTree(), { nowMs: () => 77 })
     await tree.make('f', node)
