@@ -33,6 +33,7 @@ import { replayRecord } from './replay.js'
 import { Room } from './room.js'
 import { Slots } from './slots.js'
 import { join, rootInode, TreeState } from './state.js'
+import { Subtrees } from './subtrees.js'
 import type { CommittingTree, Conflict, Progress, TreeCache, TreeCacheOptions, TreeCacheStatus } from './tree-cache.js'
 
 const CHECKPOINT_MS = 5_000
@@ -83,6 +84,7 @@ class Engine implements TreeCache {
   readonly #durability: Durability
   readonly #memory: MemoryBudget
   readonly #room: Room
+  readonly #subtrees: Subtrees
   #replayed: ReplayResult | null = null
   #timers: NodeJS.Timeout[] = []
   #checkpointing: Promise<void> | null = null
@@ -184,6 +186,7 @@ class Engine implements TreeCache {
         settled: () => this.push.applying,
       },
     )
+    this.#subtrees = new Subtrees(this.state, this.listing, this.pullQueue, options)
     this.#profile = options.record ? new Profile(options.record) : null
   }
 
@@ -230,7 +233,7 @@ class Engine implements TreeCache {
     else await Promise.all([root, this.#claim()])
     this.push.start()
     this.#every(CHECKPOINT_MS, () => this.#checkpoint())
-    this.#background = this.#pullAhead().catch(error => this.#problem('pull', error))
+    this.#background = this.#subtrees.pullAhead().catch(error => this.#problem('pull', error))
   }
 
   #afterReplay() {
@@ -331,6 +334,7 @@ class Engine implements TreeCache {
     this.#claiming?.abort()
     this.#stop.abort()
     this.#room.close()
+    this.#subtrees.close()
     await this.#background
     await Promise.all([this.pullQueue.close(), this.listing.close(), this.push.close()])
     await this.#checkpointing
@@ -862,128 +866,25 @@ class Engine implements TreeCache {
     return this.state.conflicts
   }
 
-  async pull(
+  pull(
     at: string,
     options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {},
   ): Promise<{ files: number; bytes: number }> {
-    let files = 0
-    let bytes = 0
-    for await (const inode of this.#below(await this.#at(at), true)) {
-      files++
-      await this.pullQueue.whole(
-        inode,
-        count => {
-          bytes += count
-          options.onProgress?.({ bytesDone: bytes, bytesTotal: bytes, operationsDone: files, operationsTotal: files })
-        },
-        options.signal,
-      )
-    }
-    return { files, bytes }
+    return this.#subtrees.pull(at, options)
   }
 
   async evict(at: string): Promise<{ files: number; bytes: number }> {
-    const { state } = this
-    let files = 0
-    const before = state.pages
-    for await (const inode of this.#below(await this.#at(at), false)) {
-      let any = false
-      for (const row of state.chunks.rowsOf(inode.ino)) {
-        if (state.chunks.dirty[row] || state.chunks.flight[row]) continue
-        state.dropRow(row)
-        any = true
-      }
-      if (any) files++
-      this.kernel.invalidateInode(inode.ino)
-    }
+    const evicted = await this.#subtrees.evict(at, ino => this.kernel.invalidateInode(ino))
     await this.#checkpoint()
     await this.#slots.trim()
-    return { files, bytes: (before - state.pages) * PAGE_BYTES }
+    return evicted
   }
 
-  async refresh(at: string): Promise<{ entries: number; changed: number }> {
-    const { state } = this
-    const start = await this.#at(at)
-    if (!start.isDirectory) {
-      const version = start.version
-      await this.listing.look(state.inode(start.parent || ROOT))
-      return { entries: 1, changed: start.version === version && !start.stale ? 0 : 1 }
-    }
-    let entries = 0
-    let changed = 0
-    const visit = async (directory: Inode): Promise<void> => {
-      const before = new Map(
-        [...state.children(directory)].map(([name, dentry]) => [
-          name,
-          `${dentry.ino}:${state.inode(dentry.ino).version}`,
-        ]),
-      )
-      await this.listing.look(directory)
-      const children = state.children(directory)
-      for (const [name, dentry] of children) {
-        entries++
-        if (before.get(name) !== `${dentry.ino}:${state.inode(dentry.ino).version}`) changed++
-        before.delete(name)
-      }
-      changed += before.size
-      for (const dentry of [...children.values()]) {
-        const child = state.inode(dentry.ino)
-        if (child.isDirectory && child.listed) await visit(child)
-      }
-    }
-    await visit(start)
-    return { entries, changed }
-  }
-
-  async #at(at: string): Promise<Inode> {
-    let inode = this.state.inode(ROOT)
-    for (const name of at.split('/').filter(Boolean)) {
-      const child = await this.lookup(inode.ino, name)
-      if (!child) throw new FerryError('NOT_FOUND', { detail: at })
-      inode = this.state.inode(child.ino)
-    }
-    return inode
-  }
-
-  /** The files at and below an inode; directories that were never listed are listed only if `look`. */
-  async *#below(inode: Inode, look: boolean): AsyncIterable<Inode> {
-    if (inode.isFile) yield inode
-    if (!inode.isDirectory) return
-    if (look) await this.listing.fresh(inode)
-    for (const dentry of [...this.state.children(inode).values()]) {
-      const child = this.state.inode(dentry.ino)
-      if (child.isFile || child.isDirectory) yield* this.#below(child, look)
-    }
+  refresh(at: string): Promise<{ entries: number; changed: number }> {
+    return this.#subtrees.refresh(at)
   }
 
   // --- in the background
-
-  /** A recorded profile, then (`--pull all`) everything, as guesses: demand goes before. */
-  async #pullAhead(): Promise<void> {
-    const { prefetch, pull, pullWorkers, cacheBytesMax } = this.options
-    if (pullWorkers === 0) return
-    if (typeof prefetch === 'object') {
-      for (const touch of Profile.load(prefetch.file)) {
-        if (this.#closed) return
-        const inode = await this.#at(touch.path).catch(() => null)
-        if (inode?.isFile) await this.#guessed(inode, touch.at, touch.at + touch.length)
-      }
-    }
-    if (pull !== 'all') return
-    for await (const inode of this.#below(this.state.inode(ROOT), true)) {
-      for (let at = 0; at < inode.baseSize; at += this.options.fetchBytesMax) {
-        if (this.#closed || this.state.cachedBytes > cacheBytesMax * 0.9) return
-        await this.#guessed(inode, at, Math.min(inode.baseSize, at + this.options.fetchBytesMax))
-      }
-    }
-  }
-
-  #guesses: Promise<unknown>[] = []
-
-  async #guessed(inode: Inode, from: number, to: number): Promise<void> {
-    this.#guesses.push(...this.pullQueue.guess(inode, { from, to }).map(done => done.catch(() => {})))
-    while (this.#guesses.length > this.options.pullWorkers) await this.#guesses.shift()
-  }
 
   #settled(conflicts: { parent: Ino; name: string; keptAs: string }[]) {
     this.listing.unreachable = null
