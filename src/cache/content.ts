@@ -15,7 +15,7 @@ import {
 } from '../chunk/geometry.js'
 import { GUESSED, NAMED, type Row, SEALED, VERIFIED } from './chunk-table.js'
 import type { Durability } from './durability.js'
-import type { Maybe } from './filesystem.js'
+import type { Maybe, Stamped } from './filesystem.js'
 import { Changed, type Inode } from './inode.js'
 import type { Pull } from './pull.js'
 import { Kind, type Move, type Piece, packWrite, type TruncateRecord, unpackWrite, type ZeroRecord } from './records.js'
@@ -161,7 +161,7 @@ export class Content {
   // --- writing
 
   /** The caller has made room. */
-  write(inode: Inode, at: number, from: Uint8Array, stamped: 'now' | 'by-kernel' = 'now'): Maybe<void> {
+  write(inode: Inode, at: number, from: Uint8Array, stamped: Stamped = 'now'): Maybe<void> {
     if (from.length === 0) return
     if (at + from.length > this.fileBytesMax) throw new FerryError('TOO_LARGE', { detail: `${at + from.length} bytes` })
     const absent = this.#absentEdge(inode, at, at + from.length)
@@ -257,7 +257,6 @@ export class Content {
     return bytes
   }
 
-  /** `timeNs` null: the kernel says when it was. */
   #wrote(inode: Inode, size: number, pieces: Piece[], timeNs: bigint | null) {
     const { state } = this
     inode.size = size
@@ -272,8 +271,7 @@ export class Content {
       inode.allocate(piece.pages, popcount(mask & ~state.chunks.valid[row]))
       state.dirty(row, mask)
     }
-    if (timeNs !== null) inode.mtimeNs = inode.ctimeNs = timeNs
-    state.mark(inode, timeNs === null ? Changed.data : Changed.data | Changed.times)
+    this.#stamp(inode, timeNs, Changed.data)
   }
 
   /** false: the bytes that the record names are not there. */
@@ -305,13 +303,13 @@ export class Content {
 
   // --- size and holes
 
-  truncate(inode: Inode, size: number, timeNs: bigint): void {
+  truncate(inode: Inode, size: number, timeNs: bigint, stamped: Stamped = 'now'): void {
     if (size > this.fileBytesMax) throw new FerryError('TOO_LARGE', { detail: `${size} bytes` })
     this.state.ensureKnown(inode)
     const moves = this.#cutOff(inode, size, null)
     const record: TruncateRecord = [inode.ino, size, timeNs, moves]
     this.state.append(Kind.truncate, record)
-    this.#resized(inode, size, timeNs)
+    this.#resized(inode, size, stamped === 'now' ? timeNs : null)
   }
 
   replayTruncate([ino, size, timeNs, moves]: TruncateRecord): void {
@@ -320,13 +318,12 @@ export class Content {
     this.#resized(inode, size, timeNs)
   }
 
-  #resized(inode: Inode, size: number, timeNs: bigint) {
+  #resized(inode: Inode, size: number, timeNs: bigint | null) {
     inode.size = size
     inode.allocated = Math.min(inode.allocated, Math.ceil(size / PAGE_BYTES) * PAGE_BYTES)
     inode.baseSize = Math.min(inode.baseSize, size)
     inode.floor = Math.min(inode.floor, size)
-    inode.mtimeNs = inode.ctimeNs = timeNs
-    this.state.mark(inode, Changed.data | Changed.attributes | Changed.times)
+    this.#stamp(inode, timeNs, Changed.data | Changed.attributes)
   }
 
   /** Pages beyond `size` go, and the rest of the last page becomes zeros. `replayed`: the slots that were taken then. */
@@ -365,14 +362,14 @@ export class Content {
   }
 
   /** Whole pages from `at` on become zeros; `size` is the file's after it. */
-  zero(inode: Inode, at: number, length: number, size: number): void {
+  zero(inode: Inode, at: number, length: number, size: number, stamped: Stamped = 'now'): void {
     const { state } = this
     state.ensureKnown(inode)
     const moves = this.#zeroPages(inode, at, length, null)
     const timeNs = nowNs(state)
     const record: ZeroRecord = [inode.ino, at, length, size, timeNs, moves]
     state.append(Kind.zero, record)
-    this.#zeroed(inode, size, timeNs)
+    this.#zeroed(inode, size, stamped === 'now' ? timeNs : null)
   }
 
   replayZero([ino, at, length, size, timeNs, moves]: ZeroRecord): void {
@@ -381,10 +378,15 @@ export class Content {
     this.#zeroed(inode, size, timeNs)
   }
 
-  #zeroed(inode: Inode, size: number, timeNs: bigint) {
+  #zeroed(inode: Inode, size: number, timeNs: bigint | null) {
     inode.size = size
-    inode.mtimeNs = inode.ctimeNs = timeNs
-    this.state.mark(inode, Changed.data | Changed.times)
+    this.#stamp(inode, timeNs, Changed.data)
+  }
+
+  /** null: the kernel says when it was. */
+  #stamp(inode: Inode, timeNs: bigint | null, changed: number) {
+    if (timeNs !== null) inode.mtimeNs = inode.ctimeNs = timeNs
+    this.state.mark(inode, timeNs === null ? changed : changed | Changed.times)
   }
 
   #zeroPages(inode: Inode, at: number, length: number, replayed: Map<number, number> | null): Move[] {

@@ -19,6 +19,7 @@ import {
   type NewInode,
   ROOT,
   type Space,
+  type Stamped,
 } from './filesystem.js'
 import { globs } from './globs.js'
 import { type Dentry, type Inode, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG } from './inode.js'
@@ -643,7 +644,7 @@ class Engine implements TreeCache {
     return this.content.read(inode, at, into)
   }
 
-  write(ino: Ino, at: number, from: Uint8Array, stamped?: 'now' | 'by-kernel'): Maybe<void> {
+  write(ino: Ino, at: number, from: Uint8Array, stamped?: Stamped): Maybe<void> {
     if (this.readOnly) throw new FerryError('READ_ONLY')
     if (this.#closed) throw new FerryError('CLOSED')
     const inode = this.state.inode(ino)
@@ -659,7 +660,7 @@ class Engine implements TreeCache {
   }
 
   /** The disk is full: what was accepted by write(2) is never refused while anything can still be given back. */
-  async #write(inode: Inode, at: number, from: Uint8Array, stamped?: 'now' | 'by-kernel'): Promise<void> {
+  async #write(inode: Inode, at: number, from: Uint8Array, stamped?: Stamped): Promise<void> {
     const until = performance.now() + this.options.deadlineMs
     for (;;) {
       try {
@@ -690,7 +691,7 @@ class Engine implements TreeCache {
   allocate(
     ino: Ino,
     { at, length }: { at: number; length: number },
-    how: { kind: 'allocate' | 'punch' | 'zero'; keepSize: boolean },
+    how: { kind: 'allocate' | 'punch' | 'zero'; keepSize: boolean; stamped?: Stamped },
   ): Maybe<void> {
     this.#writable()
     const inode = this.state.inode(ino)
@@ -699,14 +700,14 @@ class Engine implements TreeCache {
     const sizeAfter = how.keepSize || how.kind === 'punch' ? inode.size : Math.max(inode.size, end)
     if (how.kind === 'allocate') {
       this.#room.check(Math.max(0, end - inode.size))
-      if (sizeAfter > inode.size) this.#done(this.content.truncate(inode, sizeAfter, nowNs(this.state)))
+      if (sizeAfter > inode.size) this.#done(this.content.truncate(inode, sizeAfter, nowNs(this.state), how.stamped))
       return
     }
-    return this.#zero(inode, at, Math.min(end, inode.size), sizeAfter)
+    return this.#zero(inode, at, Math.min(end, inode.size), sizeAfter, how.stamped)
   }
 
   /** The pages at the edges are written, those between them are dropped. */
-  #zero(inode: Inode, at: number, end: number, sizeAfter: number): Maybe<void> {
+  #zero(inode: Inode, at: number, end: number, sizeAfter: number, stamped?: Stamped): Maybe<void> {
     const firstPage = Math.ceil(at / PAGE_BYTES) * PAGE_BYTES
     const lastPage =
       end === inode.size ? Math.ceil(end / PAGE_BYTES) * PAGE_BYTES : Math.floor(end / PAGE_BYTES) * PAGE_BYTES
@@ -718,14 +719,14 @@ class Engine implements TreeCache {
             [Math.max(lastPage, firstPage), end],
           ]
     const middle = () => {
-      if (lastPage > firstPage) this.content.zero(inode, firstPage, lastPage - firstPage, inode.size)
-      if (sizeAfter > inode.size) this.content.truncate(inode, sizeAfter, nowNs(this.state))
+      if (lastPage > firstPage) this.content.zero(inode, firstPage, lastPage - firstPage, inode.size, stamped)
+      if (sizeAfter > inode.size) this.content.truncate(inode, sizeAfter, nowNs(this.state), stamped)
       return this.#done(undefined)
     }
     let work: Maybe<void> = undefined as Maybe<void>
     for (const [from, to] of edges) {
       if (from >= to) continue
-      const write = () => this.write(inode.ino, from, new Uint8Array(to - from))
+      const write = () => this.write(inode.ino, from, new Uint8Array(to - from), stamped)
       work = work instanceof Promise ? work.then(write) : write()
     }
     return work instanceof Promise ? work.then(middle) : middle()
@@ -735,13 +736,18 @@ class Engine implements TreeCache {
     return this.content.seek(this.state.inode(ino), at, wanted)
   }
 
-  copy(source: { ino: Ino; at: number }, target: { ino: Ino; at: number }, length: number): Maybe<number> {
+  copy(
+    source: { ino: Ino; at: number },
+    target: { ino: Ino; at: number },
+    length: number,
+    stamped?: Stamped,
+  ): Maybe<number> {
     this.#writable()
     const inode = this.state.inode(source.ino)
     const bytes = new Uint8Array(Math.max(0, Math.min(length, COPY_BYTES_MAX, inode.size - source.at)))
     if (bytes.length === 0) return 0
     const write = (count: number): Maybe<number> => {
-      const written = this.write(target.ino, target.at, bytes.subarray(0, count))
+      const written = this.write(target.ino, target.at, bytes.subarray(0, count), stamped)
       return written instanceof Promise ? written.then(() => count) : count
     }
     const read = this.read(source.ino, source.at, bytes)

@@ -28,6 +28,12 @@ export interface InodeAttributes {
   readonly ctimeNs: bigint
 }
 
+/**
+ * Whose clock says when bytes were changed. A kernel that writes back later has its own time of it, and tells that by itself if it is
+ * news: the mtime stays until then. Default 'now'.
+ */
+export type Stamped = 'now' | 'by-kernel'
+
 export interface AttributeChange {
   /** Permission bits only; the type stays. */
   mode?: number
@@ -112,11 +118,8 @@ export interface FileSystem {
   released(ino: Ino, writable: boolean): void
   /** Fills `into`; fewer bytes only at the end of the file. */
   read(ino: Ino, at: number, into: Uint8Array): Maybe<number>
-  /**
-   * `from` is not used after the call has returned or its promise has resolved. `stamped`: whose clock says when it was. Pages that the
-   * kernel kept back were written earlier, and it tells their time by itself, if that is news: the mtime stays until then.
-   */
-  write(ino: Ino, at: number, from: Uint8Array, stamped?: 'now' | 'by-kernel'): Maybe<void>
+  /** `from` is not used after the call has returned or its promise has resolved. */
+  write(ino: Ino, at: number, from: Uint8Array, stamped?: Stamped): Maybe<void>
   /**
    * Resolves when all that was acknowledged before is durable as `--fsync` says. `data`: times that were set since the last other change
    * need not be (fdatasync(2)).
@@ -128,12 +131,17 @@ export interface FileSystem {
   allocate(
     ino: Ino,
     range: { at: number; length: number },
-    how: { kind: 'allocate' | 'punch' | 'zero'; keepSize: boolean },
+    how: { kind: 'allocate' | 'punch' | 'zero'; keepSize: boolean; stamped?: Stamped },
   ): Maybe<void>
   /** lseek(2) SEEK_DATA and SEEK_HOLE; RANGE beyond the end (ENXIO at the door). */
   seek(ino: Ino, at: number, wanted: 'data' | 'hole'): Maybe<number>
   /** Bytes copied: may be fewer than asked. */
-  copy(source: { ino: Ino; at: number }, target: { ino: Ino; at: number }, length: number): Maybe<number>
+  copy(
+    source: { ino: Ino; at: number },
+    target: { ino: Ino; at: number },
+    length: number,
+    stamped?: Stamped,
+  ): Maybe<number>
 
   getXattr(ino: Ino, name: string): Maybe<Uint8Array>
   listXattrs(ino: Ino): Maybe<string[]>

@@ -306,7 +306,7 @@ const allocations = new Map<number, { kind: 'allocate' | 'punch' | 'zero'; keepS
 function allocate({ fs }: Door, { nodeid, args }: RequestOf<'FALLOCATE'>): Maybe<void> {
   const how = allocations.get(args.mode)
   if (!how) throw new FerryError('UNSUPPORTED')
-  return fs.allocate(nodeid, { at: args.offset, length: args.length }, how)
+  return fs.allocate(nodeid, { at: args.offset, length: args.length }, { ...how, stamped: 'by-kernel' })
 }
 
 /**
@@ -327,7 +327,8 @@ const COPY_BYTES_MAX = 0x7ffff000
 function copy({ fs }: Door, { nodeid, args }: RequestOf<'COPY_FILE_RANGE' | 'COPY_FILE_RANGE_64'>): Maybe<number> {
   if (args.flags !== 0n) throw new FerryError('INVALID')
   const length = Math.min(args.len, COPY_BYTES_MAX)
-  return fs.copy({ ino: nodeid, at: args.offIn }, { ino: args.nodeidOut, at: args.offOut }, length)
+  const target = { ino: args.nodeidOut, at: args.offOut }
+  return fs.copy({ ino: nodeid, at: args.offIn }, target, length, 'by-kernel')
 }
 
 // --- directories -------------------------------------------------------------------------------------------------------
