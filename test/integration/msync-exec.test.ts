@@ -64,10 +64,10 @@ test(
     expect(await run(join(place.mountpoint, 'node'), ['-p', '6 * 7'], { env: {} })).toBe('42\n')
     const { remote } = await daemon.status()
     const mib = (bytes: number) => (bytes / (1 << 20)).toFixed(1)
-    process.stdout.write(
+    process.stderr.write(
       `    node, ${mib(size)} MiB, run from the mount: ${mib(remote.bytesRead)} MiB fetched (${((100 * remote.bytesRead) / size).toFixed(0)}%) in ${Date.now() - begun} ms\n`,
     )
-    expect(remote.bytesRead).toBeLessThan(size * 0.95)
+    expect(remote.bytesRead).toBeLessThan(size * 0.7)
     // Again, it is all there.
     expect(await run(join(place.mountpoint, 'node'), ['-p', '6 * 7'], { env: {} })).toBe('42\n')
     expect((await daemon.status()).remote.bytesRead).toBeLessThan(remote.bytesRead * 1.1 + (1 << 20))
@@ -112,7 +112,7 @@ test(
     // `file` and thumbnailers read the first bytes of everything.
     await sh('find tree -type f -exec head -qc 512 {} + > /dev/null', { cwd: place.mountpoint })
     const heads = (await fetched()) - before
-    process.stdout.write(
+    process.stderr.write(
       `    the first 512 bytes of ${files} files of 500 kB: ${(heads / (1 << 20)).toFixed(1)} MiB fetched\n`,
     )
     expect(heads).toBeLessThan(files * bytes.length * 0.6)
@@ -121,7 +121,7 @@ test(
     const after = await fetched()
     await work()
     const again = (await fetched()) - after
-    process.stdout.write(
+    process.stderr.write(
       `    of a working set of 15.3 MiB, fetched again after grep -r: ${(again / (1 << 20)).toFixed(1)} MiB\n`,
     )
     expect(again).toBeLessThan(0.2 * 16_000_000)
