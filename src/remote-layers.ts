@@ -1,6 +1,6 @@
 // The remote as the engine gets it, every layer in its order: made worse on request, counted, in time, tried again, not too fast,
 // able to commit.
-import { setPriority } from 'node:os'
+import { getPriority, setPriority } from 'node:os'
 import { isMainThread } from 'node:worker_threads'
 import type { CommittingTree } from './cache/tree-cache.js'
 import { setIoFlusher } from './linux/process.js'
@@ -15,8 +15,9 @@ import type { StackSettings } from './remote-stack.js'
 
 /** What one attempt may take of the deadline of its call: a remote that went silent is asked once more. */
 const ATTEMPT_SHARE = 0.45
-/** A third of the processor's time against those who want all of it. */
-const NICE = 5
+/** Nicer than the rest of the process by this: a third of the processor's time against those who want all of it. */
+const NICER = 5
+const NICE_MAX = 19
 
 /** In the thread that calls it, which should be one of its own. `counters`: the memory of a `sharedMeter`. */
 export async function openLayers(
@@ -25,7 +26,7 @@ export async function openLayers(
   counters: SharedArrayBuffer,
 ): Promise<CommittingTree> {
   if (!isMainThread) {
-    setPriority(NICE)
+    setPriority(Math.min(NICE_MAX, getPriority() + NICER))
     setIoFlusher()
   }
   const remote = await openRemote(url, { shape: 'tree' })

@@ -1,5 +1,5 @@
 // The state in memory, written to the database now and then as of one LSN; the journal behind it is released.
-import { popcount } from '../chunk/geometry.js'
+import { FULL_MASK, popcount } from '../chunk/geometry.js'
 import { CHECKPOINTED, NAMED, type Row, SEALED, VERIFIED } from './chunk-table.js'
 import { sumOf } from './content.js'
 import { chunkKey, idKey, inodeKey, type Meta, nameDbKey, type Write } from './database.js'
@@ -155,6 +155,7 @@ export function restore(state: TreeState, meta: Meta): number {
       chunks.sumLow[row],
       chunks.sumHigh[row],
     ] = chunk
+    chunks.written[row] = FULL_MASK
     if (chunks.slot[row]) slots.markUsed(chunks.slot[row])
     state.pages += popcount(chunks.valid[row])
     state.dirtyPages += popcount(chunks.dirty[row]) + popcount(chunks.flight[row])

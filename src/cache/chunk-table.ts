@@ -38,6 +38,8 @@ export class ChunkTable {
   flightSlot = new Uint32Array(ROWS_FIRST)
   sumLow = new Uint32Array(ROWS_FIRST)
   sumHigh = new Uint32Array(ROWS_FIRST)
+  /** Pages of the slot that were ever written: what it may hold of the disk. */
+  written = new Uint32Array(ROWS_FIRST)
   flags = new Uint8Array(ROWS_FIRST)
   /** Second of this process in which the row was made; tells a second touch from the first. */
   bornSecond = new Uint32Array(ROWS_FIRST)
@@ -90,7 +92,7 @@ export class ChunkTable {
     else if (next) this.#heads.set(this.ino[row], next)
     else this.#heads.delete(this.ino[row])
     this.valid[row] = this.dirty[row] = this.flight[row] = this.slot[row] = this.flightSlot[row] = 0
-    this.sumLow[row] = this.sumHigh[row] = this.flags[row] = this.bornSecond[row] = 0
+    this.sumLow[row] = this.sumHigh[row] = this.flags[row] = this.bornSecond[row] = this.written[row] = 0
     this.ino[row] = 0
     this.count--
     this.#free.push(row)
@@ -142,6 +144,7 @@ export class ChunkTable {
     this.flightSlot = wider(this.flightSlot, new Uint32Array(rows))
     this.sumLow = wider(this.sumLow, new Uint32Array(rows))
     this.sumHigh = wider(this.sumHigh, new Uint32Array(rows))
+    this.written = wider(this.written, new Uint32Array(rows))
     this.flags = wider(this.flags, new Uint8Array(rows))
     this.bornSecond = wider(this.bornSecond, new Uint32Array(rows))
     this.#next = wider(this.#next, new Uint32Array(rows))

@@ -5,9 +5,10 @@ import { FerryError, isPermanent, toFerryError } from '../base/errors.js'
 import type { Claim, Claimed, Outcome } from '../remote/commits.js'
 import { type Plan, type PlanContext, planBatch, type Stage } from './batch.js'
 import type { Ino } from './filesystem.js'
+import { Changed } from './inode.js'
 import type { MemoryBudget } from './memory-budget.js'
 import { type CommittedRecord, Kind } from './records.js'
-import { join, type Quarantined, type TreeState } from './state.js'
+import { join, type Quarantined, type TreeState, UNKNOWN_VERSION } from './state.js'
 import type { CommittingTree, Progress } from './tree-cache.js'
 
 /** Staged in one call at most. */
@@ -101,7 +102,8 @@ export class Push {
     if (this.#caughtUp) return
     this.#caughtUp = true
     if (state.flight) {
-      if ((claimed.batch ?? 0) >= state.flightBatch) this.#finish(claimed.outcome ?? NOTHING, flightPaths(state))
+      if ((claimed.batch ?? 0) >= state.flightBatch)
+        this.#finish(withUnknown(state, claimed.outcome ?? NOTHING), flightPaths(state))
       else {
         state.append(Kind.merged, [state.flightBatch])
         state.merged()
@@ -378,6 +380,19 @@ export class Push {
 }
 
 const NOTHING: Outcome = { versions: [], conflicts: [], refused: [] }
+
+/** Who applied the batch may not have heard which versions its attributes made: they are not compared with what we knew before. */
+function withUnknown(state: TreeState, outcome: Outcome): Outcome {
+  const told = new Set(outcome.versions.map(([path]) => path))
+  const untold = [...flightPaths(state)].filter(([path, ino]) => {
+    const inode = state.inode(ino)
+    return inode.isFile && inode.flight & (Changed.attributes | Changed.data) && !told.has(path)
+  })
+  return {
+    ...outcome,
+    versions: [...outcome.versions, ...untold.map(([path]) => [path, UNKNOWN_VERSION] as [string, string])],
+  }
+}
 
 /** Whom the lines of a batch are about that an earlier process cut. */
 function flightPaths(state: TreeState): Map<string, Ino> {

@@ -123,6 +123,7 @@ export class Room {
     const { state, options } = this
     const max = options.cacheBytesMax - options.kernelBytesMax
     const scarce = options.cacheBytesFreeMin - this.#free()
+    if (scarce > 0 && this.slots.warmBytes > 0) void this.slots.trim()
     let over = Math.max(state.cachedBytes + bytes - max, scarce)
     while (over > 0) {
       const before = state.pages
@@ -140,7 +141,7 @@ export class Room {
     return this.#free() - less < this.options.cacheBytesFreeMin / 2
   }
 
-  /** Of the cache's disk: what is free, and what will be when the next checkpoint has punched what was evicted. */
+  /** Of the cache's disk: what is free, and what will be when what was evicted, or is only kept warm, is punched. */
   #free(): number {
     const now = performance.now()
     const takenBytes = this.state.pages * PAGE_BYTES
@@ -149,6 +150,6 @@ export class Room {
       this.#freeLookDue = takenBytes + FREE_LOOK_BYTES
       this.#freeLookedAtMs = now
     }
-    return this.#freeBytes + this.#evictedBytes
+    return this.#freeBytes + this.#evictedBytes + this.slots.warmBytes
   }
 }

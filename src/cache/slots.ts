@@ -192,6 +192,11 @@ export class Slots {
     return this.#punchDue()
   }
 
+  /** What free slots hold of the disk. */
+  get warmBytes(): number {
+    return this.#warmPages * PAGE_BYTES
+  }
+
   /** The disk wants its space back: free slots that kept theirs are punched. Never rejects. */
   trim(): Promise<void> {
     const slots = Float64Array.from(this.#warm.keys()).sort()
@@ -203,7 +208,7 @@ export class Slots {
   }
 
   #keepWarm(slot: number, pages: number): boolean {
-    if (this.#warmPages + pages > this.#warmPagesMax) return false
+    if (pages === 0 || this.#warmPages + pages > this.#warmPagesMax) return false
     this.#warm.set(slot, pages)
     this.#warmPages += pages
     this.#clear(slot)

@@ -211,6 +211,7 @@ export class TreeState {
     const { chunks } = this
     this.pages += popcount(mask) - popcount(chunks.valid[row])
     chunks.valid[row] = mask
+    chunks.written[row] |= mask
     chunks.sumLow[row] = chunks.sumHigh[row] = 0
     this.persistRows.add(row)
   }
@@ -270,13 +271,15 @@ export class TreeState {
       slots.readSync(old, 0, bytes)
       slots.writeSync(slot, 0, bytes)
     }
+    const pages = popcount(chunks.written[row])
     chunks.slot[row] = slot
+    chunks.written[row] = copy ? chunks.valid[row] : 0
     chunks.flags[row] &= ~(SEALED | CHECKPOINTED)
     if (old) chunks.flags[row] |= NAMED
     this.persistRows.add(row)
     if (!old) return
     if (chunks.flight[row] && chunks.flightSlot[row] === old) this.pages += popcount(chunks.flight[row])
-    else this.#free(old, popcount(chunks.valid[row]))
+    else this.#free(old, pages)
   }
 
   /** Pages of a row are gone (cut off, or replaced at the remote): absent pages are zeros or the remote's. */
@@ -306,7 +309,7 @@ export class TreeState {
     if (chunks.flight[row]) this.#releaseFlight(row)
     if (chunks.slot[row]) {
       // What was only fetched gives its space back at once: a full disk may have no room for a checkpoint.
-      if (this.replaying || chunks.flags[row] & NAMED) this.#free(chunks.slot[row], popcount(chunks.valid[row]))
+      if (this.replaying || chunks.flags[row] & NAMED) this.#free(chunks.slot[row], popcount(chunks.written[row]))
       else this.slots.freeNow(chunks.slot[row])
     }
     this.open.rows.delete(row)

@@ -40,6 +40,11 @@ export interface ApplyOptions {
   parallel: number
   /** A file's attributes are about to be changed, and with them maybe its version, which is this so far. */
   onAlter?: (path: Path, version: Version) => void
+  /**
+   * Lines that gave attributes to the version of a file that they were meant for, and the version that it has by that. Kept from one
+   * attempt at an intent to the next: who tries again finds what the one before left.
+   */
+  altered: Map<number, Version | null>
   signal?: AbortSignal
 }
 
@@ -83,8 +88,6 @@ class Application {
   #times: Ready['times'] = []
   /** Names that were changed, or things in them. */
   readonly #touched = new Set<Path>()
-  /** Lines that gave attributes to the version of a file that they were meant for. */
-  readonly #altered = new Set<number>()
 
   constructor(options: ApplyOptions) {
     const { tree, stage, intent, signal } = options
@@ -494,19 +497,26 @@ class Application {
       if (!there || later) return
       this.#touched.add(path)
       this.#options.onAlter?.(change.path, there.version)
-      // With the mtime that we give it, it is what an earlier attempt of ours left.
-      if (
-        change.expect === there.version ||
-        (change.expect !== undefined && change.attributes.mtimeNs === there.mtimeNs)
-      )
-        this.#altered.add(index)
+      const { altered } = this.#options
+      if (this.#isMeant({ index, change }, there)) altered.set(index, altered.get(index) ?? null)
+      else altered.delete(index)
       const through = this.#stage.through(path)
       const name = ownName(this.#batch, `attributes-${index}`)
       const target = through === path && (await this.#reach(path, name)) ? this.#stage.at(name) : through
       await this.#setXattrs(target, change.xattrs)
       await this.#step(() => this.#tree.setAttributes(target, change.attributes, this.#signal))
+      // At once, and of that very file: what the name stands for when all is done may be somebody else's.
+      if (altered.has(index)) altered.set(index, (await this.#tree.stat(target, this.#signal))?.version ?? null)
     })
     return later
+  }
+
+  /** It is what the line was meant for, or what an earlier attempt of ours made of that. */
+  #isMeant({ index, change }: AttributesOf, there: Entry): boolean {
+    if (change.expect === undefined) return false
+    if (change.expect === there.version) return true
+    const before = this.#options.altered.get(index)
+    return before === null ? change.attributes.mtimeNs === there.mtimeNs : before === there.version
   }
 
   /** Directories of this batch into which something came, or that could not have their mode while something might. */
@@ -547,16 +557,18 @@ class Application {
   async #versions(): Promise<Outcome['versions']> {
     const versions: Outcome['versions'] = []
     const changed = this.#changes.flatMap((change, index) => {
-      const has = change.do === 'put' || change.do === 'patch' || this.#altered.has(index)
-      return has && !this.#places.refused.has(index) ? [nameOf(change)] : []
+      const has = change.do === 'put' || change.do === 'patch' || this.#options.altered.has(index)
+      return has && !this.#places.refused.has(index) ? [{ index, path: nameOf(change) }] : []
     })
-    await this.#each(changed, async path => {
+    await this.#each(changed, async ({ index, path }) => {
+      const altered = this.#options.altered.get(index)
       const name = this.#places.where(path)
       const entry = await this.#tree.stat(name, this.#signal).catch(error => {
         if (isPermanent(error)) return null
         throw error
       })
-      if (entry && isFile(entry)) versions.push([name, entry.version])
+      if (entry && isFile(entry) && (altered === undefined || altered === entry.version))
+        versions.push([name, entry.version])
     })
     return versions
   }

@@ -2,7 +2,7 @@
 // of its application goes. Whoever takes the lease over renames it, and from then on no step of the former holder succeeds.
 import { constants } from 'node:fs'
 import { Packr } from 'msgpackr'
-import { isFerryError } from '../base/errors.js'
+import { FerryError, isFerryError } from '../base/errors.js'
 import { readWhole } from './rollforward-content.js'
 import { ORPHANS } from './rollforward-plan.js'
 import { type Entry, HIDDEN, type NewNode, type Path, type Tree } from './tree.js'
@@ -184,7 +184,9 @@ export class Stage {
   /** null: nothing is written on it. */
   async readNote<T>(name: string, signal?: AbortSignal): Promise<T | null> {
     const path = this.at(name)
-    const size = (await this.tree.stat(path, signal))?.size ?? 0
+    const entry = await this.tree.stat(path, signal)
+    if (!entry) throw new FerryError('NOT_FOUND', { detail: path })
+    const { size } = entry
     return size === 0 ? null : unpackNote<T>(await readWhole(this.tree, path, { at: 0, length: size }, signal))
   }
 }

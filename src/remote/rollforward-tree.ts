@@ -28,6 +28,8 @@ export class TreeShape implements Shape<TreeChange> {
   readonly #made = new Map<Path, Promise<void>>()
   /** Versions that files had before the newest batch changed them in place. */
   readonly #before = new Map<Path, Version>()
+  /** Of the intent that was applied last. */
+  #altered = { attempt: '', lines: new Map<number, Version | null>() }
   /** The stage in which the newest batch was applied. */
   #stage: Stage | null = null
 
@@ -108,7 +110,9 @@ export class TreeShape implements Shape<TreeChange> {
     const { copyBytesMax, parallel } = this.#options
     if (haunted && !mine) await exorcise({ tree, stage, intent, guard, copyBytesMax, signal })
     const onAlter = (changed: Path, version: Version) => this.#before.set(changed, version)
-    return applyTree({ tree, stage, intent, guard, parallel, onAlter, signal })
+    const attempt = `${intent.epoch} ${intent.batch}`
+    if (this.#altered.attempt !== attempt) this.#altered = { attempt, lines: new Map() }
+    return applyTree({ tree, stage, intent, guard, parallel, onAlter, altered: this.#altered.lines, signal })
   }
 
   async clear(intent: IntentRecord<TreeChange>, signal?: AbortSignal): Promise<void> {
