@@ -47,8 +47,8 @@ const INODES_MAX = 100_000
 const COPY_BYTES_MAX = 1024 * 1024
 const USAGE_TTL_MS = 10_000
 const CLAIM_RETRY_MS = 2_000
-/** With nothing at hand to go on with, a remote that fails is tried so often before that is said. */
-const CLAIM_TRIES_MAX = 8
+/** With nothing at hand to go on with, a remote that fails is tried until the deadline, with so long between the tries at most. */
+const CLAIM_PAUSE_MS_MAX = 1_000
 const XATTR_NAME_BYTES_MAX = 255
 /** What remotes keep (see tree.ts). */
 const XATTR_SPACES = ['user.', 'trusted.']
@@ -278,7 +278,8 @@ class Engine implements TreeCache {
 
   /** The lease now, or in the background while the remote is out of reach and there is something to go on with. */
   async #claim(): Promise<void> {
-    const until = performance.now() + this.options.leaseMs * 1.2
+    const begunMs = performance.now()
+    const until = begunMs + this.options.leaseMs * 1.2
     for (let failures = 0; ; ) {
       try {
         await this.push.claim(this.#stop.signal)
@@ -296,8 +297,9 @@ class Engine implements TreeCache {
             cause: error,
           })
         }
-        if (!this.state.inode(ROOT).listed && error.code === 'UNREACHABLE' && ++failures < CLAIM_TRIES_MAX) {
-          await new Promise(resolve => setTimeout(resolve, 100 * failures))
+        const isLate = performance.now() - begunMs > this.options.deadlineMs
+        if (!this.state.inode(ROOT).listed && error.code === 'UNREACHABLE' && !isLate) {
+          await new Promise(resolve => setTimeout(resolve, Math.min(CLAIM_PAUSE_MS_MAX, 100 * ++failures)))
           continue
         }
         if (
