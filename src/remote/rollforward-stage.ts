@@ -38,10 +38,23 @@ export const orIf =
     throw error
   }
 
-/** A new directory of ours, or the one that is there. */
-export async function makeDirectory(tree: Tree, path: Path, signal?: AbortSignal): Promise<void> {
-  await tree.make(path, bareNode(S_IFDIR), signal).catch(orIf(undefined, 'EXISTS'))
+/** Of one thing that is made, while the remote does not answer. */
+const MAKES_MAX = 16
+
+/** Something new of ours, or what is there: so it may be tried again, which nobody else knows of a `make`. */
+async function makeOrKeep(tree: Tree, path: Path, node: NewNode, signal?: AbortSignal): Promise<void> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await tree.make(path, node, signal).catch(orIf(undefined, 'EXISTS'))
+    } catch (error) {
+      if (!isFerryError(error, 'UNREACHABLE') || tries === MAKES_MAX) throw error
+    }
+  }
 }
+
+/** A new directory of ours, or the one that is there. */
+export const makeDirectory = (tree: Tree, path: Path, signal?: AbortSignal): Promise<void> =>
+  makeOrKeep(tree, path, bareNode(S_IFDIR), signal)
 
 /** The stage directory of a new epoch. */
 export async function openStage(tree: Tree, epoch: number, signal?: AbortSignal): Promise<void> {
@@ -49,9 +62,7 @@ export async function openStage(tree: Tree, epoch: number, signal?: AbortSignal)
   await makeDirectory(tree, STAGE, signal)
   await makeDirectory(tree, stagePath(epoch), signal)
   if (tree.capabilities.symlinks)
-    await tree
-      .make(`${stagePath(epoch)}/${ROOT_LINK}`, { ...bareNode(S_IFLNK), link: ROOT_FROM_STAGE }, signal)
-      .catch(orIf(undefined, 'EXISTS'))
+    await makeOrKeep(tree, `${stagePath(epoch)}/${ROOT_LINK}`, { ...bareNode(S_IFLNK), link: ROOT_FROM_STAGE }, signal)
   await tree.sync([stagePath(epoch)], signal)
 }
 
