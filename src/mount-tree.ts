@@ -123,6 +123,7 @@ function engineOptions(settings: MountSettings, { path: cacheDir, writer }: Cach
     fetchBytesMax: settings.fetchSize,
     fsync: settings.fsync,
     flushIntervalMs: settings.flushInterval,
+    delayMsMax: settings.maxDelay,
     dirtyBytesMax: settings.dirtyLimit,
     dirtyOperationsMax: DIRTY_OPERATIONS_MAX,
     whenFull: settings.whenFull,

@@ -107,6 +107,12 @@ const mountTable = {
     '2s',
     'send changes at the latest this long after the first one',
   ),
+  maxDelay: defaulted(
+    'cache',
+    time({ min: '0', max: '24h', like: '30s' }),
+    '30s',
+    'send a file that is open and only grows at the latest this long after its first change',
+  ),
   pull: defaulted(
     'cache',
     choice('on-demand', 'all'),

@@ -181,10 +181,18 @@ export class Content {
       }
       done += part
     }
+    this.#grow(inode, at)
     const timeNs = nowNs(this.state)
     const { parts, bytes } = packWrite({ ino: inode.ino, size, timeNs, pieces })
     this.state.journal.append(Kind.write, parts, bytes)
     this.#wrote(inode, size, pieces, stamped === 'now' ? timeNs : null)
+  }
+
+  /** Only pages from the last one on are written by who appends. */
+  #grow(inode: Inode, at: number) {
+    if (!inode.growing) return
+    inode.growing = at >= inode.size - (inode.size % PAGE_BYTES)
+    inode.grownSinceMs ||= this.state.now.ms()
   }
 
   /** Start of a page of which only a part is written, whose rest is at the remote and not here; -1: none. */
@@ -306,6 +314,9 @@ export class Content {
   truncate(inode: Inode, size: number, timeNs: bigint, stamped: Stamped = 'now'): void {
     if (size > this.fileBytesMax) throw new FerryError('TOO_LARGE', { detail: `${size} bytes` })
     this.state.ensureKnown(inode)
+    // As open(2) with O_TRUNC does, before anything else.
+    inode.growing &&= size === 0 && inode.grownSinceMs === 0
+    if (inode.growing) inode.grownSinceMs = this.state.now.ms()
     const moves = this.#cutOff(inode, size, null)
     const record: TruncateRecord = [inode.ino, size, timeNs, moves]
     this.state.append(Kind.truncate, record)
@@ -365,6 +376,7 @@ export class Content {
   zero(inode: Inode, at: number, length: number, size: number, stamped: Stamped = 'now'): void {
     const { state } = this
     state.ensureKnown(inode)
+    inode.growing = false
     const moves = this.#zeroPages(inode, at, length, null)
     const timeNs = nowNs(state)
     const record: ZeroRecord = [inode.ino, at, length, size, timeNs, moves]

@@ -157,6 +157,7 @@ class Engine implements TreeCache {
       this.state,
       {
         flushIntervalMs: options.flushIntervalMs,
+        delayMsMax: options.delayMsMax,
         dirtyBytesMax: options.dirtyBytesMax,
         dirtyOperationsMax: options.dirtyOperationsMax,
         workers: options.pushWorkers,
@@ -627,7 +628,14 @@ class Engine implements TreeCache {
   opened(ino: Ino, writable: boolean): void {
     const inode = this.state.inode(ino)
     inode.opens++
-    if (writable) inode.writers++
+    if (!writable) return
+    // Whatever an earlier writer has left goes with the next batch.
+    const isNew = inode.remoteParent === 0 && inode.size === 0
+    if (inode.writers === 0) {
+      inode.growing = inode.isFile && inode.flight === 0 && (inode.changed === 0 || isNew)
+      inode.grownSinceMs = inode.growing && isNew ? this.state.now.ms() : 0
+    }
+    inode.writers++
   }
 
   released(ino: Ino, writable: boolean): void {
@@ -677,7 +685,9 @@ class Engine implements TreeCache {
     }
   }
 
-  fsync(_ino: Ino, what: 'all' | 'data' = 'all'): Maybe<void> {
+  fsync(ino: Ino, what: 'all' | 'data' = 'all'): Maybe<void> {
+    const inode = this.state.inodes.get(ino)
+    if (inode) inode.growing = false
     const { headLsn } = this.#journal
     const durable = this.#durability.reach(
       what === 'data' && headLsn === this.#timesLsn ? this.#beforeTimesLsn : headLsn,

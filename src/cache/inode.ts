@@ -107,6 +107,10 @@ export class Inode implements InodeAttributes {
   writers = 0
   /** The journal or the database knows it as it is: a record may name it. */
   durable = false
+  /** Only appended to, without an fsync, since a writer opened it; and then the remote had all of it. */
+  growing = false
+  /** Wall clock of the first change since then that no batch has taken, ms; 0: none. */
+  grownSinceMs = 0
   /** Its pages at the remote are gone: somebody else replaced them while it was open here. */
   stale = false
   /** Of a file: read heads (prefetch), while it is read. */

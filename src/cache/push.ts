@@ -7,7 +7,7 @@ import { type Plan, type PlanContext, planBatch, type Stage } from './batch.js'
 import type { Ino } from './filesystem.js'
 import { Changed } from './inode.js'
 import type { MemoryBudget } from './memory-budget.js'
-import { type CommittedRecord, Kind } from './records.js'
+import { type CommittedRecord, type CutRecord, Kind } from './records.js'
 import { join, type Quarantined, type TreeState, UNKNOWN_VERSION } from './state.js'
 import type { CommittingTree, Progress } from './tree-cache.js'
 
@@ -20,6 +20,7 @@ const isPassing = ({ code }: FerryError) => code === 'UNREACHABLE' || code === '
 
 export interface PushOptions {
   flushIntervalMs: number
+  delayMsMax: number
   dirtyBytesMax: number
   dirtyOperationsMax: number
   workers: number
@@ -65,7 +66,8 @@ export class Push {
   #settled = 0
   #waiters: Waiter[] = []
   #due = false
-  #heldOperations = 0
+  /** What the last cut left open: so many operations; and whether files that grow are among it, whose time will come. */
+  #held = { operations: 0, growing: false }
   #timer: NodeJS.Timeout | null = null
   #renewTimer: NodeJS.Timeout | null = null
   #wake: Deferred<void> = deferred()
@@ -124,10 +126,21 @@ export class Push {
   /** Something changed: a cut will be due. */
   poke(): void {
     const { state, options } = this
-    if (this.#closing || state.open.operations === 0 || state.open.operations === this.#heldOperations) return
-    if (state.dirtyBytes >= options.dirtyBytesMax / 2 || state.open.operations >= options.dirtyOperationsMax / 2)
-      this.#cutNow()
+    if (this.#closing || state.open.operations === 0) return
+    if (this.#isHeld && !this.#held.growing) return
+    if (this.#isMuch) this.#cutNow()
     else this.#timer ??= setTimeout(() => this.#cutNow(), options.flushIntervalMs)
+  }
+
+  /** Nothing was changed since the last cut left something open. */
+  get #isHeld() {
+    return this.state.open.operations === this.#held.operations
+  }
+
+  /** More should not wait. */
+  get #isMuch() {
+    const { state, options } = this
+    return state.dirtyBytes >= options.dirtyBytesMax / 2 || state.open.operations >= options.dirtyOperationsMax / 2
   }
 
   #cutNow() {
@@ -144,7 +157,8 @@ export class Push {
   ): Promise<void> {
     if (this.lease.state === 'lost') throw new FerryError('LEASE_LOST', { detail: this.lease.why })
     const { state } = this
-    const cut = state.open.empty || state.open.operations === this.#heldOperations ? this.#cuts : this.#cuts + 1
+    const nothing = state.open.empty || (this.#isHeld && !this.#held.growing)
+    const cut = nothing ? this.#cuts : this.#cuts + 1
     if (
       (what === 'committed' ? this.#committed : this.#settled) >= cut &&
       (state.flight === null || what === 'committed')
@@ -214,14 +228,9 @@ export class Push {
 
   async #batch(): Promise<void> {
     const { state, hooks } = this
-    if (!state.flight) {
-      this.#cuts++
-      state.append(Kind.cut, [state.batch + 1])
-      state.cut(state.batch + 1)
-    }
+    if (!state.flight) this.#cut()
     const flight = state.flight
     if (!flight) return
-    this.#heldOperations = state.open.operations
     const plan = planBatch(state, flight, hooks.plan)
     if (plan.changes.length === 0) return this.#finish(NOTHING, plan.inodes)
     const refused: Outcome['refused'] = []
@@ -246,6 +255,20 @@ export class Push {
       this.applying = null
       applied.resolve()
     }
+  }
+
+  #cut() {
+    const { state } = this
+    const everything = this.#isMuch || this.#waiters.some(waiter => waiter.cut > this.#cuts)
+    const growing = everything ? new Set<Ino>() : state.growing(this.options.delayMsMax)
+    if (growing.size === 0 || !state.isOnly(growing)) {
+      const number = state.batch + 1
+      this.#cuts++
+      const record: CutRecord = growing.size > 0 ? [number, [...growing]] : [number]
+      state.append(Kind.cut, record)
+      state.cut(number, growing)
+    }
+    this.#held = { operations: state.open.operations, growing: growing.size > 0 }
   }
 
   /** Tries until it works, or the lease is lost, or the engine closes. */

@@ -59,7 +59,8 @@ export type TruncateRecord = [ino: Ino, size: number, timeNs: bigint, moves: Mov
 /** Whole pages become zeros; `size` is the file's after it. */
 export type ZeroRecord = [ino: Ino, at: number, length: number, size: number, timeNs: bigint, moves: Move[]]
 export type XattrRecord = [ino: Ino, name: string, value: Uint8Array | null, timeNs: bigint]
-export type CutRecord = [batch: number]
+/** `held`: inodes that this batch leaves as they were at the last one, though they have changed. */
+export type CutRecord = [batch: number, held?: Ino[]]
 export type CommittedRecord = [
   batch: number,
   versions: [ino: Ino, version: string][],

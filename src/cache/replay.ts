@@ -2,7 +2,7 @@
 import type { Content } from './content.js'
 import type { Names } from './names.js'
 import { settle } from './push.js'
-import { Kind, unpackRecord } from './records.js'
+import { type CutRecord, Kind, unpackRecord } from './records.js'
 import type { TreeState } from './state.js'
 
 /** false: the record's data is not what it says, and replay ends before it. */
@@ -43,9 +43,11 @@ export function replayRecord(
     case Kind.xattr:
       names.replayXattr(unpackRecord(body))
       return true
-    case Kind.cut:
-      state.cut(unpackRecord<[number]>(body)[0])
+    case Kind.cut: {
+      const [batch, held] = unpackRecord<CutRecord>(body)
+      state.cut(batch, new Set(held))
       return true
+    }
     case Kind.committed:
       settle(state, unpackRecord(body))
       return true

@@ -48,6 +48,9 @@ export const nameKey = (parent: Ino, name: string) => `${parent}/${name}`
 /** Persisted with room to spare, so that an inode number is never used twice though the last ones were not persisted. */
 const INO_RESERVE = 65_536
 
+/** Files that one batch leaves out at most: their numbers stand in one record. */
+const GROWING_MAX = 10_000
+
 export class TreeState {
   readonly chunks = new ChunkTable()
   readonly clean: CleanChunks
@@ -333,8 +336,38 @@ export class TreeState {
 
   // --- batches
 
-  /** Freeze everything up to here: what is open becomes the flight. There must be none on its way. */
-  cut(batch: number): void {
+  /**
+   * Files that may stay as the last batch had them until they are closed or `delayMsMax` have passed: somebody writes them, and only
+   * appends. None whose name meant something else at the remote, or had another name there: names go with every batch.
+   */
+  growing(delayMsMax: number): Set<Ino> {
+    const since = this.now.ms() - delayMsMax
+    const growing = new Set<Ino>()
+    for (const ino of this.open.inodes) {
+      const inode = this.inodes.get(ino)
+      if (growing.size === GROWING_MAX) break
+      if (inode?.growing && inode.writers > 0 && inode.grownSinceMs > since && this.#keepsName(inode)) growing.add(ino)
+    }
+    return growing
+  }
+
+  #keepsName(inode: Inode): boolean {
+    if (!(inode.changed & Changed.names)) return true
+    if (inode.remoteParent !== 0 || inode.nlink !== 1) return false
+    return this.open.names.get(nameKey(inode.parent, inode.name))?.base === 0
+  }
+
+  /** Nothing is open but what these inodes are, and their names. */
+  isOnly(inos: Set<Ino>): boolean {
+    const { inodes, names, orphans } = this.open
+    if (orphans.size > 0) return false
+    for (const ino of inodes) if (!inos.has(ino)) return false
+    for (const change of names.values()) if (!inos.has(this.#inoNow(change))) return false
+    return true
+  }
+
+  /** Freeze everything up to here, but for `held`: what is open becomes the flight. There must be none on its way. */
+  cut(batch: number, held: Set<Ino>): void {
     const { chunks } = this
     const flight = this.open
     this.open = new Changes()
@@ -343,7 +376,7 @@ export class TreeState {
     this.batch = batch
     for (const ino of flight.inodes) {
       const inode = this.inode(ino)
-      if (this.#held(inode)) {
+      if (held.has(ino) || this.#held(inode)) {
         flight.inodes.delete(ino)
         this.open.inodes.add(inode.ino)
         continue
@@ -355,10 +388,11 @@ export class TreeState {
       inode.flightSize = inode.size
       inode.flightFloor = inode.floor
       inode.floor = inode.size
+      inode.grownSinceMs = 0
       this.persist(inode)
     }
     for (const [key, change] of flight.names) {
-      if (this.#heldName(change)) {
+      if (held.has(this.#inoNow(change)) || this.#heldName(change)) {
         flight.names.delete(key)
         this.open.names.set(key, change)
       }
@@ -393,9 +427,14 @@ export class TreeState {
   #heldName(change: NameChange): boolean {
     const directory = this.inodes.get(change.parent)
     if (!directory) return false
-    const now = this.children(directory).get(change.name)
-    const inode = now && this.inode(now.ino)
-    return (inode !== undefined && this.#held(inode)) || this.#held(directory)
+    const now = this.#inoNow(change)
+    return (now !== 0 && this.#held(this.inode(now))) || this.#held(directory)
+  }
+
+  /** What the name stands for now; 0: nothing. */
+  #inoNow({ parent, name }: NameChange): Ino {
+    const directory = this.inodes.get(parent)
+    return directory ? (this.children(directory).get(name)?.ino ?? 0) : 0
   }
 
   /**

@@ -24,6 +24,8 @@ export interface TreeCacheOptions {
   fsync: 'local' | 'remote'
   /** A cut is due this long after the first change. Default 2,000 ms. */
   flushIntervalMs: number
+  /** A file that is only appended to stays as the last batch had it for so long at most, while it is open. Default 30,000 ms. */
+  delayMsMax: number
   /** Bytes not yet at the remote, at most; then writers wait. Default 1 GiB. */
   dirtyBytesMax: number
   /** Changes not yet at the remote, at most. Default 1,000,000. */

@@ -218,10 +218,8 @@ function setAttributes(door: Door, ino: Ino, args: Args<'SETATTR'>): Maybe<Inode
 
 const writes = (flags: number) => (flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY
 
-/** What OPEN does to a file before it is open. */
-function prepareOpen(door: Door, ino: Ino, flags: number, kill: boolean): Maybe<unknown> {
-  if (writes(flags) && door.fs.readOnly) throw new FerryError('READ_ONLY')
-  if (!(flags & OpenFlag.TRUNC)) return undefined
+/** What OPEN with O_TRUNC does to a file. */
+function truncateOpened(door: Door, ino: Ino, kill: boolean): Maybe<unknown> {
   const now = door.nowNs()
   const change: AttributeChange = { size: 0, mtimeNs: now, ctimeNs: now }
   if (!kill) return door.fs.setAttributes(ino, change)
@@ -231,8 +229,21 @@ function prepareOpen(door: Door, ino: Ino, flags: number, kill: boolean): Maybe<
   })
 }
 
-const open = (door: Door, ino: Ino, { flags, openFlags }: { flags: number; openFlags: number }): Maybe<number> =>
-  then(prepareOpen(door, ino, flags, (openFlags & OpenInFlag.KILL_SUIDGID) !== 0), () => door.handles.open(ino, flags))
+function open(door: Door, ino: Ino, { flags, openFlags }: { flags: number; openFlags: number }): Maybe<number> {
+  if (writes(flags) && door.fs.readOnly) throw new FerryError('READ_ONLY')
+  const handle = door.handles.open(ino, flags)
+  if (!(flags & OpenFlag.TRUNC)) return handle
+  const closed = (error: unknown): never => {
+    door.handles.release(ino, handle)
+    throw error
+  }
+  try {
+    const truncated = truncateOpened(door, ino, (openFlags & OpenInFlag.KILL_SUIDGID) !== 0)
+    return truncated instanceof Promise ? truncated.then(() => handle, closed) : handle
+  } catch (error) {
+    return closed(error)
+  }
+}
 
 /** Pages that the kernel has are good, unless the engine said otherwise since the last open. */
 function putOpen({ invalidations }: Door, ino: Ino, fh: number, view: DataView, at: number) {

@@ -22,6 +22,7 @@ export const engineOptions = (cacheDir: string, changes: Partial<TreeCacheOption
   fetchBytesMax: 1024 * 1024,
   fsync: 'local',
   flushIntervalMs: 3_600_000,
+  delayMsMax: 30_000,
   dirtyBytesMax: 512 * 1024 * 1024,
   dirtyOperationsMax: 1_000_000,
   whenFull: 'wait',

@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto'
 import { type Random, random } from '../../src/base/random.js'
 import type { Ino, Maybe } from '../../src/cache/filesystem.js'
+import type { Inode } from '../../src/cache/inode.js'
 import type { CommittingTree, TreeCache } from '../../src/cache/tree-cache.js'
 
 const TYPE = 0o170000
@@ -18,9 +19,21 @@ interface Node {
   xattrs: Map<string, string>
   /** Digest of `bytes`, made when asked for. */
   digest?: string
+  /**
+   * While somebody has it open for writing. `left`: how a batch that leaves it out may show it; null: not at all. `grows`: it was
+   * only appended to since it was opened, and not synced.
+   */
+  open?: { ino: Ino; left: (Node | null)[]; grows: boolean }
+}
+
+/** A moment at which a batch was cut, and what it left as it was before. */
+export interface Cut {
+  count: number
+  held: Map<Node, (Node | null)[]>
 }
 
 const SECTOR = 512
+const PAGE = 4096
 
 /** What a tree looks like: one line a path. */
 export type Picture = string
@@ -33,6 +46,18 @@ const lineOf = (path: string, node: Node, names: string[]) => {
   const also = names.length > 1 ? ` also ${names.filter(name => name !== path).sort()}` : ''
   return `${path} ${type === LINK ? '' : mode.toString(8)} ${what} ${marks}${also}`
 }
+
+const overwritten = (node: Node) => {
+  if (node.open) node.open.grows = false
+}
+const copyOf = (node: Node): Node => ({ ...node, xattrs: new Map(node.xattrs) })
+const linesOf = (picture: Picture) =>
+  new Map(
+    picture
+      .split('\n')
+      .filter(Boolean)
+      .map(line => [line.slice(0, line.indexOf(' ')), line] as const),
+  )
 
 function pathsOf(tree: Map<string, Node>): Map<Node, string[]> {
   const names = new Map<Node, string[]>()
@@ -49,19 +74,25 @@ export class Program {
   #bytes: Map<Node, Buffer>[] = [new Map()]
   #paths: Map<string, Node>[] = [new Map()]
   log: string[] = []
+  /** What must never happen, and did. */
+  wrong = ''
+  readonly #takenLater = new Set<Node>()
   /** An operation is on its way: whether it has happened only the cache knows. */
   busy = false
   readonly hardLinks: boolean
+  /** Files are held open for writing, and a batch may leave them out. */
+  readonly opens: boolean
   /** Not one record, and so not done as a whole or not at all. */
   readonly punch: boolean
 
   constructor(
     readonly seed: number,
-    { hardLinks = true, punch = true } = {},
+    { hardLinks = true, punch = true, opens = false } = {},
   ) {
     this.random = random(seed)
     this.hardLinks = hardLinks
     this.punch = punch
+    this.opens = opens
   }
 
   /** Operations that have been done. */
@@ -91,6 +122,43 @@ export class Program {
       .join('\n')
   }
 
+  /** A batch was cut now, which left these inodes out. */
+  cut(held: Ino[]): Cut {
+    const cut: Cut = { count: this.count, held: new Map() }
+    for (const node of this.tree.values()) {
+      if (!node.open) continue
+      if (held.includes(node.open.ino)) {
+        if (!node.open.grows) this.wrong = 'a batch left out a file that was not only appended to'
+        cut.held.set(node, [...node.open.left])
+      } else this.#taken(node)
+    }
+    return cut
+  }
+
+  #taken(node: Node) {
+    if (!node.open) return
+    node.open.left = [copyOf(node)]
+    // Whether the operation that waits comes before or after the cut, nobody can tell.
+    if (this.busy) this.#takenLater.add(node)
+  }
+
+  /** Does it look as it did at this cut? */
+  isAt(picture: Picture, { count, held }: Cut): boolean {
+    const wanted = this.pictures[count]
+    if (wanted === undefined) return false
+    const found = linesOf(picture)
+    const lines = linesOf(wanted)
+    for (const [path, node] of this.#paths[count]) {
+      const left = held.get(node)
+      if (!left) continue
+      const line = found.get(path)
+      if (!left.some(one => line === (one ? lineOf(path, one, [path]) : undefined))) return false
+      found.delete(path)
+      lines.delete(path)
+    }
+    return found.size === lines.size && [...lines].every(([path, line]) => found.get(path) === line)
+  }
+
   /** One random operation on both; what it was. */
   async step(cache: TreeCache): Promise<void> {
     const { random, tree } = this
@@ -107,7 +175,33 @@ export class Program {
     const ino = (path: string) => inoOf(cache, path)
     const parent = (path: string) => inoOf(cache, parentOf(path))
 
-    const kind = random.below(24)
+    const opened = [...tree.values()].filter(node => node.open)
+    const kind = random.below(this.opens ? 27 : 24)
+    if (kind === 24) {
+      const path = pick(node => isFile(node) && !node.open)
+      if (!path) return
+      const node = tree.get(path)!
+      const target = await ino(path)
+      cache.opened(target, true)
+      const { remoteParent } = (await cache.attributes(target)) as Inode
+      node.open = { ino: target, left: [remoteParent === 0 ? null : copyOf(node)], grows: true }
+      this.log.push(`open ${path}`)
+      return
+    }
+    if (kind >= 25) {
+      if (opened.length === 0) return
+      const node = random.pick(opened)
+      const { ino } = node.open!
+      if (kind === 25) {
+        cache.released(ino, true)
+        node.open = undefined
+      } else if (random.chance(0.3)) {
+        node.open!.grows = false
+        await cache.fsync(ino)
+      }
+      this.log.push(kind === 25 ? 'close' : 'fsync')
+      return
+    }
     if (kind < 6) {
       const path = fresh()
       if (tree.has(path)) return
@@ -124,10 +218,11 @@ export class Program {
       return this.#do(`make ${type.toString(8)} ${path}`, make, () => tree.set(path, node))
     }
     if (kind < 11) {
-      const path = pick(isFile)
+      const appends = opened.length > 0 && random.chance(0.6)
+      const path = pick(node => isFile(node) && (!appends || node.open !== undefined))
       if (!path) return
       const node = tree.get(path)!
-      const at = random.chance(0.3) ? node.bytes.length : random.below(random.chance(0.2) ? 600_000 : 60_000)
+      const at = appends || random.chance(0.3) ? node.bytes.length : random.below(random.chance(0.2) ? 600_000 : 60_000)
       const length = 1 + random.below(random.chance(0.2) ? 400_000 : 9_000)
       const data = Buffer.alloc(length, 1 + random.below(255))
       if (length >= 4) data.writeUInt32LE(this.count)
@@ -140,6 +235,7 @@ export class Program {
           const bytes = Buffer.alloc(Math.max(node.bytes.length, at + length))
           node.bytes.copy(bytes)
           data.copy(bytes, at)
+          if (at < node.bytes.length - (node.bytes.length % PAGE)) overwritten(node)
           node.bytes = bytes
           node.digest = undefined
         },
@@ -157,6 +253,7 @@ export class Program {
         () => {
           const bytes = Buffer.alloc(size)
           node.bytes.copy(bytes)
+          if (size > 0) overwritten(node)
           node.bytes = bytes
           node.digest = undefined
         },
@@ -175,6 +272,7 @@ export class Program {
         `punch ${path} ${at}+${length}`,
         () => cache.allocate(target, { at, length }, { kind: 'punch', keepSize: true }),
         () => {
+          overwritten(node)
           node.bytes = Buffer.from(node.bytes)
           if (at < node.bytes.length) node.bytes.fill(0, at, Math.min(node.bytes.length, at + length))
           node.digest = undefined
@@ -307,6 +405,8 @@ export class Program {
       }
     }
     follow()
+    for (const node of this.#takenLater) node.open?.left.push(copyOf(node))
+    this.#takenLater.clear()
     this.#remember()
   }
 

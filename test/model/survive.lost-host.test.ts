@@ -7,8 +7,9 @@ import { afterAll, describe, expect, test } from '@jest/globals'
 import { isFerryError } from '../../src/base/errors.js'
 import { random } from '../../src/base/random.js'
 import { openTreeCache } from '../../src/cache/engine.js'
-import { RECORD_MAGIC } from '../../src/cache/journal-format.js'
-import { Kind } from '../../src/cache/records.js'
+import type { Ino } from '../../src/cache/filesystem.js'
+import { RECORD_HEADER_BYTES, RECORD_MAGIC } from '../../src/cache/journal-format.js'
+import { type CutRecord, Kind, unpackRecord } from '../../src/cache/records.js'
 import type { Storage } from '../../src/cache/storage.js'
 import type { TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
 import { diskStorage } from '../../src/linux/storage.js'
@@ -20,7 +21,7 @@ import type { Tree } from '../../src/remote/tree.js'
 import { wrap } from '../../src/remote/wrap.js'
 import { long } from '../fixtures/requires.js'
 import { engineOptions } from './engine-harness.js'
-import { difference, Program, pictureOf, told } from './program.js'
+import { type Cut, difference, Program, pictureOf, told } from './program.js'
 
 const parent = fs.mkdtempSync(path.join(fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir(), 'pageferry-lost-'))
 afterAll(() => fs.rmSync(parent, { recursive: true, force: true }))
@@ -39,8 +40,8 @@ function keepOnly(...paths: string[]) {
   }
 }
 
-/** Storage that tells of each cut, in the turn in which it is made. */
-function watched(storage: Storage, onCut: () => void): Storage {
+/** Storage that tells of each cut and what it leaves out, in the turn in which it is made. */
+function watched(storage: Storage, onCut: (held: Ino[]) => void): Storage {
   return {
     open(name, options) {
       const file = storage.open(name, options)
@@ -49,7 +50,10 @@ function watched(storage: Storage, onCut: () => void): Storage {
       file.writeSync = (from, at) => {
         writeSync(from, at)
         const view = new DataView(from.buffer, from.byteOffset, from.byteLength)
-        if (from.length >= 24 && view.getUint16(4, true) === RECORD_MAGIC && from[6] === Kind.cut) onCut()
+        if (from.length < RECORD_HEADER_BYTES || view.getUint16(4, true) !== RECORD_MAGIC || from[6] !== Kind.cut)
+          return
+        const body = from.subarray(RECORD_HEADER_BYTES, RECORD_HEADER_BYTES + view.getUint32(8, true))
+        onCut(unpackRecord<CutRecord>(body)[1] ?? [])
       }
       return file
     },
@@ -85,11 +89,13 @@ const identityOf = (cacheDir: string) => {
   return { writer, host: 'here', bootId: 'boot', pid: process.pid, startTime: 1 }
 }
 
+const counts = (cuts: Cut[]) => cuts.map(({ count, held }) => (held.size ? `${count} but for ${held.size}` : count))
+
 const turn = () => new Promise(setImmediate)
 
 interface Bounds {
-  /** Counts of operations at which a batch was cut. */
-  cuts: Set<number>
+  /** The moments at which a batch was cut. */
+  cuts: Cut[]
   synced: number
 }
 
@@ -99,14 +105,15 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
   keepOnly()
   const far = directory()
   const remote = kind === 'mem' ? memTree() : await fileTree(far)
-  const program = new Program(seed + 1, { hardLinks: draw.chance(0.5) })
+  const program = new Program(seed + 1, { hardLinks: draw.chance(0.5), opens: draw.chance(0.7) })
   let cacheDir = directory()
   program.log = history
   const open = (tree: Tree, bounds?: Bounds, changes: Partial<TreeCacheOptions> = {}): Promise<TreeCache> => {
-    const storage = watched(diskStorage(cacheDir), () => {
-      bounds?.cuts.add(program.count)
+    const storage = watched(diskStorage(cacheDir), held => {
+      const cut = program.cut(held)
+      bounds?.cuts.push(cut)
       // Whether the operation that waits comes before or after it, nobody can tell.
-      if (program.busy) bounds?.cuts.add(program.count + 1)
+      if (program.busy) bounds?.cuts.push({ ...cut, count: cut.count + 1 })
     })
     return openTreeCache(
       told(rollforward(tree), program),
@@ -114,12 +121,16 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
     )
   }
   try {
+    // An operation that changed nothing is no reason for a batch.
+    const isSince = ({ count, held }: Cut, synced: number) =>
+      count >= synced ||
+      (held.size === 0 && program.pictures.slice(count, synced).every(one => one === program.pictures[synced]))
     for (let round = 0; round < 4; round++) {
       keepOnly(cacheDir, far)
       const crashAfter = draw.chance(0.2) ? undefined : 4 + draw.below(draw.chance(0.5) ? 60 : 400)
       const slower = slow(remote, () => turns.below(3))
       const worse = faulty(slower, { seed: draw.below(2 ** 31), crashAfter, crashTorn: draw.chance(0.5) })
-      const bounds: Bounds = { cuts: new Set([0]), synced: 0 }
+      const bounds: Bounds = { cuts: [{ count: 0, held: new Map() }], synced: 0 }
       history.push(`round ${round}: crash after ${crashAfter}`)
       let cache: TreeCache
       try {
@@ -134,6 +145,7 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
         if (round > 0) await program.restart(cache)
         for (let n = 0; n < steps; n++) {
           await program.step(cache)
+          expect(program.wrong).toBe('')
           if (draw.chance(0.3)) for (let left = draw.below(8); left > 0; left--) await turn()
           if (draw.chance(0.06)) {
             const count = program.count
@@ -159,7 +171,7 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
         program.busy = false
       }
       history.push(
-        `lost after ${program.count} operations, cut at ${[...bounds.cuts]}, synced ${bounds.synced}, ${worse.faults.crashed ? 'in a commit, perhaps' : ''}`,
+        `lost after ${program.count} operations, cut at ${counts(bounds.cuts)}, synced ${bounds.synced}, ${worse.faults.crashed ? 'in a commit, perhaps' : ''}`,
       )
       // kill -9: this process is gone in this turn. What it had on its way to the remote still arrives, or does not.
       worse.faults.down = true
@@ -168,21 +180,21 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
       writers.set(journal, identityOf(cacheDir).writer)
       await cache.close()
       while (slower.calls.running) await turn()
-      const found = Math.max(...[...bounds.cuts])
+      const found = Math.max(...bounds.cuts.map(({ count }) => count))
       if (draw.chance(0.5)) {
         cacheDir = directory()
         cache = await open(remote)
         const picture = await pictureOf(cache)
-        const allowed = [...bounds.cuts].filter(
-          count => count >= bounds.synced && program.pictures[count] !== undefined,
+        const allowed = bounds.cuts.filter(
+          cut => program.pictures[cut.count] !== undefined && isSince(cut, bounds.synced),
         )
-        if (!allowed.some(count => program.pictures[count] === picture)) {
+        if (!allowed.some(cut => program.isAt(picture, cut))) {
           const nearest = allowed
-            .map(count => difference(picture, program.pictures[count]))
+            .map(({ count }) => difference(picture, program.pictures[count]))
             .sort((a, b) => a.length - b.length)[0]
           const any = program.pictures.indexOf(picture)
           throw new Error(
-            `an empty cache sees none of the batches ${allowed} (but operation ${any}); nearest:\n${nearest}`,
+            `an empty cache sees none of the batches ${counts(allowed)} (but operation ${any}); nearest:\n${nearest}`,
           )
         }
         await program.restart(cache)
