@@ -60,7 +60,7 @@ export async function mountWith(
   try {
     // The remote's thread begins while the engine is loaded.
     const opening = openStack(url, settings)
-    const [{ tree: remote, status }, { openTreeCache }] = await Promise.all([opening, import('./cache/engine.js')])
+    const [{ tree: remote, status }, { beginTreeCache }] = await Promise.all([opening, import('./cache/engine.js')])
     opened.unshift(remote)
     const point = await prepareMountPoint(mountpoint, { note: line => log.warn(line) })
     const path = settings.cacheDir ?? defaultCacheDir(remote.url)
@@ -70,12 +70,13 @@ export async function mountWith(
     const cacheDir = await claimCacheDir(path, { remote: remote.url, registry, signal })
     opened.unshift(cacheDir)
 
-    const cache = await unlessAborted(openTreeCache(remote, engineOptions(settings, cacheDir)), signal)
+    const cache = await unlessAborted(beginTreeCache(remote, engineOptions(settings, cacheDir)), signal)
     let door: Mounted
     try {
       throwIfAborted(signal)
       const driver = await driverOf(settings.driver)
-      door = await driver.mount({ fs: cache, mountpoint: point, options: doorOptions(settings, remote) })
+      const options = { ...doorOptions(settings, remote), begins: cache.replayed }
+      door = await driver.mount({ fs: cache, mountpoint: point, options })
     } catch (error) {
       await cache.close()
       throw error

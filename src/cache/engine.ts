@@ -7,7 +7,7 @@ import { PAGE_BYTES } from '../chunk/geometry.js'
 import { HIDDEN, type Usage } from '../remote/tree.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
 import { Content, FILE_BYTES_MAX, nowNs } from './content.js'
-import { Database, isSound } from './database.js'
+import { Database, isSound, type Meta } from './database.js'
 import { Durability } from './durability.js'
 import {
   type AttributeChange,
@@ -38,6 +38,8 @@ import { Subtrees } from './subtrees.js'
 import type { CommittingTree, Conflict, Progress, TreeCache, TreeCacheOptions, TreeCacheStatus } from './tree-cache.js'
 
 const CHECKPOINT_MS = 5_000
+/** Replay lets others have the loop after so long. */
+const REPLAY_TURN_MS = 10
 /** Changed rows, inodes and names that make a checkpoint due before its time. */
 const CHECKPOINT_ITEMS = 8_192
 const CHECKPOINT_JOURNAL_BYTES = 64 * 1024 * 1024
@@ -60,6 +62,18 @@ const NO_DATA = new FerryError('NO_DATA')
 
 /** Opens the cache of a tree: restores what is at hand, takes the lease, and answers from then on. */
 export async function openTreeCache(remote: CommittingTree, options: TreeCacheOptions): Promise<TreeCache> {
+  const cache = await beginTreeCache(remote, options)
+  try {
+    await cache.replayed
+  } catch (error) {
+    await cache.close().catch(() => {})
+    throw error
+  }
+  return cache
+}
+
+/** The same, while its journal is still being replayed: see `replayed`. */
+export async function beginTreeCache(remote: CommittingTree, options: TreeCacheOptions): Promise<TreeCache> {
   const engine = new Engine(remote, options)
   try {
     await engine.open()
@@ -86,7 +100,8 @@ class Engine implements TreeCache {
   readonly #memory: MemoryBudget
   readonly #room: Room
   readonly #subtrees: Subtrees
-  #replayed: ReplayResult | null = null
+  replayed: Promise<void> = Promise.resolve()
+  #isReplayed = false
   #timers: NodeJS.Timeout[] = []
   #checkpointing: Promise<void> | null = null
   #claiming: AbortController | null = null
@@ -174,6 +189,7 @@ class Engine implements TreeCache {
         },
         settled: conflicts => this.#settled(conflicts),
         durable: async () => this.#durability.reach(),
+        replayed: () => this.replayed,
         random: Math.random,
       },
       this.#memory,
@@ -221,30 +237,44 @@ class Engine implements TreeCache {
       state.persist(root)
       root.durable = true
     }
+    this.replayed = this.#replay(meta)
+    this.replayed.catch(() => {}) // whoever goes on with us asks for it
+    const root = this.#lookAtRoot()
+    if (this.readOnly) await root
+    else await Promise.all([root, this.#claim()])
+    this.#background = this.replayed.then(() => this.#subtrees.pullAhead()).catch(error => this.#problem('pull', error))
+  }
+
+  /** In turns, so that what goes on beside it (the lease, the mount) is not held up. */
+  async #replay(meta: Meta | null): Promise<void> {
+    const { state } = this
     state.replaying = true
-    this.#replayed = this.#journal.replay(
+    const replaying = this.#journal.replaying(
       meta?.lsn ?? 0,
       (_lsn, kind, body) => replayRecord(state, this.names, this.content, kind, body),
       meta?.serial,
     )
+    let step = replaying.next()
+    for (let until = performance.now() + REPLAY_TURN_MS; !step.done; step = replaying.next()) {
+      if (performance.now() < until) continue
+      await new Promise(setImmediate)
+      until = performance.now() + REPLAY_TURN_MS
+    }
     state.replayed()
-    this.#afterReplay()
+    this.#afterReplay(step.value)
+    this.#isReplayed = true
     void this.#slots.reclaim()
-    const root = this.#lookAtRoot()
-    if (this.readOnly) await root
-    else await Promise.all([root, this.#claim()])
+    if (this.#closed) return
     this.push.start()
     this.#every(CHECKPOINT_MS, () => this.#checkpoint())
-    this.#background = this.#subtrees.pullAhead().catch(error => this.#problem('pull', error))
   }
 
-  #afterReplay() {
+  #afterReplay({ damaged }: ReplayResult) {
     const { state } = this
     for (const inode of [...state.inodes.values()]) {
       if (inode.children) inode.children = new Map([...inode.children].sort((a, b) => a[1].cookie - b[1].cookie))
       state.reap(inode)
     }
-    const damaged = this.#replayed?.damaged
     if (damaged)
       this.#problems.set(
         'journal',
@@ -262,7 +292,8 @@ class Engine implements TreeCache {
     try {
       const entry = await this.remote.stat('', this.#stop.signal)
       if (!entry) throw new FerryError('NOT_FOUND', { detail: this.remote.url })
-      if (!root.changed && !root.flight) {
+      const take = () => {
+        if (root.changed || root.flight) return
         root.mode = entry.mode
         root.uid = entry.uid
         root.gid = entry.gid
@@ -271,7 +302,9 @@ class Engine implements TreeCache {
         root.atimeNs = entry.atimeNs
         this.state.persist(root)
       }
+      void this.replayed.then(take, () => {})
     } catch (error) {
+      await this.replayed
       if (!root.listed) throw error
       this.listing.unreachable = toFerryError(error)
     }
@@ -298,6 +331,7 @@ class Engine implements TreeCache {
             cause: error,
           })
         }
+        await this.replayed
         const isLate = performance.now() - begunMs > this.options.deadlineMs
         if (!this.state.inode(ROOT).listed && error.code === 'UNREACHABLE' && !isLate) {
           await new Promise(resolve => setTimeout(resolve, Math.min(CLAIM_PAUSE_MS_MAX, 100 * ++failures)))
@@ -339,12 +373,16 @@ class Engine implements TreeCache {
     this.#stop.abort()
     this.#room.close()
     this.#subtrees.close()
+    await this.replayed.catch(() => {})
     await this.#background
     await Promise.all([this.pullQueue.close(), this.listing.close(), this.push.close()])
     await this.#checkpointing
     try {
-      await this.#durability.reach()
-      await checkpoint(this.state)
+      // Half of a journal is no state that anybody should find.
+      if (this.#isReplayed) {
+        await this.#durability.reach()
+        await checkpoint(this.state)
+      }
     } finally {
       await this.#journal.close()
       this.#slots.close()
@@ -814,6 +852,7 @@ class Engine implements TreeCache {
       signal?: AbortSignal
     } = {},
   ): Promise<void> {
+    await this.replayed
     await options.flushKernel?.()
     if (this.readOnly) return
     await this.push.flush('settled', options)
@@ -824,6 +863,7 @@ class Engine implements TreeCache {
     const { state, options, push } = this
     const oldest = state.flight?.sinceMs || state.open.sinceMs
     const problems = [...this.#problems.values()]
+    if (!this.#isReplayed) problems.push('the journal is being replayed: programs wait for it')
     if (push.lease.state === 'lost' && !this.readOnly)
       problems.push(`writing has stopped: ${push.lease.why}; the journal keeps what was not sent`)
     if (this.#claimProblem) problems.push(`the lease could not be taken yet: ${this.#claimProblem.message}`)
@@ -884,21 +924,24 @@ class Engine implements TreeCache {
     return this.state.conflicts
   }
 
-  pull(
+  async pull(
     at: string,
     options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {},
   ): Promise<{ files: number; bytes: number }> {
+    await this.replayed
     return this.#subtrees.pull(at, options)
   }
 
   async evict(at: string): Promise<{ files: number; bytes: number }> {
+    await this.replayed
     const evicted = await this.#subtrees.evict(at, ino => this.kernel.invalidateInode(ino))
     await this.#checkpoint()
     await this.#slots.trim()
     return evicted
   }
 
-  refresh(at: string): Promise<{ entries: number; changed: number }> {
+  async refresh(at: string): Promise<{ entries: number; changed: number }> {
+    await this.replayed
     return this.#subtrees.refresh(at)
   }
 

@@ -57,10 +57,16 @@ export interface End {
 /**
  * Visits every record after `afterLsn` of the chain (all readable segments in the order of their serials).
  * A segment's records count up to the first LSN of any later one: that one began anew there, after a crash.
+ * Yields after each record, and can be left for a while there.
  */
-export function survey(chain: Segment[], reader: SegmentReader, afterLsn: number, visit: Visit): Survey {
+export function* survey(
+  chain: Segment[],
+  reader: SegmentReader,
+  afterLsn: number,
+  visit: Visit,
+): Generator<void, Survey> {
   const walk = new Walk(chain, reader, afterLsn, visit)
-  const stop = walk.run()
+  const stop = yield* walk.run()
   const end = stop && inspect(walk, stop)
   const { live, records, durableLsn, need } = walk
   const idle = chain.filter(one => !live.includes(one) && one !== end?.segment && !end?.later.includes(one))
@@ -92,14 +98,14 @@ class Walk {
     }
   }
 
-  run(): Stop | undefined {
+  *run(): Generator<void, Stop | undefined> {
     let stop: Stop | undefined
     for (let index = 0; index < this.chain.length; index++) {
       const segment = this.chain[index]
       if (this.isVoid(index)) continue
       // What the segment before lacked did not matter if this one goes on where it ended.
       if (segment.firstLsn > this.need) return stop ?? { index, at: SEGMENT_HEADER_BYTES, refused: false }
-      stop = this.#segment(index)
+      stop = yield* this.#segment(index)
       if (stop?.refused) return stop
     }
     return stop
@@ -111,7 +117,7 @@ class Walk {
   }
 
   /** Undefined when it ended where it should: at the limit, or where it was closed. */
-  #segment(index: number): Stop | undefined {
+  *#segment(index: number): Generator<void, Stop | undefined> {
     const { chain, reader, limits } = this
     const segment = chain[index]
     const before = this.records
@@ -129,6 +135,7 @@ class Walk {
         if (refused) break
         this.records++
         this.need = expected + 1
+        yield
       }
       this.durableLsn = Math.max(this.durableLsn, reader.durableLsn)
       at += reader.recordBytes

@@ -151,10 +151,16 @@ export class Journal {
    *   back, must be older than all that come now
    */
   replay(afterLsn: number, visit: Visit, serial = 0): ReplayResult {
+    const replaying = this.replaying(afterLsn, visit, serial)
+    for (let step = replaying.next(); ; step = replaying.next()) if (step.done) return step.value
+  }
+
+  /** {@link replay}, a record a step. It has to be gone through to its end. */
+  *replaying(afterLsn: number, visit: Visit, serial = 0): Generator<void, ReplayResult> {
     assert(this.#chain, 'a journal is replayed once')
     this.#serial = Math.max(this.#serial, serial)
     const reader = new SegmentReader()
-    const { lastLsn, records, durableLsn, live, idle, end } = survey(this.#chain, reader, afterLsn, visit)
+    const { lastLsn, records, durableLsn, live, idle, end } = yield* survey(this.#chain, reader, afterLsn, visit)
     const result: ReplayResult = { lastLsn, records, discarded: 0 }
     this.#chain = undefined
     this.#headLsn = lastLsn

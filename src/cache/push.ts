@@ -34,6 +34,8 @@ export interface PushHooks {
   settled(conflicts: { parent: Ino; name: string; keptAs: string }[]): void
   /** Everything that the journal was given so far survives power loss: the remote must never be ahead of it. */
   durable(): Promise<void>
+  /** The state is that of the journal's end: whether a batch was on its way is known from then on. */
+  replayed(): Promise<void>
   random: () => number
 }
 
@@ -93,7 +95,10 @@ export class Push {
   async claim(signal?: AbortSignal): Promise<Claimed> {
     const claimed = await this.remote.claim(this.hooks.claim, signal)
     this.lease = { state: 'held', epoch: claimed.epoch }
-    this.#catchUp(claimed)
+    void this.hooks.replayed().then(
+      () => this.#catchUp(claimed),
+      () => {},
+    )
     this.#renewTimer ??= setInterval(() => void this.#renew(), this.options.leaseMs / 3).unref()
     return claimed
   }
@@ -117,6 +122,7 @@ export class Push {
       state.quarantine.clear()
     }
     this.poke()
+    this.#wake.resolve()
   }
 
   start(): void {
@@ -211,7 +217,7 @@ export class Push {
 
   async #run(): Promise<void> {
     while (!this.#closing) {
-      if (!this.#due || this.lease.state !== 'held') {
+      if (!this.#due || this.lease.state !== 'held' || !this.#caughtUp) {
         await this.#wake.promise
         this.#wake = deferred()
         continue

@@ -97,6 +97,11 @@ export interface Progress {
 
 export interface TreeCache extends FileSystem, AsyncDisposable {
   /**
+   * Resolves when the journal is replayed. Until then `status` and `close` can be called, and what returns a promise that is not
+   * `Maybe`. Rejects if the journal cannot be read: then only `close` is left.
+   */
+  readonly replayed: Promise<void>
+  /**
    * Commits everything acknowledged so far and returns when the remote has it (applied). `flushKernel` first makes the kernel
    * hand over its dirty pages. Rejects with what stands in the way only when `signal` aborts; otherwise it goes on trying.
    */

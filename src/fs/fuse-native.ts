@@ -59,6 +59,8 @@ export const fuseNative: Driver = {
   async mount({ fs, mountpoint, options = {} }) {
     const Fuse = load()
     const point = await prepareMountPoint(mountpoint, { nonEmpty: options.nonEmpty, note: line => log.info(line) })
+    // libfuse asks at once, and gives up on who does not answer.
+    await options.begins
     // Options are joined by commas: this is how those get through that the wrapper does not know.
     const fsname = [
       `${(options.source ?? 'pageferry').replaceAll(',', '_')}`,

@@ -28,6 +28,8 @@ export interface MountOptions extends SessionOptions {
   nonEmpty?: boolean
   /** How long to look for the next request before sleeping. */
   pollUs?: number
+  /** Programs that come before this resolves wait for it; the mount is there at once. When it rejects, it ends. Default: now. */
+  begins?: Promise<void>
   bdi?: {
     /** How far the kernel reads ahead, and its largest buffered READ. Default 4096. */
     readAheadKb?: number
@@ -115,11 +117,22 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
     },
     options,
   )
-  channel.start()
-  await Promise.race([session.ready, closed.promise]) // INIT sets the readahead anew
-  if (device) await tune(device, options.bdi)
+  const begin = async () => {
+    await options.begins
+    channel.start()
+    await Promise.race([session.ready, closed.promise]) // INIT sets the readahead anew
+    if (device) await tune(device, options.bdi)
+  }
+  const begun = begin().catch(async error => {
+    if (!options.begins) throw error
+    closed.reject(error)
+    await unmountFuse(point, { lazy: true }).catch(() => {})
+    await channel.close()
+  })
+  if (!options.begins) await begun
 
   const unmount = async ({ lazy = false } = {}) => {
+    await begun
     await unmountFuse(point, { lazy })
     if (!lazy) await closed.promise
   }
@@ -132,7 +145,7 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
     get waiting() {
       return session.waiting
     },
-    flushKernel: () => session.flushKernel(),
+    flushKernel: () => begun.then(() => session.flushKernel()),
     kernelBytes: async () => (device ? bytesHeldBack(device) : 0),
     unmount,
     async [Symbol.asyncDispose]() {

@@ -272,9 +272,10 @@ export class Program {
         `punch ${path} ${at}+${length}`,
         () => cache.allocate(target, { at, length }, { kind: 'punch', keepSize: true }),
         () => {
-          overwritten(node)
           node.bytes = Buffer.from(node.bytes)
-          if (at < node.bytes.length) node.bytes.fill(0, at, Math.min(node.bytes.length, at + length))
+          if (at >= node.bytes.length) return
+          overwritten(node)
+          node.bytes.fill(0, at, Math.min(node.bytes.length, at + length))
           node.digest = undefined
         },
       )

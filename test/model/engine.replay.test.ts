@@ -1,0 +1,107 @@
+// The journal is replayed while the mount is there already: nothing is answered before its end, and half of it is never kept.
+import fs from 'node:fs'
+import path from 'node:path'
+import { afterEach, describe, expect, test } from '@jest/globals'
+import { beginTreeCache } from '../../src/cache/engine.js'
+import type { Storage } from '../../src/cache/storage.js'
+import type { TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
+import { diskStorage } from '../../src/linux/storage.js'
+import { memTree } from '../../src/remote/mem-tree.js'
+import { rollforward } from '../../src/remote/rollforward.js'
+import { engineOptions, openEngine, settled, snapshot, temporaryDirectory } from './engine-harness.js'
+
+const FILES = 20
+const TOUCHES = 20_000
+
+const undone: (() => unknown)[] = []
+afterEach(async () => {
+  for (const undo of undone.splice(0).reverse()) await undo()
+})
+
+/** A cache directory as kill -9 leaves it, with much in its journal, and what it should look like. */
+async function killed(): Promise<{ cacheDir: string; wanted: Map<string, string> }> {
+  const first = temporaryDirectory()
+  const cacheDir = `${first}-killed`
+  undone.push(() => {
+    for (const each of [first, cacheDir]) fs.rmSync(each, { recursive: true, force: true })
+  })
+  const cache = await openEngine(memTree(), first)
+  const inos: number[] = []
+  for (let n = 0; n < FILES; n++) {
+    const { ino } = await settled(cache.make(1, `f${n}`, { mode: 0o100644, uid: 0, gid: 0, rdev: 0 }))
+    await cache.write(ino, 0, Buffer.from(`file ${n}`))
+    inos.push(ino)
+  }
+  for (let n = 0; n < TOUCHES; n++) await cache.setAttributes(inos[n % FILES], { mode: 0o600 + (n % 0o100) })
+  const wanted = await snapshot(cache)
+  fs.cpSync(first, cacheDir, { recursive: true })
+  await cache.close()
+  return { cacheDir, wanted }
+}
+
+const begin = (cacheDir: string, changes: Partial<TreeCacheOptions> = {}): Promise<TreeCache> =>
+  beginTreeCache(rollforward(memTree()), engineOptions(cacheDir, changes))
+
+const isReplaying = (cache: TreeCache) => cache.status().problems.some(problem => problem.includes('replayed'))
+
+/** Fails once a journal segment is read, and only then. */
+const unreadable = (storage: Storage, failing: () => boolean): Storage => ({
+  ...storage,
+  open(name, options) {
+    const file = storage.open(name, options)
+    const readSync = file.readSync.bind(file)
+    file.readSync = (into, at) => {
+      if (failing() && name.startsWith('journal-') && into.length > 4096) throw new Error('cannot be read')
+      return readSync(into, at)
+    }
+    return file
+  },
+  list: () => storage.list(),
+  rename: (source, target) => storage.rename(source, target),
+  remove: name => storage.remove(name),
+  freeBytes: () => storage.freeBytes(),
+})
+
+describe('a journal that is replayed in the background', () => {
+  test('is not waited for by who opens it, and is all there when it is done', async () => {
+    const { cacheDir, wanted } = await killed()
+    const cache = await begin(cacheDir)
+    undone.push(() => cache.close())
+    expect(isReplaying(cache)).toBe(true)
+    await cache.replayed
+    expect(isReplaying(cache)).toBe(false)
+    expect(await snapshot(cache)).toEqual(wanted)
+    await cache.sync()
+    expect(cache.status().lag.operations).toBe(0)
+  })
+
+  test('is replayed to its end though the cache is closed meanwhile', async () => {
+    const { cacheDir, wanted } = await killed()
+    const first = await begin(cacheDir)
+    expect(isReplaying(first)).toBe(true)
+    await first.close()
+    const cache = await openEngine(memTree(), cacheDir)
+    undone.push(() => cache.close())
+    expect(await snapshot(cache)).toEqual(wanted)
+  })
+
+  test('that cannot be read ends the opening, and stays as it was', async () => {
+    const { cacheDir, wanted } = await killed()
+    const sizes = () =>
+      fs.readdirSync(path.join(cacheDir, 'names')).map(name => fs.statSync(path.join(cacheDir, 'names', name)).size)
+    const before = sizes()
+    const first = await begin(cacheDir, { storage: unreadable(diskStorage(cacheDir), () => true) }).then(
+      async cache => {
+        await expect(cache.replayed).rejects.toThrow('cannot be read')
+        await cache.close()
+        return 'begun'
+      },
+      (error: Error) => error.message,
+    )
+    expect(['begun', 'cannot be read']).toContain(first)
+    expect(sizes()).toEqual(before)
+    const cache = await openEngine(memTree(), cacheDir)
+    undone.push(() => cache.close())
+    expect(await snapshot(cache)).toEqual(wanted)
+  })
+})
