@@ -1,8 +1,11 @@
 // The namespace as of the last checkpoint, in lmdb: inodes, names, chunks, and what is not yet at the remote.
-import fs from 'node:fs'
-import path from 'node:path'
+//
+// Numbers in keys are 6 bytes, big-endian. A value is in msgpack, then the CRC-32 (little-endian) of the key and of that.
 import { type Database as Lmdb, open } from 'lmdb'
+import { Packr } from 'msgpackr'
 import { FerryError } from '../base/errors.js'
+import { crc32Within } from '../chunk/digest.js'
+import { hasSum, removeSum, walk, writeSum } from './database-file.js'
 import type { Ino } from './filesystem.js'
 import type { Dentry, InodeRecord } from './inode.js'
 
@@ -25,17 +28,21 @@ export interface Meta {
   conflicts: [string, string, number][]
 }
 
-type Key = (string | number)[]
-
 const INODE = 'i'
 const NAME = 'n'
 const CHUNK = 'c'
 const ID = 'h'
-const META = ['meta']
-const FORMAT = ['format']
+const META = Buffer.from('meta')
+const FORMAT = Buffer.from('format')
+
+const NAME_BYTE = NAME.charCodeAt(0)
+const NUMBER_BYTES = 6
+const CRC_BYTES = 4
+/** What lmdb reserves of the address space: the database cannot become larger. */
+const MAP_BYTES = 2 ** 36
 
 const MAGIC = 'PFNAMES'
-const MAJOR = 1
+const MAJOR = 2
 const MINOR = 0
 
 interface Format {
@@ -60,73 +67,181 @@ const within = (reason: Promise<unknown>): Promise<unknown> =>
     new Promise(resolve => setTimeout(resolve, REASON_MS_MAX, new Error('the transaction failed'))),
   ])
 
-export type Write = { key: Key; value: unknown } | { key: Key; remove: true }
+export type Write = { key: Buffer; value: unknown } | { key: Buffer; remove: true }
 
-export const inodeKey = (ino: Ino): Key => [INODE, ino]
-export const nameDbKey = (parent: Ino, name: string): Key => [NAME, parent, name]
-export const chunkKey = (ino: Ino, index: number): Key => [CHUNK, ino, index]
-export const idKey = (id: string): Key => [ID, id]
+type ChunkKey = [ino: Ino, index: number]
+type NameKey = [parent: Ino, name: string]
+type NameRecord = [ino: Ino, type: number, cookie: number]
 
-/** Both of lmdb's meta pages begin with this; a file without it would end the process instead of failing to open (lmdb's mdb.c). */
-const LMDB_MAGIC = 0xbeefc0de
-const LMDB_MAGIC_AT = [24, 4096 + 24]
+/** A kind, numbers, then a text to the end. */
+function keyOf(kind: string, numbers: number[], text = '', encoding: BufferEncoding = 'latin1'): Buffer {
+  const textAt = 1 + numbers.length * NUMBER_BYTES
+  const key = Buffer.allocUnsafe(textAt + Buffer.byteLength(text, encoding))
+  key.write(kind, 'latin1')
+  for (let i = 0; i < numbers.length; i++) key.writeUIntBE(numbers[i], 1 + i * NUMBER_BYTES, NUMBER_BYTES)
+  key.write(text, textAt, encoding)
+  return key
+}
 
-/** Does what lies there look like a database, as far as can be seen without opening it? Nothing at all is fine. */
-export function isSound(directory: string): boolean {
-  const file = path.join(directory, 'data.mdb')
-  if (!fs.existsSync(file)) return true
-  const fd = fs.openSync(file, 'r')
+export const inodeKey = (ino: Ino) => keyOf(INODE, [ino])
+export const nameDbKey = (parent: Ino, name: string) => keyOf(NAME, [parent], name)
+export const chunkKey = (ino: Ino, index: number) => keyOf(CHUNK, [ino, index])
+export const idKey = (id: string) => keyOf(ID, [], id, 'utf8')
+
+/** Of what is read in ranges. */
+function decodeKey(bytes: Buffer, at: number, end: number): ChunkKey | NameKey {
+  const ino = bytes.readUIntBE(at + 1, NUMBER_BYTES)
+  const rest = at + 1 + NUMBER_BYTES
+  return bytes[at] === NAME_BYTE
+    ? [ino, bytes.toString('latin1', rest, end)]
+    : [ino, bytes.readUIntBE(rest, NUMBER_BYTES)]
+}
+
+/** All keys of a kind, or those of them that begin with a number. */
+const keysOf = (kind: string, number?: number) =>
+  number === undefined
+    ? { start: keyOf(kind, []), end: keyOf(String.fromCharCode(kind.charCodeAt(0) + 1), []) }
+    : { start: keyOf(kind, [number]), end: keyOf(kind, [number + 1]) }
+
+/** lmdb reads everything into the same buffer, so what is unpacked must not point into it. */
+const packr = new Packr({ useRecords: false, moreTypes: true, copyBuffers: true })
+
+const sumOfKey = (key: Buffer) => crc32Within(key, 0, key.length)
+
+function seal(key: Buffer, value: unknown): Buffer {
+  const packed = packr.pack(value)
+  const sealed = Buffer.allocUnsafe(packed.length + CRC_BYTES)
+  sealed.set(packed)
+  sealed.writeUInt32LE(crc32Within(packed, 0, packed.length, sumOfKey(key)), packed.length)
+  return sealed
+}
+
+/** Does the value match its checksum, which goes on from that of its key? */
+function isWhole(sealed: Buffer, at: number, end: number, keySum: number): boolean {
+  const crcAt = end - CRC_BYTES
+  return crcAt > at && crc32Within(sealed, at, crcAt, keySum) === sealed.readUInt32LE(crcAt)
+}
+
+const unseal = (sealed: Buffer) => packr.unpack(sealed, sealed.length - CRC_BYTES)
+
+/** Before 2.0 it had no checksum, like everything else. */
+function formatOf(bytes: Buffer): Format | undefined {
   try {
-    const magic = Buffer.alloc(4)
-    return LMDB_MAGIC_AT.every(at => fs.readSync(fd, magic, 0, 4, at) === 4 && magic.readUInt32LE() === LMDB_MAGIC)
-  } finally {
-    fs.closeSync(fd)
+    return isWhole(bytes, 0, bytes.length, sumOfKey(FORMAT)) ? unseal(bytes) : packr.unpack(bytes)
+  } catch {
+    return undefined
   }
 }
 
-export class Database {
-  readonly #lmdb: Lmdb<unknown, Key>
+/** What is damaged in the database that lies there, if anything is: lmdb must not see it then. Nothing at all is fine. */
+export function damageOf(directory: string): string | undefined {
+  if (hasSum(directory)) return
+  let entries = 0
+  let damaged = 0
+  let format: Format | undefined
+  const damage = walk(directory, MAP_BYTES, (bytes, at, valueAt, end) => {
+    entries++
+    if (!isWhole(bytes, valueAt, end, crc32Within(bytes, at, valueAt))) damaged++
+    if (FORMAT.equals(bytes.subarray(at, valueAt))) format = formatOf(bytes.subarray(valueAt, end))
+  })
+  if (damage) return damage
+  // Another version's entries are not ours to judge.
+  if (format?.magic === MAGIC && format.major !== MAJOR) return
+  if (damaged) return `${damaged} of ${entries} entries do not match their checksum`
+  if (entries && !format) return 'its format is missing'
+  return
+}
 
-  /** `directory` exists. */
+export class Database {
+  readonly #directory: string
+  readonly #lmdb: Lmdb<unknown, Buffer>
+  /** Of the key whose value lmdb is about to have decoded. */
+  #keySum = 0
+  /** What the first read that failed found, and how many failed: nothing is written any more. */
+  damage: { what: string; reads: number } | null = null
+
+  /** `directory` exists, and nothing in it is damaged. */
   constructor(directory: string) {
+    this.#directory = directory
     try {
       this.#lmdb = open({
         path: directory,
         compression: false,
-        encoding: 'msgpack',
-        mapSize: 2 ** 36,
+        keyEncoder: {
+          writeKey: (key: Buffer, into: Buffer, at: number) => {
+            into.set(key, at)
+            return at + key.length
+          },
+          readKey: (bytes: Buffer, at: number, end: number) => {
+            this.#keySum = crc32Within(bytes, at, end)
+            return decodeKey(bytes, at, end)
+          },
+        },
+        encoder: { encode: (sealed: Buffer) => sealed, decode: (sealed: Buffer) => this.#decode(sealed) },
+        mapSize: MAP_BYTES,
         overlappingSync: true,
       })
     } catch (cause) {
       throw new FerryError('CORRUPT', { cause, detail: `the database in ${directory} cannot be opened` })
     }
-    const format = this.#lmdb.get(FORMAT) as Format | undefined
-    if (format === undefined) return
-    if (format.magic !== MAGIC) throw new FerryError('BAD_FORMAT', { detail: `the database in ${directory}` })
-    if (format.major > MAJOR || format.features !== 0) {
-      const detail = `the database in ${directory} has format ${format.major}.${format.minor}, this version reads up to ${MAJOR}.x`
-      throw new FerryError('TOO_NEW', { detail })
+    removeSum(directory)
+    const bytes = this.#lmdb.getBinary(FORMAT)
+    if (bytes === undefined) return
+    const format = formatOf(bytes)
+    if (format?.magic !== MAGIC) throw new FerryError('BAD_FORMAT', { detail: `the database in ${directory}` })
+    const reads = `the database in ${directory} has format ${format.major}.${format.minor}, this version reads`
+    if (format.major > MAJOR || format.features !== 0)
+      throw new FerryError('TOO_NEW', { detail: `${reads} up to ${MAJOR}.x` })
+    if (format.major < MAJOR) throw new FerryError('BAD_FORMAT', { detail: `${reads} ${MAJOR}.x` })
+  }
+
+  #decode(sealed: Buffer): unknown {
+    if (isWhole(sealed, 0, sealed.length, this.#keySum)) return unseal(sealed)
+    throw new FerryError('CORRUPT', { detail: 'an entry of the database of names' })
+  }
+
+  #damaged(error: unknown): FerryError {
+    const { message } = error as Error
+    this.damage ??= { what: message, reads: 0 }
+    this.damage.reads++
+    return new FerryError('CORRUPT', { cause: error, detail: 'the database of names' })
+  }
+
+  #get(key: Buffer): unknown {
+    this.#keySum = sumOfKey(key)
+    try {
+      return this.#lmdb.get(key)
+    } catch (error) {
+      throw this.#damaged(error)
+    }
+  }
+
+  *#range<K, V>(keys: { start: Buffer; end: Buffer }): Iterable<{ key: K; value: V }> {
+    try {
+      yield* this.#lmdb.getRange(keys) as Iterable<unknown> as Iterable<{ key: K; value: V }>
+    } catch (error) {
+      throw this.#damaged(error)
     }
   }
 
   meta(): Meta | null {
-    return (this.#lmdb.get(META) as Meta | undefined) ?? null
+    return (this.#get(META) as Meta | undefined) ?? null
   }
 
   inode(ino: Ino): InodeRecord | undefined {
-    return this.#lmdb.get(inodeKey(ino)) as InodeRecord | undefined
+    return this.#get(inodeKey(ino)) as InodeRecord | undefined
   }
 
   byId(id: string): Ino | undefined {
-    return this.#lmdb.get(idKey(id)) as Ino | undefined
+    return this.#get(idKey(id)) as Ino | undefined
   }
 
   /** The names of a directory, in the order of their cookies. */
   dentries(parent: Ino): Map<string, Dentry> {
     const found: [string, Dentry][] = []
-    for (const { key, value } of this.#lmdb.getRange({ start: [NAME, parent], end: [NAME, parent + 1] })) {
-      const [ino, type, cookie] = value as [Ino, number, number]
-      found.push([(key as [string, Ino, string])[2], { ino, type, cookie }])
+    for (const { key, value } of this.#range<NameKey, NameRecord>(keysOf(NAME, parent))) {
+      const [ino, type, cookie] = value
+      found.push([key[1], { ino, type, cookie }])
     }
     found.sort((a, b) => a[1].cookie - b[1].cookie)
     return new Map(found)
@@ -134,31 +249,28 @@ export class Database {
 
   /** Every name there is. */
   *names(): Iterable<{ parent: Ino; name: string; ino: Ino }> {
-    for (const { key, value } of this.#lmdb.getRange({ start: [NAME], end: [`${NAME}~`] })) {
-      const [, parent, name] = key as [string, Ino, string]
-      yield { parent, name, ino: (value as [Ino, number, number])[0] }
-    }
+    for (const { key, value } of this.#range<NameKey, NameRecord>(keysOf(NAME)))
+      yield { parent: key[0], name: key[1], ino: value[0] }
   }
 
   *chunks(): Iterable<{ ino: Ino; index: number; chunk: ChunkRecord }> {
-    for (const { key, value } of this.#lmdb.getRange({ start: [CHUNK], end: [`${CHUNK}~`] })) {
-      const [, ino, index] = key as [string, Ino, number]
-      yield { ino, index, chunk: value as ChunkRecord }
-    }
+    for (const { key, value } of this.#range<ChunkKey, ChunkRecord>(keysOf(CHUNK)))
+      yield { ino: key[0], index: key[1], chunk: value }
   }
 
   get inodesKnown(): number {
-    return this.#lmdb.getCount({ start: [INODE], end: [`${INODE}~`] })
+    return this.damage ? 0 : this.#lmdb.getCount(keysOf(INODE))
   }
 
   /** All or nothing, and durable when it resolves. */
   async write(writes: Write[], meta: Meta): Promise<void> {
+    if (this.damage) throw new FerryError('CORRUPT', { detail: `the database of names: ${this.damage.what}` })
     const parts = new Set<Promise<unknown>>()
     const done = this.#lmdb.batch(() => {
       for (const write of writes)
-        parts.add('remove' in write ? this.#lmdb.remove(write.key) : this.#lmdb.put(write.key, write.value))
-      parts.add(this.#lmdb.put(META, meta))
-      parts.add(this.#lmdb.put(FORMAT, { magic: MAGIC, major: MAJOR, minor: MINOR, features: 0 } satisfies Format))
+        parts.add('remove' in write ? this.#lmdb.remove(write.key) : this.#put(write.key, write.value))
+      parts.add(this.#put(META, meta))
+      parts.add(this.#put(FORMAT, { magic: MAGIC, major: MAJOR, minor: MINOR, features: 0 } satisfies Format))
     })
     // Each of them rejects for itself when the transaction fails, and so does the reason that they give.
     for (const part of parts) part.then(undefined, error => quiet((error as { commitError?: unknown }).commitError))
@@ -173,7 +285,12 @@ export class Database {
     }
   }
 
+  #put(key: Buffer, value: unknown): Promise<boolean> {
+    return this.#lmdb.put(key, seal(key, value))
+  }
+
   async close(): Promise<void> {
     await this.#lmdb.close()
+    if (!this.damage) writeSum(this.#directory)
   }
 }

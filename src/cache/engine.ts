@@ -7,7 +7,7 @@ import { PAGE_BYTES } from '../chunk/geometry.js'
 import { HIDDEN, type Usage } from '../remote/tree.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
 import { Content, FILE_BYTES_MAX, nowNs } from './content.js'
-import { Database, isSound, type Meta } from './database.js'
+import { Database, damageOf, type Meta } from './database.js'
 import { Durability } from './durability.js'
 import {
   type AttributeChange,
@@ -122,7 +122,8 @@ class Engine implements TreeCache {
     readonly options: TreeCacheOptions,
   ) {
     const directory = path.join(options.cacheDir, 'names')
-    if (!isSound(directory)) this.#setAside(directory)
+    const damage = damageOf(directory)
+    if (damage) this.#setAside(directory, damage)
     fs.mkdirSync(directory, { recursive: true, mode: 0o700 })
     this.#journal = Journal.open(options.storage)
     const spacious = options.storage.freeBytes() > WARM_DISK_BYTES_MIN
@@ -209,15 +210,16 @@ class Engine implements TreeCache {
   }
 
   /** Without the names neither the data nor the journal mean anything: all three are kept for whoever can read them, and we begin anew. */
-  #setAside(directory: string) {
+  #setAside(directory: string, damage: string) {
     const { storage } = this.options
     const end = `.damaged-${Date.now()}`
-    fs.renameSync(directory, directory + end)
     for (const name of storage.list())
       if (name === 'data' || /^journal-\d+$/.test(name)) storage.rename(name, name + end)
+    // Last: as long as it is there, whoever comes next sets aside what is left.
+    fs.renameSync(directory, directory + end)
     this.#problems.set(
       'names',
-      `the database of names was damaged: it, the data and the journal were set aside as *${end}`,
+      `the database of names was damaged (${damage}): it, the data and the journal were set aside as *${end}, with what was not sent`,
     )
   }
 
@@ -381,7 +383,7 @@ class Engine implements TreeCache {
       // Half of a journal is no state that anybody should find.
       if (this.#isReplayed) {
         await this.#durability.reach()
-        await checkpoint(this.state)
+        if (!this.#database.damage) await checkpoint(this.state)
       }
     } finally {
       await this.#journal.close()
@@ -864,6 +866,11 @@ class Engine implements TreeCache {
     const oldest = state.flight?.sinceMs || state.open.sinceMs
     const problems = [...this.#problems.values()]
     if (!this.#isReplayed) problems.push('the journal is being replayed: programs wait for it')
+    const { damage } = this.#database
+    if (damage)
+      problems.push(
+        `the database of names is damaged (${damage.what}), ${damage.reads} reads of it failed: the journal keeps what changes until the next mount`,
+      )
     if (push.lease.state === 'lost' && !this.readOnly)
       problems.push(`writing has stopped: ${push.lease.why}; the journal keeps what was not sent`)
     if (this.#claimProblem) problems.push(`the lease could not be taken yet: ${this.#claimProblem.message}`)

@@ -7,6 +7,7 @@ import {
   readdirSync,
   readFileSync,
   statSync,
+  truncateSync,
   writeFileSync,
   writeSync,
 } from 'node:fs'
@@ -237,4 +238,33 @@ describe('a cache directory', () => {
     },
     TEST_MS,
   )
+
+  for (const [how, change] of [
+    ['one bit of an inode', (file: string) => damage(file, readFileSync(file).lastIndexOf('f37'), Buffer.from('f77'))],
+    ['a file that is cut short', (file: string) => truncateSync(file, statSync(file).size / 2)],
+  ] as const)
+    test(
+      `damage inside the database is found before it is used: ${how}`,
+      async () => {
+        const place = await placeForTest()
+        const first = await place.mount('--flush-interval', '1h')
+        await sh('for i in $(seq 10 90); do echo $i > f$i; done', { cwd: place.mountpoint })
+        await first.sync()
+        await sh('echo unsent > unsent; sync unsent', { cwd: place.mountpoint })
+        await first.kill()
+        change(join(place.cacheDir, 'names/data.mdb'))
+        const next = await place.mount('--flush-interval', '200ms')
+        expect((await next.status()).problems.join()).toMatch(
+          /database of names was damaged .*set aside as \*\.damaged-\d+/,
+        )
+        expect(await sh('cat f37 f90; ls | wc -l', { cwd: place.mountpoint })).toBe('37\n90\n81\n')
+        const kept = readdirSync(place.cacheDir).filter(name => /^journal-\d+\.damaged-/.test(name))
+        expect(kept.some(name => readFileSync(join(place.cacheDir, name)).includes('unsent\n'))).toBe(true)
+        expect(await next.unmount()).toBe(0)
+        const last = await place.mount()
+        expect((await last.status()).problems).toEqual([])
+        expect(await last.unmount()).toBe(0)
+      },
+      TEST_MS,
+    )
 })

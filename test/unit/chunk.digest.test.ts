@@ -1,5 +1,5 @@
 import { expect, test } from '@jest/globals'
-import { crc32, digest } from '../../src/chunk/digest.js'
+import { crc32, crc32Within, digest } from '../../src/chunk/digest.js'
 
 const text = (text: string) => new TextEncoder().encode(text)
 
@@ -17,4 +17,13 @@ test('a view is digested, not the buffer behind it', () => {
 test('the CRC is the usual one, and can be continued', () => {
   expect(crc32(text('123456789'))).toBe(0xcbf4_3926)
   expect(crc32(text('6789'), crc32(text('12345')))).toBe(0xcbf4_3926)
+})
+
+test('the CRC of bytes among others is the same one', () => {
+  const bytes = Uint8Array.from({ length: 300 }, (_, i) => (i * 31) ^ (i >> 3))
+  for (let end = 0; end < bytes.length; end++) {
+    const at = Math.min(end, 7)
+    expect(crc32Within(bytes, at, end)).toBe(crc32(bytes.subarray(at, end)))
+    expect(crc32Within(bytes, at, end, 0xdead_beef)).toBe(crc32(bytes.subarray(at, end), 0xdead_beef))
+  }
 })
