@@ -49,7 +49,7 @@ export function mountTree(
 export async function mountWith(
   url: string,
   mountpoint: string,
-  settings: MountSettings,
+  asked: MountSettings,
   signal?: AbortSignal,
 ): Promise<MountedTree> {
   /** What was opened, the last one first. */
@@ -59,9 +59,10 @@ export async function mountWith(
   }
   try {
     // The remote's thread begins while the engine is loaded.
-    const opening = openStack(url, settings)
+    const opening = openStack(url, asked)
     const [{ tree: remote, status }, { beginTreeCache }] = await Promise.all([opening, import('./cache/engine.js')])
     opened.unshift(remote)
+    const settings = { ...asked, readOnly: asked.readOnly || !remote.capabilities.write }
     const point = await prepareMountPoint(mountpoint, { note: line => log.warn(line) })
     const path = settings.cacheDir ?? defaultCacheDir(remote.url)
     checkFiles(settings)

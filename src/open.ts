@@ -5,6 +5,8 @@ import { parseSize } from './base/units.js'
 import { fileBlob } from './remote/file-blob.js'
 import { fileStore, fileStoreBeside } from './remote/file-store.js'
 import { fileTree } from './remote/file-tree.js'
+import { encodeBytes } from './remote/http-index.js'
+import { httpsTree } from './remote/https-tree.js'
 import { inWorker } from './remote/in-worker.js'
 import { memBlob } from './remote/mem-blob.js'
 import { memStore } from './remote/mem-store.js'
@@ -24,6 +26,7 @@ export interface OpenOptions<S extends Shape = Shape> {
 interface Location {
   /** As given, but without what may be a secret: for messages. */
   shown: string
+  scheme: string
   /** Percent-decoded bytes (latin1) of what stands between the scheme and the query. */
   path: string
   query: URLSearchParams
@@ -33,6 +36,13 @@ interface Location {
 interface Scheme {
   query: { [S in Shape]?: readonly string[] }
   open: { [S in Shape]?: (location: Location) => Shapes[S] | Promise<Shapes[S]> }
+}
+
+const web: Scheme = {
+  query: { tree: ['insecure'] },
+  open: {
+    tree: ({ scheme, path, query }) => httpsTree(webUrl(scheme, path), { insecure: query.get('insecure') === '1' }),
+  },
 }
 
 const schemes: Record<string, Scheme> = {
@@ -52,14 +62,23 @@ const schemes: Record<string, Scheme> = {
       blob: ({ path, query }) => memBlob({ ...nameOf(path), ...sizeOf(query) }),
     },
   },
+  https: web,
+  http: web,
 }
 
 const bytes = (path: string) => Buffer.from(path, 'latin1')
+const webUrl = (scheme: string, path: string) => {
+  const [, host = '', below = ''] = /^\/\/([^/]*)(.*)$/s.exec(path) ?? []
+  const escaped = below.split('/').map(encodeBytes).join('/')
+  if (host === '' || host.includes('@') || !URL.canParse(`${scheme}://${host}`))
+    throw new FerryError('INVALID', { detail: `a URL of the web begins with ${scheme}://HOST/` })
+  return new URL(`${scheme}://${host}${escaped || '/'}`)
+}
 const nameOf = (path: string) => (path === '' ? {} : { name: path })
 const sizeOf = (query: URLSearchParams) => (query.has('size') ? { size: parseSize(query.get('size')!, 'size') } : {})
 
 /**
- * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob. A blob's URL may say `?size=1G`: the file
+ * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob, and `https://host/path` as a tree. A blob's URL may say `?size=1G`: the file
  * is made, or a blob in memory gets that size. Close it when done. @throws FerryError USAGE, in one line, for what is not such a URL, for what is not there or is not
  * what `shape` asks for, and for credentials in it: these come from the environment.
  */
@@ -112,7 +131,11 @@ function parse(url: string): { name: string; scheme: Scheme; location: Location 
   // An argument that is a path is a path, whatever chars are in it.
   if (/^\.{0,2}\//.test(url) || url === '.' || url === '..') {
     const path = Buffer.from(resolve(url)).toString('latin1')
-    return { name: 'file', scheme: schemes.file, location: { shown, path, query: new URLSearchParams() } }
+    return {
+      name: 'file',
+      scheme: schemes.file,
+      location: { shown, scheme: 'file', path, query: new URLSearchParams() },
+    }
   }
   const name = schemeOf(url)
   const allowed = `/path, ./path, ${Object.keys(schemes).join(':, ')}:`
@@ -126,7 +149,11 @@ function parse(url: string): { name: string; scheme: Scheme; location: Location 
   if (/^\/\/[^/]*:[^/]*@/.test(rest))
     throw usage(`${shown}: a password does not belong into a URL: credentials come from the environment`)
   const path = name === 'file' ? filePath(rest, shown) : rest
-  return { name, scheme: schemes[name], location: { shown, path: unescapeBytes(path, shown), query: parameters } }
+  return {
+    name,
+    scheme: schemes[name],
+    location: { shown, scheme: name, path: unescapeBytes(path, shown), query: parameters },
+  }
 }
 
 function filePath(rest: string, shown: string): string {

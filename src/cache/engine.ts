@@ -684,7 +684,7 @@ class Engine implements TreeCache {
     inode.opens--
     if (writable) inode.writers--
     if (inode.opens > 0) return
-    inode.heads = null
+    inode.reading = null
     this.state.reap(inode)
   }
 

@@ -113,8 +113,8 @@ export class Inode implements InodeAttributes {
   grownSinceMs = 0
   /** Its pages at the remote are gone: somebody else replaced them while it was open here. */
   stale = false
-  /** Of a file: read heads (prefetch), while it is read. */
-  heads: unknown = null
+  /** Of a file: what the pull knows of how it is read, while it is open. */
+  reading: unknown = null
 
   constructor(readonly ino: Ino) {}
 

@@ -31,6 +31,8 @@ export interface Guess {
 export class Heads {
   readonly #heads: Head[] = []
   #clock = 0
+  /** Heads that began: reads that went on from no other. */
+  begun = 0
 
   /** One read, and what to fetch ahead because of it (the caller skips what is there). */
   observe(at: number, length: number, windowBytesMax: number): Guess[] {
@@ -83,6 +85,7 @@ export class Heads {
   }
 
   #remember(head: Head) {
+    this.begun++
     if (this.#heads.length === HEADS_MAX) {
       const oldest = this.#heads.reduce((a, b) => (a.used < b.used ? a : b))
       this.#heads.splice(this.#heads.indexOf(oldest), 1)

@@ -17,6 +17,7 @@ import {
 } from '../chunk/geometry.js'
 import type { Tree } from '../remote/tree.js'
 import { GUESSED, VERIFIED } from './chunk-table.js'
+import { FormatPull } from './format-pull.js'
 import type { Inode } from './inode.js'
 import type { MemoryBudget } from './memory-budget.js'
 import { type Guess, Heads } from './prefetch.js'
@@ -52,6 +53,12 @@ export interface PullHooks {
   surprised(inode: Inode): Promise<void>
 }
 
+/** What is known of how an open file is read. */
+interface Reading {
+  heads: Heads
+  format: FormatPull
+}
+
 interface Fetch {
   from: number
   to: number
@@ -83,9 +90,26 @@ export class Pull {
   /** Every read passes here, hit or miss: learn its pattern, fetch ahead. */
   observe(inode: Inode, at: number, length: number): void {
     if (!this.options.prefetch || this.options.workers === 0 || inode.baseSize === 0) return
-    inode.heads ??= new Heads()
-    const guesses = (inode.heads as Heads).observe(at, length, this.#windowBytesMax)
-    for (const guess of guesses) this.guess(inode, guess)
+    inode.reading ??= this.#reading(inode)
+    const { heads, format } = inode.reading as Reading
+    const { begun } = heads
+    for (const guess of heads.observe(at, length, this.#windowBytesMax)) this.guess(inode, guess)
+    format.observe(at, length, heads.begun !== begun)
+  }
+
+  #reading(inode: Inode): Reading {
+    const reading: Reading = {
+      heads: new Heads(),
+      format: new FormatPull(this.state, inode, {
+        isOpen: () => inode.reading === reading,
+        isHere: ({ from, to }) => !this.#absent(inode, from, Math.min(to, inode.baseSize)),
+        ask: range => {
+          this.guess(inode, range)
+          return this.#onTheWay(inode, range)
+        },
+      }),
+    }
+    return reading
   }
 
   /** A quarter of what may be in flight, so that four readers can stream side by side. */
@@ -139,6 +163,12 @@ export class Pull {
     this.#abort.abort()
     this.#guesses.clear()
     await Promise.all([this.#demand.onIdle(), this.#guesses.onIdle()])
+  }
+
+  #onTheWay(inode: Inode, { from, to }: Guess): Promise<void>[] {
+    return [...(this.#fetches.get(inode) ?? [])]
+      .filter(fetch => fetch.from < to && fetch.to > from)
+      .map(fetch => fetch.done)
   }
 
   /** Fetches on their way that bring bytes of [from, to). Those that still wait as guesses start now. */

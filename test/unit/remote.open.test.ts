@@ -56,9 +56,13 @@ describe('openRemote', () => {
   })
 
   test.each<[string, Shape, string]>([
-    ['', 'tree', '"" is not a remote: /path, ./path, file:, mem:'],
+    ['', 'tree', '"" is not a remote: /path, ./path, file:, mem:, https:, http:'],
     ['some/path', 'tree', '"some/path" is not a remote'],
-    ['ftp://host/path', 'tree', 'ftp://host/path: unknown scheme "ftp:"; there are /path, ./path, file:, mem:'],
+    [
+      'ftp://host/path',
+      'tree',
+      'ftp://host/path: unknown scheme "ftp:"; there are /path, ./path, file:, mem:, https:, http:',
+    ],
     ['constructor:x', 'tree', 'unknown scheme'],
     ['/no/such', 'tree', '/no/such: no such directory'],
     ['/no/such', 'blob', '/no/such: no such file'],

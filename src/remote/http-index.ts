@@ -1,0 +1,47 @@
+// The names in a directory, as web servers list it: links in a page of HTML. Apache, nginx, caddy, python's http.server and others agree on that.
+
+/** One name, as bytes (latin1). */
+export interface Link {
+  name: string
+  isDirectory: boolean
+}
+
+const NAME_BYTES_MAX = 255
+
+/** The links of a page that lead to what is directly below it, each once. */
+export function linksIn(html: string, page: URL): Link[] {
+  const links = new Map<string, Link>()
+  for (const [, quoted, single, bare] of html.matchAll(/<a\s[^>]*?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))/gi)) {
+    const link = linkTo(unescapeHtml(quoted ?? single ?? bare), page)
+    if (link && !links.has(link.name)) links.set(link.name, link)
+  }
+  return [...links.values()]
+}
+
+/** null: it leads elsewhere, sorts the page, or is no name that a file can have. */
+function linkTo(href: string, page: URL): Link | null {
+  if (!URL.canParse(href, page.href)) return null
+  const url = new URL(href, page)
+  if (url.origin !== page.origin || url.search || !url.pathname.startsWith(page.pathname)) return null
+  const [, encoded, slash] = /^([^/]+)(\/?)$/.exec(url.pathname.slice(page.pathname.length)) ?? []
+  if (encoded === undefined) return null
+  const name = decodeBytes(encoded)
+  if (name.length > NAME_BYTES_MAX || name === '.' || name === '..' || /[\0/]/.test(name)) return null
+  return { name, isDirectory: slash === '/' }
+}
+
+/** Percent escapes are bytes. */
+export const decodeBytes = (text: string) =>
+  text.replace(/%([0-9a-f]{2})/gi, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
+
+export const encodeBytes = (name: string) =>
+  name.replace(/[^\w.~!$&'()*+,;=:@-]/g, char => `%${char.charCodeAt(0).toString(16).padStart(2, '0').toUpperCase()}`)
+
+const entities: Record<string, string> = { amp: '&', lt: '<', gt: '>', quot: '"', apos: "'", nbsp: '\u00a0' }
+
+const unescapeHtml = (text: string) =>
+  text.replace(/&(?:#x([0-9a-f]{1,6})|#(\d{1,7})|(\w+));/gi, (whole, hex, decimal, name) => {
+    if (name !== undefined) return entities[name.toLowerCase()] ?? whole
+    const code = hex ? Number.parseInt(hex, 16) : Number(decimal)
+    return code <= 0x10ffff ? String.fromCodePoint(code) : whole
+  })
