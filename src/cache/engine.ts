@@ -873,6 +873,8 @@ class Engine implements TreeCache {
       )
     if (push.lease.state === 'lost' && !this.readOnly)
       problems.push(`writing has stopped: ${push.lease.why}; the journal keeps what was not sent`)
+    if (!push.exclusive)
+      problems.push('the remote has no conditional puts: two hosts that mount it at the same moment may both write')
     if (this.#claimProblem) problems.push(`the lease could not be taken yet: ${this.#claimProblem.message}`)
     if (push.lastError && push.lastError.code !== 'LEASE_LOST')
       problems.push(`changes cannot be sent: ${push.lastError.message}`)

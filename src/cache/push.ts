@@ -53,6 +53,8 @@ interface Waiter {
 
 export class Push {
   lease: Lease = { state: 'none' }
+  /** Two hosts that take the lease at the same moment cannot both succeed. */
+  exclusive = true
   /** Batches that are settled since this process began. */
   committedCount = 0
   lastError: FerryError | null = null
@@ -95,6 +97,7 @@ export class Push {
   async claim(signal?: AbortSignal): Promise<Claimed> {
     const claimed = await this.remote.claim(this.hooks.claim, signal)
     this.lease = { state: 'held', epoch: claimed.epoch }
+    this.exclusive = claimed.exclusive ?? true
     void this.hooks.replayed().then(
       () => this.#catchUp(claimed),
       () => {},

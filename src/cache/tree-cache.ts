@@ -57,7 +57,7 @@ export interface Lag {
   operations: number
   /** Of the oldest change that the remote does not have; 0: it has all. */
   ageMs: number
-  /** Dirty in the kernel's page cache, as far as it can be known. */
+  /** Dirty in the kernel's page cache: of this mount, or (where debugfs cannot be read) of all file systems, which is not less. */
   kernelBytes: number
 }
 

@@ -146,7 +146,8 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
       return session.waiting
     },
     flushKernel: () => begun.then(() => session.flushKernel()),
-    kernelBytes: async () => (device ? bytesHeldBack(device) : 0),
+    // Nobody can write: close(2) has sent everything.
+    kernelBytes: async () => (device && session.handles.writable().length > 0 ? bytesHeldBack(device) : 0),
     unmount,
     async [Symbol.asyncDispose]() {
       try {
@@ -168,9 +169,15 @@ async function tune(
   if (refused.length > 0) log.warn('the kernel keeps its own limits for this mount', { refused })
 }
 
-/** Dirty and under writeback. Only debugfs tells, which is root's and not mounted everywhere: 0 if it does not. */
+/**
+ * Dirty and under writeback. Only debugfs tells it of one mount, which is root's and not mounted everywhere; otherwise what all file
+ * systems together have (proc(5), /proc/meminfo): it is not more.
+ */
 async function bytesHeldBack({ major, minor }: Device): Promise<number> {
+  const bytes = (of: string, name: string) =>
+    Number(new RegExp(`^${name}:\\s*(\\d+) kB`, 'm').exec(of)?.[1] ?? 0) * 1024
   const stats = await readFile(`/sys/kernel/debug/bdi/${major}:${minor}/stats`, 'latin1').catch(() => '')
-  const kib = (name: string) => Number(new RegExp(`^${name}:\\s*(\\d+) kB`, 'm').exec(stats)?.[1] ?? 0)
-  return (kib('BdiWriteback') + kib('BdiReclaimable')) * 1024
+  if (stats) return bytes(stats, 'BdiWriteback') + bytes(stats, 'BdiReclaimable')
+  const all = await readFile('/proc/meminfo', 'latin1')
+  return bytes(all, 'Dirty') + bytes(all, 'Writeback')
 }

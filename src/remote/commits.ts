@@ -22,6 +22,8 @@ export interface Claimed {
   batch: number | null
   /** What became of that batch, if it was this claim that applied it. */
   outcome?: Outcome
+  /** False: the remote was tried, and does not refuse to put what is there already. Two who claim at once may both succeed. */
+  exclusive?: boolean
 }
 
 /** Who holds the lease, as `status` shows it. */

@@ -79,6 +79,8 @@ export class Lease<Change> {
   #renewing: Promise<void> | null = null
   /** While held: who held it before; null if nobody did. */
   previous: Claim | null = null
+  /** While held: whether the store really refuses to put what is there already; null: it did not answer when it was tried. */
+  exclusive: boolean | null = null
   /** While held: so long the one before may go on until it looks whether the lease is still its own. */
   graceMs = 0
   /** While held: the committed batch that is not applied yet. */
@@ -192,10 +194,18 @@ export class Lease<Change> {
       this.previous = before.lease?.claim ?? null
       this.#watched = null
       log.debug('lease taken', { epoch: lease.epoch, from: before.lease?.claim.host, pending: lease.pending })
-      await this.#beat(signal)
+      await Promise.all([this.#beat(signal), this.#probe(number, lease, signal)])
       return new Map(committed).get(claim.writer) ?? null
     }
     throw new FerryError('LEASE_HELD', { detail: 'it changed hands too often' })
+  }
+
+  /** Our own record once more: who does not look at the condition puts the same bytes again, which does no harm. */
+  async #probe(number: number, lease: LeaseRecord, signal?: AbortSignal): Promise<void> {
+    this.exclusive = await this.#put(number, lease, signal).then(
+      again => !again,
+      () => null,
+    )
   }
 
   /** Whether the holder before us is known to write no more; LEASE_HELD if we may not follow it yet. */

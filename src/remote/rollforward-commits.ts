@@ -74,7 +74,8 @@ export class ChainCommits<Change> implements Commits<Change> {
         await this.lease.prune(signal)
         return pending?.record.writer === claim.writer ? done : null
       }, signal)
-      return outcome ? { epoch, batch, outcome } : { epoch, batch }
+      const exclusive = this.lease.exclusive ?? true
+      return outcome ? { epoch, batch, exclusive, outcome } : { epoch, batch, exclusive }
     })
   }
 

@@ -67,6 +67,17 @@ a[100000:100004] = b'mapA'; b[200000:200004] = b'mapB'`,
     for (const name of ['kept', 'closed']) await unlink(at(name))
   })
 
+  test('what the kernel holds back is counted, never too little, and is nothing when nobody can write', async () => {
+    const held = () => mount.call({ do: 'kernelBytes' }) as Promise<number>
+    expect(await held()).toBe(0)
+    const file = await open(at('counted'), 'w')
+    await file.write(Buffer.alloc(2_000_000, 'd'))
+    expect(await held()).toBeGreaterThanOrEqual(2_000_000 - (await stored('counted')).length)
+    await file.close()
+    expect(await held()).toBe(0)
+    await unlink(at('counted'))
+  })
+
   test('flushKernel returns while programs go on writing, and blocks none of them', async () => {
     const writers = await Promise.all(
       Array.from({ length: 4 }, (_, i) =>

@@ -282,3 +282,17 @@ test('a database that rots while it is open: EIO, said, nothing written over it;
   expect([...(await snapshot(third)).keys()].sort()).toEqual(['a', 'b', 'b/deep-file', 'c'])
   await third.close()
 })
+
+test('a remote that puts what it should refuse to put is used, and it is said', async () => {
+  const tree = memTree()
+  const { hidden } = tree
+  const lax = Object.assign(Object.create(tree), {
+    hidden: Object.assign(Object.create(hidden), { put: (name: string, bytes: Uint8Array) => hidden.put(name, bytes) }),
+  })
+  const cache = await openEngine(lax, cacheDir())
+  expect(cache.status().problems.join()).toMatch(/no conditional puts/)
+  await cache.close()
+  const strict = await openEngine(tree, cacheDir())
+  expect(strict.status().problems).toEqual([])
+  await strict.close()
+})

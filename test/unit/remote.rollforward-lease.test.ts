@@ -4,7 +4,7 @@ import { isDead, thisProcess } from '../../src/remote/holder.js'
 import { encode, type LeaseRecord } from '../../src/remote/intent.js'
 import { Lease } from '../../src/remote/lease.js'
 import { type MemStore, memStore } from '../../src/remote/mem-store.js'
-import type { StoreChange } from '../../src/remote/store.js'
+import type { Store, StoreChange } from '../../src/remote/store.js'
 
 const claimOf = (writer: string, more: Partial<Claim> = {}): Claim => ({
   ...{ writer, host: 'here', bootId: 'boot', pid: 1, startTime: 1, leaseMs: 30_000, takeOver: false },
@@ -12,7 +12,7 @@ const claimOf = (writer: string, more: Partial<Claim> = {}): Claim => ({
 })
 
 /** An opener of the chain; `clock` is its own. */
-function opener(store: MemStore, { alive = true, clock = { ms: 0 } } = {}) {
+function opener(store: Store, { alive = true, clock = { ms: 0 } } = {}) {
   return {
     lease: new Lease<StoreChange>(store, { now: () => clock.ms, wallMs: () => 1_000, alive: () => alive }),
     clock,
@@ -48,6 +48,19 @@ describe('the lease', () => {
     await other.take(claimOf('x', { pid: 2 }))
     expect(other.epoch).toBe(2)
     await expect(one.renew()).rejects.toMatchObject({ code: 'LEASE_LOST' })
+  })
+
+  test('tries whether the store refuses to put what is there', async () => {
+    const { lease } = opener(memStore())
+    expect(lease.exclusive).toBeNull()
+    await lease.take(claimOf('w'))
+    expect(lease.exclusive).toBe(true)
+
+    const store = memStore()
+    const { lease: unsafe } = opener({ ...store, put: (name, bytes) => store.put(name, bytes) })
+    await unsafe.take(claimOf('w'))
+    expect(unsafe.exclusive).toBe(false)
+    expect(await unsafe.holder()).toMatchObject({ epoch: 1 })
   })
 
   test('runs out when nothing of it changed for its whole length, on the clock of who waits', async () => {
