@@ -71,6 +71,12 @@ export class S3Bucket {
 export const notFound = (key: Key): FerryError => new FerryError('NOT_FOUND', { detail: printable(key) })
 export const stale = (key: Key): FerryError => new FerryError('STALE', { detail: printable(key) })
 
+/** Without what every such answer has, it is none. */
+export function mustHave<T>(field: T | undefined, doing: string): T {
+  if (field === undefined) throw new FerryError('IO', { detail: `${doing}: an answer that is not S3` })
+  return field
+}
+
 /** An entity tag without its quotes. */
 export function tagOf(etag: string | undefined, doing: string): string {
   const tag = etag?.replace(/^(W\/)?"|"$/g, '')

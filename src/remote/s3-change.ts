@@ -8,7 +8,7 @@ import { printable } from './path.js'
 import { notFound, PAGE_MAX, PIECE_BYTES_MAX, type S3Bucket, stale, tagOf } from './s3-bucket.js'
 import { tagHeader } from './s3-conditions.js'
 import { ofRefusal, refusalOf, toS3Error } from './s3-errors.js'
-import { changeIf, expectSource, type Headers, ignoring, whenIdle } from './s3-guard.js'
+import { changeIf, expectSource, type Headers, whenIdle } from './s3-guard.js'
 import { fitsXml } from './s3-keys.js'
 import { head } from './s3-read.js'
 import { copyInParts } from './s3-uploads.js'
@@ -99,26 +99,25 @@ export async function remove(
     ...{ Bucket: bucket.name, Key: wire },
     ...(ifMatch !== undefined && looks && { IfMatch: tagHeader(ifMatch, { quoted: true }) }),
   }
-  await ignoring(
-    'NOT_FOUND',
-    whenIdle(
-      () => bucket.ask(`remove ${printable(key)}`, { signal }, sent => bucket.s3.deleteObject(request, sent)),
-      signal,
-    ),
-  )
+  const doing = `remove ${printable(key)}`
+  try {
+    await whenIdle(() => bucket.ask(doing, { signal }, sent => bucket.s3.deleteObject(request, sent)), signal)
+  } catch (error) {
+    // That it is gone already may be said in either way.
+    const isGone = isFerryError(error, 'CONFLICT') && !(await head(bucket, key, signal))
+    if (!isGone && !isFerryError(error, 'NOT_FOUND')) throw error
+  }
 }
 
 export async function removeAll(bucket: S3Bucket, keys: Key[], signal?: AbortSignal): Promise<void> {
   if (keys.length > PAGE_MAX) throw new FerryError('INVALID', { detail: `${keys.length} keys at once` })
-  const known = keys.map(key => ({ key, wire: bucket.wireOf(key) })).filter(({ wire }) => wire !== null)
+  const known = [...new Set(keys)].map(key => ({ key, wire: bucket.wireOf(key) })).filter(({ wire }) => wire !== null)
   const listed = known.filter(({ wire }) => fitsXml(wire!))
   const doing = `remove ${listed.length} objects`
-  const Delete = { Objects: listed.map(({ wire }) => ({ Key: wire! })), Quiet: true }
-  const none = { Errors: [] }
-  const [{ Errors = [] }] = await Promise.all([
-    listed.length === 0
-      ? none
-      : bucket.ask(doing, { signal }, sent => bucket.s3.deleteObjects({ Bucket: bucket.name, Delete }, sent)),
+  const request = { Bucket: bucket.name, Delete: { Objects: listed.map(({ wire }) => ({ Key: wire! })) } }
+  const none = { Deleted: [], Errors: [] }
+  const [{ Deleted = [], Errors = [] }] = await Promise.all([
+    listed.length === 0 ? none : bucket.ask(doing, { signal }, sent => bucket.s3.deleteObjects(request, sent)),
     // The others cannot be named in a list.
     mapLimit(
       known.filter(({ wire }) => !fitsXml(wire!)),
@@ -131,4 +130,6 @@ export async function removeAll(bucket: S3Bucket, keys: Key[], signal?: AbortSig
     const refusal = { code: failed.Code ?? '', status: 200, requestId: '' }
     throw ofRefusal(refusal, `remove ${printable(bucket.keyOf(failed.Key ?? ''))}`)
   }
+  if (Deleted.length + Errors.length < listed.length)
+    throw new FerryError('IO', { detail: `${doing}: an answer for ${Deleted.length} of them` })
 }

@@ -1,6 +1,6 @@
 // Changes on a condition, whether or not the server looks at it.
 import { sleep } from '../base/async.js'
-import { type Code, FerryError, isFerryError } from '../base/errors.js'
+import { FerryError, isFerryError } from '../base/errors.js'
 import type { Key, ObjectCondition } from './objects.js'
 import { printable } from './path.js'
 import { notFound, type S3Bucket, stale } from './s3-bucket.js'
@@ -64,13 +64,4 @@ export async function expectSource(
   const now = await head(bucket, key, signal)
   if (!now) throw notFound(key)
   if (now.etag !== etag) throw stale(key)
-}
-
-/** What fails with this code is as good as done. */
-export async function ignoring(code: Code, work: Promise<unknown>): Promise<void> {
-  try {
-    await work
-  } catch (error) {
-    if (!isFerryError(error, code)) throw error
-  }
 }

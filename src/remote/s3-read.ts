@@ -5,7 +5,7 @@ import { FerryError, isFerryError } from '../base/errors.js'
 import type { Key, ListOptions, ListPage, ObjectEntry, ObjectHead } from './objects.js'
 import { checkRange, printable } from './path.js'
 import { readBody } from './s3-body.js'
-import { notFound, PAGE_MAX, type S3Bucket, stale, tagOf } from './s3-bucket.js'
+import { mustHave, notFound, PAGE_MAX, type S3Bucket, stale, tagOf } from './s3-bucket.js'
 import { tagHeader } from './s3-conditions.js'
 import { refusalOf, toS3Error } from './s3-errors.js'
 import { fromUrlEncoding, prefixToWire } from './s3-keys.js'
@@ -53,7 +53,8 @@ export async function list(
   throwIfAborted(signal)
   const wire = prefixToWire(bucket.root + prefix)
   if (wire === null) return { objects: [], prefixes: [] }
-  const found = await bucket.ask(`list ${printable(prefix)}`, { signal }, sent =>
+  const doing = `list ${printable(prefix)}`
+  const found = await bucket.ask(doing, { signal }, sent =>
     bucket.s3.listObjectsV2(
       {
         ...{ Bucket: bucket.name, Prefix: wire, Delimiter: delimiter, MaxKeys: PAGE_MAX, ContinuationToken: cursor },
@@ -64,6 +65,8 @@ export async function list(
       sent,
     ),
   )
+  // The SDK makes an empty listing of anything: a page of a proxy, or nothing at all.
+  mustHave(found.Name, doing)
   const keyOf = (name = '') => bucket.keyOf(found.EncodingType === 'url' ? fromUrlEncoding(name) : name)
   const wanted = (key: Key) => key !== '' && key.startsWith(prefix) && (after === undefined || key > after)
   return {

@@ -4,9 +4,9 @@ import { mapLimit } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import type { Key, ObjectCondition, ObjectHead, ObjectOptions, Part } from './objects.js'
 import { checkRange, printable } from './path.js'
-import { type S3Bucket, tagOf } from './s3-bucket.js'
+import { mustHave, type S3Bucket, tagOf } from './s3-bucket.js'
 import { tagHeader } from './s3-conditions.js'
-import { changeIf, expectSource, type Headers, ignoring } from './s3-guard.js'
+import { changeIf, expectSource, type Headers } from './s3-guard.js'
 import { fromUrlEncoding, prefixToWire } from './s3-keys.js'
 
 /** What is too large for one copy is copied in parts of this size (5 TiB: 5,120 of them), so many at once. */
@@ -22,8 +22,7 @@ export async function beginUpload(
   const request = bucket.described(key, options)
   const doing = `begin an upload of ${printable(key)}`
   const { UploadId } = await bucket.ask(doing, { signal }, sent => bucket.s3.createMultipartUpload(request, sent))
-  if (!UploadId) throw new FerryError('IO', { detail: `${doing}: an answer without an id` })
-  return UploadId
+  return mustHave(UploadId, doing)
 }
 
 export async function uploadPart(
@@ -81,6 +80,7 @@ export async function completeUpload(
     const complete = { ...request, ...headers }
     try {
       const done = await bucket.ask(doing, meaning, sent => bucket.s3.completeMultipartUpload(complete, sent))
+      mustHave(done.Key, doing)
       // Ceph leaves it empty.
       return tagOf(done.ETag || tagOfParts(Parts), doing)
     } catch (error) {
@@ -102,10 +102,11 @@ function tagOfParts(parts: { ETag: string }[]): string {
 export async function abortUpload(bucket: S3Bucket, key: Key, upload: string, signal?: AbortSignal): Promise<void> {
   const request = { ...bucket.target(key), UploadId: upload }
   const doing = `abort the upload of ${printable(key)}`
-  await ignoring(
-    'NOT_FOUND',
-    bucket.ask(doing, { signal }, sent => bucket.s3.abortMultipartUpload(request, sent)),
-  )
+  try {
+    await bucket.ask(doing, { signal }, sent => bucket.s3.abortMultipartUpload(request, sent))
+  } catch (error) {
+    if (!isFerryError(error, 'NOT_FOUND')) throw error
+  }
 }
 
 export async function uploads(
@@ -116,12 +117,12 @@ export async function uploads(
   const wire = prefixToWire(bucket.root + prefix)
   if (wire === null) return []
   const all: { key: Key; upload: string; begunMs: number }[] = []
+  const doing = `list the uploads of ${printable(prefix)}`
   const request = { Bucket: bucket.name, Prefix: wire, EncodingType: 'url' as const }
   const next = (markers: { KeyMarker?: string; UploadIdMarker?: string }) =>
-    bucket.ask(`list the uploads of ${printable(prefix)}`, { signal }, sent =>
-      bucket.s3.listMultipartUploads({ ...request, ...markers }, sent),
-    )
+    bucket.ask(doing, { signal }, sent => bucket.s3.listMultipartUploads({ ...request, ...markers }, sent))
   for (let page = await next({}); ; ) {
+    mustHave(page.Bucket, doing)
     for (const { Key = '', UploadId = '', Initiated } of page.Uploads ?? []) {
       const key = bucket.keyOf(fromUrlEncoding(Key))
       if (key.startsWith(prefix)) all.push({ key, upload: UploadId, begunMs: Number(Initiated) })

@@ -1,13 +1,15 @@
 // The suites over a real S3 server.
 import { randomUUID } from 'node:crypto'
 import { beforeAll, describe, expect } from '@jest/globals'
+import { objectStore } from '../../src/remote/object-store.js'
 import type { Objects } from '../../src/remote/objects.js'
 import { s3Objects } from '../../src/remote/s3.js'
 import { requires } from '../fixtures/requires.js'
 import { makeBucket, startRgw, useRgw } from '../fixtures/rgw.js'
 import type { Rgw } from '../fixtures/rgw-daemon.js'
+import { flatSuite, storeKind } from './commits-flat.js'
 import { objectsSuite } from './objects.js'
-import type { Subject } from './primitives.js'
+import { type Subject, storeSuite } from './primitives.js'
 
 const rgw = requires('rgw')
 
@@ -24,6 +26,13 @@ rgw.describe("Ceph's RADOS gateway", () => {
   const fresh = async (): Promise<Subject<Objects>> => ({ remote: await open({ prefix: randomUUID() }) })
 
   objectsSuite('S3', fresh)
+  storeSuite('S3', async () => ({ remote: objectStore((await fresh()).remote) }), { objects: 1100 })
+
+  const openStore = async () => {
+    const store = objectStore((await fresh()).remote)
+    return { remote: store, hidden: store, hiddenPrefix: '.pageferry/', dispose: () => store.close() }
+  }
+  flatSuite('S3 store', storeKind(openStore), { rounds: 1, share: 0.1 })
 
   describe('what it looks at', () => {
     rgw.test('is probed, and nothing is left of that', async () => {
