@@ -125,6 +125,12 @@ describe('packages', () => {
     expect(strays.map(({ importer, imported }) => `${importer} imports ${imported}`)).toEqual([])
   })
 
+  test('that take long to load are loaded when a bucket is opened', () => {
+    const others = sources.filter(file => !/^src\/remote\/s3/.test(file))
+    const early = others.filter(file => /\bfrom '[^']*\/s3(-\w+)?\.js'/.test(readFileSync(join(project, file), 'utf8')))
+    expect(early).toEqual([])
+  })
+
   test('that are imported are dependencies', () => {
     const { dependencies, optionalDependencies } = JSON.parse(readFileSync(join(project, 'package.json'), 'utf8'))
     const known = new Set(Object.keys({ ...dependencies, ...optionalDependencies }))

@@ -1,7 +1,7 @@
 // Objects in a bucket of Amazon S3, or of a server that speaks its protocol.
 import { FerryError } from '../base/errors.js'
 import type { Objects } from './objects.js'
-import { fileUrl } from './path.js'
+import { urlPath } from './path.js'
 import { KEY_BYTES_MAX, PIECE_BYTES_MAX, S3Bucket } from './s3-bucket.js'
 import { copy, put, remove, removeAll } from './s3-change.js'
 import { type S3ClientOptions, s3Client } from './s3-client.js'
@@ -75,7 +75,7 @@ export async function s3Objects({ bucket: name, prefix = '', write = true, ...ho
 }
 
 function urlOf(bucket: string, below: string, { endpoint, region, pathStyle }: S3ClientOptions): string {
-  const path = fileUrl(Buffer.from(below, 'latin1')).replace('file://', '')
+  const path = urlPath(Buffer.from(below, 'latin1'))
   const query = Object.entries({ endpoint, region, pathStyle: pathStyle && '1' })
     .filter(([, value]) => value)
     .map(([key, value]) => `${key}=${value}`)
