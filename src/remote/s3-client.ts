@@ -29,10 +29,10 @@ export interface S3ClientOptions {
 /** @throws FerryError INVALID for what is no endpoint, IO for a CA bundle that cannot be read */
 export async function s3Client({ endpoint, region, pathStyle }: S3ClientOptions): Promise<S3> {
   if (endpoint !== undefined) checkEndpoint(endpoint)
-  const used = endpoint ?? process.env.AWS_ENDPOINT_URL_S3 ?? process.env.AWS_ENDPOINT_URL
+  const used = endpoint ?? (await setting(['AWS_ENDPOINT_URL_S3', 'AWS_ENDPOINT_URL'], 'endpoint_url'))
   return new S3({
     ...(endpoint !== undefined && { endpoint }),
-    region: region ?? regionSetting,
+    region: region ?? ((await setting(['AWS_REGION', 'AWS_DEFAULT_REGION'], 'region')) || REGION_DEFAULT),
     // For IP addresses the SDK does so by itself.
     ...((pathStyle ?? isLocalhost(used)) && { forcePathStyle: true }),
     requestHandler: new ProxyingHandler(await caBundle()),
@@ -45,11 +45,13 @@ export async function s3Client({ endpoint, region, pathStyle }: S3ClientOptions)
   })
 }
 
-const regionSetting = loadConfig({
-  environmentVariableSelector: env => env.AWS_REGION ?? env.AWS_DEFAULT_REGION,
-  configFileSelector: profile => profile.region,
-  default: REGION_DEFAULT,
-})
+/** Of the environment, else of the profile in use; '' if it is in neither. */
+const setting = (variables: string[], key: string): Promise<string> =>
+  loadConfig({
+    environmentVariableSelector: env => variables.map(name => env[name]).find(Boolean),
+    configFileSelector: profile => profile[key],
+    default: '',
+  })()
 
 function checkEndpoint(endpoint: string): void {
   const url = URL.canParse(endpoint) ? new URL(endpoint) : undefined
@@ -57,16 +59,12 @@ function checkEndpoint(endpoint: string): void {
   throw new FerryError('INVALID', { detail: 'the endpoint must be like https://host:port, without credentials' })
 }
 
-const isLocalhost = (endpoint: string | undefined) =>
-  endpoint !== undefined && URL.canParse(endpoint) && /^(.+\.)?localhost$/.test(new URL(endpoint).hostname)
+const isLocalhost = (endpoint: string) =>
+  URL.canParse(endpoint) && /^(.+\.)?localhost$/.test(new URL(endpoint).hostname)
 
 /** Certificates to be trusted instead of Node's own, as AWS_CA_BUNDLE or `ca_bundle` in a profile names them. */
 async function caBundle(): Promise<string[] | undefined> {
-  const path = await loadConfig({
-    environmentVariableSelector: env => env.AWS_CA_BUNDLE,
-    configFileSelector: profile => profile.ca_bundle,
-    default: '',
-  })()
+  const path = await setting(['AWS_CA_BUNDLE'], 'ca_bundle')
   if (!path) return undefined
   try {
     return [await readFile(path, 'utf8')]

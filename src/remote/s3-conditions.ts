@@ -36,7 +36,7 @@ export const readOnly: Conditions = {
 
 export const tagHeader = (etag: string, { quoted }: { quoted: boolean }): string => (quoted ? `"${etag}"` : etag)
 
-/** Some twenty requests, six round trips. `write: false` where we may not write. Rejects with the SDK's errors. */
+/** Some 25 requests, about nine round trips. `write: false` where we may not write. Rejects with the SDK's errors. */
 export async function probeConditions(s3: S3, bucket: string, prefix: string): Promise<Conditions> {
   const probes = `${prefix}${HIDDEN}/probe-`
   const own = `${probes}${randomBytes(8).toString('hex')}`
