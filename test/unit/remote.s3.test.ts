@@ -3,8 +3,9 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo } from 'node:net'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
 import type { Code, FerryError } from '../../src/base/errors.js'
-import type { Objects } from '../../src/remote/objects.js'
+import type { Objects, Part } from '../../src/remote/objects.js'
 import { s3Objects } from '../../src/remote/s3.js'
+import { type StrictS3, strictS3 } from '../fixtures/strict-s3.js'
 import { bytes, fails, text } from '../remotes/primitives.js'
 
 type Answer = (request: IncomingMessage, response: ServerResponse, body: string) => void
@@ -310,6 +311,65 @@ describe('a change', () => {
     ]
     await objects.removeAll(['a', 'b'])
     expect(requests[0].headers).toHaveProperty(['x-amz-checksum-crc32'])
+  })
+})
+
+describe('a server that looks at every condition', () => {
+  let strict: StrictS3
+  let remote: Objects
+  beforeAll(async () => {
+    strict = await strictS3()
+    remote = await s3Objects({ bucket: 'bucket', endpoint: strict.endpoint })
+  })
+  afterAll(async () => {
+    await remote.close()
+    await strict.close()
+  })
+
+  test('is known to, and nothing of the probe is left', () => {
+    expect(remote.capabilities).toMatchObject({
+      ...{ write: true, putIfAbsent: true, putIfMatch: true },
+      ...{ completeIf: true, copyIf: true, removeIfMatch: true },
+    })
+    expect(strict.keys()).toEqual([])
+  })
+
+  test('decides: whether the key is taken, free, or another one', async () => {
+    const upload = async (): Promise<[string, Part[]]> => {
+      const id = await remote.beginUpload('a')
+      return [id, [{ number: 1, etag: await remote.uploadPart('a', id, 1, bytes('part')) }]]
+    }
+    const old = await remote.put('a', bytes('1'), { ifAbsent: true })
+    await remote.put('b', bytes('source'))
+    await fails(remote.put('a', bytes('x'), { ifAbsent: true }), 'CONFLICT')
+    await fails(remote.copy('b', 'a', { ifAbsent: true }), 'CONFLICT')
+    await fails(remote.completeUpload('a', ...(await upload()), { ifAbsent: true }), 'CONFLICT')
+    const now = await remote.put('a', bytes('2'), { ifMatch: old })
+    for (const key of ['a', 'free']) {
+      await fails(remote.put(key, bytes('x'), { ifMatch: old }), 'CONFLICT')
+      await fails(remote.copy('b', key, { ifMatch: old }), 'CONFLICT')
+    }
+    await fails(remote.completeUpload('a', ...(await upload()), { ifMatch: old }), 'CONFLICT')
+    await fails(remote.remove('a', { ifMatch: old }), 'CONFLICT')
+    await fails(remote.copy('b', 'a', { ifMatch: now, sourceEtag: old }), 'STALE')
+    await fails(remote.copy('none', 'a', { ifMatch: now }), 'NOT_FOUND')
+    expect(text(await remote.get('a'))).toBe('2')
+    const copied = await remote.copy('b', 'a', { ifMatch: now })
+    const completed = await remote.completeUpload('a', ...(await upload()), { ifMatch: copied })
+    await remote.remove('a', { ifMatch: completed })
+    await remote.remove('a', { ifMatch: completed })
+    expect(strict.keys()).toEqual(['b'])
+  })
+
+  test('is asked again when another request is at work, within limits', async () => {
+    strict.busy = 3
+    const etag = await remote.put('c', bytes('1'), { ifAbsent: true })
+    strict.busy = 2
+    await remote.remove('c', { ifMatch: etag })
+    strict.busy = 1000
+    await fails(remote.put('c', bytes('1'), { ifAbsent: true }), 'BUSY')
+    strict.busy = 0
+    expect(strict.keys()).toEqual(['b'])
   })
 })
 
