@@ -31,7 +31,7 @@ rgw.describe("Ceph's RADOS gateway", () => {
     server = await startRgw()
     useRgw(server)
     bucket = await makeBucket(server)
-  }, 120_000)
+  }, 200_000)
 
   const open = (options: { prefix?: string; write?: boolean } = {}) => s3Objects({ bucket, ...options })
   const fresh = async (): Promise<Subject<Objects>> => ({ remote: await open({ prefix: randomUUID() }) })
