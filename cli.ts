@@ -3,6 +3,9 @@
 import { readyPipe, startDaemon, wantsDaemon } from './src/commands/daemonize.js'
 import { EXIT, type ExitStatus, reportFailure } from './src/commands/report.js'
 
+// The AWS SDK tells whoever runs an older Node that it will need a newer one some day: not the affair of those who mount a bucket.
+process.env.AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED = 'true'
+
 const ready = readyPipe()
 
 async function run(): Promise<ExitStatus> {

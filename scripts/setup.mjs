@@ -31,6 +31,11 @@ const debian = [
   { name: 'libc6-dev', has: () => existsSync('/usr/include/stdio.h'), goals: ['test', 'bench'] },
   { name: 'libfuse3-dev', has: () => existsSync('/usr/include/fuse3/fuse_lowlevel.h'), goals: ['test', 'bench'] },
   { name: 'pkg-config', has: () => program('pkg-config'), goals: ['test', 'bench'] },
+  // A real S3 server: Ceph's RADOS gateway.
+  { name: 'radosgw', has: () => program('radosgw'), goals: ['test'] },
+  { name: 'ceph-mon', has: () => program('ceph-mon') && program('monmaptool'), goals: ['test'] },
+  { name: 'ceph-osd', has: () => program('ceph-osd'), goals: ['test'] },
+  { name: 'ceph-common', has: () => program('ceph') && program('radosgw-admin'), goals: ['test'] },
   { name: 'git', has: () => program('git'), goals: ['test'] },
   { name: 'rsync', has: () => program('rsync'), goals: ['test'] },
   { name: 'attr', has: () => program('getfattr'), goals: ['test'] },

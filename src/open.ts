@@ -11,6 +11,9 @@ import { inWorker } from './remote/in-worker.js'
 import { memBlob } from './remote/mem-blob.js'
 import { memStore } from './remote/mem-store.js'
 import { memTree } from './remote/mem-tree.js'
+import { objectBlob } from './remote/object-blob.js'
+import { objectStore } from './remote/object-store.js'
+import type { Objects } from './remote/objects.js'
 import type { Store } from './remote/store.js'
 import type { Remote, Shape, Shapes } from './remote/wrap.js'
 
@@ -45,6 +48,11 @@ const web: Scheme = {
   },
 }
 
+/** A shape, in a sentence. */
+const named: Record<Shape, string> = { tree: 'a tree', store: 'a store', objects: 'objects', blob: 'a blob' }
+
+const s3Query = ['endpoint', 'region', 'pathStyle']
+
 const schemes: Record<string, Scheme> = {
   file: {
     query: { blob: ['size'] },
@@ -64,6 +72,32 @@ const schemes: Record<string, Scheme> = {
   },
   https: web,
   http: web,
+  s3: {
+    query: { objects: s3Query, store: s3Query, blob: s3Query },
+    open: {
+      objects: location => openS3(location, { write: true }),
+      store: async location => objectStore(await openS3(location, { write: true })),
+      blob: async location => {
+        const [, bucket, key] = /^(\/\/[^/]+)\/(.+)$/s.exec(location.path) ?? []
+        if (key === undefined) throw usage(`${location.shown}: as a blob it is one object, like s3://bucket/object`)
+        return objectBlob(await openS3({ ...location, path: bucket }, { write: false }), key)
+      },
+    },
+  },
+}
+
+/** The AWS SDK takes a quarter of a second to load: not for those who mount a directory. */
+async function openS3({ shown, path, query }: Location, { write }: { write: boolean }): Promise<Objects> {
+  const [, bucket, prefix] = /^\/\/([\w.-]+)(?:\/(.*))?$/s.exec(path) ?? []
+  if (bucket === undefined) throw usage(`${shown}: a bucket's URL is like s3://bucket/prefix`)
+  const pathStyle = query.get('pathStyle')
+  if (pathStyle !== null && pathStyle !== '0' && pathStyle !== '1') throw usage(`${shown}: pathStyle is 0 or 1`)
+  const { s3Objects } = await import('./remote/s3.js')
+  return s3Objects({
+    ...{ bucket, prefix, write },
+    ...{ endpoint: query.get('endpoint') ?? undefined, region: query.get('region') ?? undefined },
+    ...(pathStyle !== null && { pathStyle: pathStyle === '1' }),
+  })
 }
 
 const bytes = (path: string) => Buffer.from(path, 'latin1')
@@ -78,8 +112,9 @@ const nameOf = (path: string) => (path === '' ? {} : { name: path })
 const sizeOf = (query: URLSearchParams) => (query.has('size') ? { size: parseSize(query.get('size')!, 'size') } : {})
 
 /**
- * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob, and `https://host/path` as a tree. A blob's URL may say `?size=1G`: the file
- * is made, or a blob in memory gets that size. Close it when done. @throws FerryError USAGE, in one line, for what is not such a URL, for what is not there or is not
+ * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob, `https://host/path` as a tree, and
+ * `s3://bucket/prefix` as a store, a (read-only) blob, or objects. A blob's URL may say `?size=1G`: the file is made, or a blob in
+ * memory gets that size. Close it when done. @throws FerryError USAGE, in one line, for what is not such a URL, for what is not there or is not
  * what `shape` asks for, and for credentials in it: these come from the environment.
  */
 export async function openRemote<S extends Shape>(
@@ -88,11 +123,11 @@ export async function openRemote<S extends Shape>(
 ): Promise<Shapes[S] & AsyncDisposable> {
   const { scheme, location } = parse(url)
   const open = scheme.open[shape] as ((location: Location) => Promise<Shapes[S]>) | undefined
-  if (!open) throw usage(`${location.shown} cannot be a ${shape}`)
+  if (!open) throw usage(`${location.shown} cannot be ${named[shape]}`)
   const allowed = scheme.query[shape] ?? []
   for (const key of location.query.keys())
     if (!(allowed as readonly string[]).includes(key))
-      throw usage(`${location.shown}: unknown "${key}" in the query of a ${shape}; there ${known(allowed)}`)
+      throw usage(`${location.shown}: unknown "${key}" in the query of ${named[shape]}; there ${known(allowed)}`)
   if (worker) {
     const opener = { module: import.meta.url, name: 'openRemote', args: [url, { shape }] }
     return disposable(await inWorker(shape, opener))
@@ -115,10 +150,15 @@ export function redact(url: string): string {
   if (!schemeOf(url)) return url
   return url
     .replace(/^([a-z][a-z0-9+.-]*:\/\/[^/?#:@]*):[^/?#]*@/i, '$1:***@')
-    .replace(/([?&])([^=&#]*)=([^&#]*)/g, (whole, mark, key) => (isSecret(key) ? `${mark}${key}=***` : whole))
+    .replace(/([?&])([^=&#]*)=([^&#]*)/g, (whole, mark, key, value) =>
+      isSecret(key) || hasPassword(value) ? `${mark}${key}=***` : whole,
+    )
 }
 
 const isSecret = (key: string) => /secret|token|passw|pass$|pwd|credential|signature|^sig$|key/i.test(key)
+
+/** A URL within a URL. */
+const hasPassword = (value: string) => /(:|%3a)(\/|%2f){2}.*(@|%40)/i.test(value)
 
 const schemeOf = (url: string) => /^([a-z][a-z0-9+.-]*):/i.exec(url)?.[1].toLowerCase()
 

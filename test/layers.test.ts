@@ -30,6 +30,11 @@ const owners: Record<string, RegExp> = {
   msgpackr: /^src\/(cache|remote)\//,
   '@node-rs/xxhash': /^src\/chunk\//,
   'fuse-native': /^src\/fs\/fuse-native\.ts$/,
+  '@aws-sdk/client-s3': /^src\/remote\/s3(-\w+)?\.ts$/,
+  '@smithy/core': /^src\/remote\/s3-client\.ts$/,
+  '@smithy/node-http-handler': /^src\/remote\/s3-client\.ts$/,
+  hpagent: /^src\/remote\/s3-client\.ts$/,
+  'proxy-from-env': /^src\/remote\/s3-client\.ts$/,
   commander: /^src\/commands\/program\.ts$/,
   pino: /^src\/log\.ts$/,
   'prom-client': /^src\/metrics\.ts$/,
@@ -118,6 +123,12 @@ describe('packages', () => {
   test('are known where they are wrapped, and nowhere else', () => {
     const strays = imports.filter(({ importer, imported }) => owners[imported] && !owners[imported].test(importer))
     expect(strays.map(({ importer, imported }) => `${importer} imports ${imported}`)).toEqual([])
+  })
+
+  test('that take long to load are loaded when a bucket is opened', () => {
+    const others = sources.filter(file => !/^src\/remote\/s3/.test(file))
+    const early = others.filter(file => /\bfrom '[^']*\/s3(-\w+)?\.js'/.test(readFileSync(join(project, file), 'utf8')))
+    expect(early).toEqual([])
   })
 
   test('that are imported are dependencies', () => {

@@ -48,8 +48,11 @@ export const isHidden = (path: Path): boolean => path === HIDDEN
 /** A path for a message: as UTF-8 if it is that, quoted. */
 export const printable = (path: Path): string => JSON.stringify(Buffer.from(path, 'latin1').toString())
 
-/** The URL of a file whose path is these bytes: whatever is not plain is percent-encoded, so that no two files have one URL. */
-export const fileUrl = (path: Uint8Array): string =>
-  `file://${Buffer.from(path)
+/** Bytes as a URL's path: whatever is not plain is percent-encoded, so that no two of them are one. */
+export const urlPath = (path: Uint8Array): string =>
+  Buffer.from(path)
     .toString('latin1')
-    .replace(/[^\w.~/,:=+@-]/g, char => `%${char.charCodeAt(0).toString(16).padStart(2, '0')}`)}`
+    .replace(/[^\w.~/,:=+@-]/g, char => `%${char.charCodeAt(0).toString(16).padStart(2, '0')}`)
+
+/** The URL of a file whose path is these bytes. */
+export const fileUrl = (path: Uint8Array): string => `file://${urlPath(path)}`

@@ -5,13 +5,15 @@
 // Retry, deadlines, latency, faults and counters are each one such function. Calls to a tree's hidden store pass through the
 // same one. What the table below does not name (`url`, `capabilities`, `close`, `snapshot`...) is the remote's own.
 import type { Blob } from './blob.js'
+import type { ObjectCondition, Objects } from './objects.js'
 import type { PutCondition, Store } from './store.js'
 import type { Tree } from './tree.js'
 
-/** The three interfaces by the name of their shape. */
+/** The four interfaces by the name of their shape. */
 export interface Shapes {
   blob: Blob
   store: Store
+  objects: Objects
   tree: Tree
 }
 export type Shape = keyof Shapes
@@ -64,6 +66,22 @@ export const methods: Record<Shape, Record<string, Method>> = {
     list: reads(2),
     ...commits,
   },
+  objects: {
+    head: reads(1),
+    list: reads(1),
+    get: reads(2),
+    put: changes(3, ([, , condition]) => !isConditional(condition as ObjectCondition | undefined)),
+    copy: changes(3, ([, , condition]) => !isConditional(condition as ObjectCondition | undefined)),
+    remove: sets(2),
+    removeAll: sets(1),
+    // If the answer is lost, an upload stays behind that nobody names: it is swept as such.
+    beginUpload: sets(2),
+    uploadPart: sets(4),
+    copyPart: sets(4),
+    completeUpload: changes(4, ([, , , condition]) => !isConditional(condition as ObjectCondition | undefined)),
+    abortUpload: sets(2),
+    uploads: reads(1),
+  },
   tree: {
     stat: reads(1),
     list: reads(2),
@@ -84,7 +102,8 @@ export const methods: Record<Shape, Record<string, Method>> = {
   },
 }
 
-const isConditional = (condition?: PutCondition) => Boolean(condition?.ifAbsent) || condition?.ifVersion !== undefined
+const isConditional = (condition: (PutCondition & ObjectCondition) | undefined) =>
+  Boolean(condition?.ifAbsent) || condition?.ifVersion !== undefined || condition?.ifMatch !== undefined
 
 /** One call on its way to a remote. */
 export interface Call {

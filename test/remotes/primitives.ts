@@ -26,17 +26,17 @@ export const fails = async (call: Promise<unknown>, ...codes: Code[]) => {
   expect(codes).toContain(outcome)
 }
 
-const winners = async (calls: Promise<unknown>[]) => {
+export const winners = async (calls: Promise<unknown>[]) => {
   const outcomes = await Promise.allSettled(calls)
   for (const one of outcomes)
     if (one.status === 'rejected') expect((one.reason as { code: Code }).code).toBe('CONFLICT')
   return outcomes.flatMap((one, index) => (one.status === 'fulfilled' ? [index] : []))
 }
 
-const aborted = () => AbortSignal.abort()
+export const aborted = () => AbortSignal.abort()
 
 /** Runs `body` with a new subject and ends that whatever happens. */
-function runner<R extends { close(): Promise<void> }>(make: () => Promise<Subject<R>>) {
+export function runner<R extends { close(): Promise<void> }>(make: () => Promise<Subject<R>>) {
   let ends: (() => Promise<void>)[] = []
   afterEach(async () => {
     for (const end of ends.splice(0).reverse()) await end()

@@ -106,6 +106,22 @@ describe('wrap', () => {
     })
   })
 
+  test('knows which changes of a bucket may be made again', () => {
+    const { put, copy, completeUpload, remove, beginUpload } = methods.objects
+    for (const condition of [{ ifAbsent: true }, { ifMatch: 'e' }]) {
+      expect(put.idempotent(['a', bytes('x'), condition])).toBe(false)
+      expect(copy.idempotent(['a', 'b', condition])).toBe(false)
+      expect(completeUpload.idempotent(['a', 'upload', [], condition])).toBe(false)
+    }
+    for (const plain of [undefined, { metadata: { k: 'v' } }]) {
+      expect(put.idempotent(['a', bytes('x'), plain])).toBe(true)
+      expect(copy.idempotent(['a', 'b', plain])).toBe(true)
+      expect(completeUpload.idempotent(['a', 'upload', [], plain])).toBe(true)
+    }
+    expect(remove.idempotent(['a', { ifMatch: 'e' }])).toBe(true)
+    expect(beginUpload.idempotent(['a'])).toBe(true)
+  })
+
   test('is blind to methods that the remote does not have', () => {
     const { trim: _, ...rest } = memBlob({ size: 1 })
     const blob: Blob = rest

@@ -1,0 +1,140 @@
+// What can be asked of a bucket without changing it.
+import type { ObjectStorageClass } from '@aws-sdk/client-s3'
+import { throwIfAborted } from '../base/async.js'
+import { FerryError, isFerryError } from '../base/errors.js'
+import type { Key, ListOptions, ListPage, ObjectEntry, ObjectHead } from './objects.js'
+import { checkRange, printable } from './path.js'
+import { readBody } from './s3-body.js'
+import { mustHave, notFound, PAGE_MAX, type S3Bucket, stale, tagOf } from './s3-bucket.js'
+import { tagHeader } from './s3-conditions.js'
+import { refusalOf, toS3Error } from './s3-errors.js'
+import { fromUrlEncoding, prefixToWire } from './s3-keys.js'
+
+export async function head(bucket: S3Bucket, key: Key, signal?: AbortSignal): Promise<ObjectHead | null> {
+  throwIfAborted(signal)
+  const wire = bucket.wireOf(key)
+  if (wire === null) return null
+  const doing = `head ${printable(key)}`
+  try {
+    const found = await bucket.s3.headObject({ Bucket: bucket.name, Key: wire }, { abortSignal: signal })
+    const restored = /ongoing-request="false"/.test(found.Restore ?? '')
+    return {
+      ...entryOf(key, found.ContentLength, found.ETag, found.LastModified),
+      archived: (isArchive(found.StorageClass) || found.ArchiveStatus !== undefined) && !restored,
+      metadata: found.Metadata ?? {},
+      contentType: found.ContentType ?? '',
+    }
+  } catch (error) {
+    const refusal = refusalOf(error)
+    if (!refusal || refusal.status >= 500 || signal?.aborted) throw toS3Error(error, doing, { signal })
+    await explain(bucket, wire, doing, signal)
+    return null
+  }
+}
+
+/** The answer to a HEAD has no body: it does not say what is not there, or why it was refused. A GET does. Resolves if it is the key. */
+async function explain(bucket: S3Bucket, wire: string, doing: string, signal?: AbortSignal): Promise<void> {
+  const request = { Bucket: bucket.name, Key: wire, Range: 'bytes=0-0' }
+  try {
+    const { Body } = await bucket.ask(doing, { signal }, sent => bucket.s3.getObject(request, sent))
+    await Body?.transformToByteArray().catch(() => {})
+  } catch (error) {
+    if (isFerryError(error, 'NOT_FOUND')) return
+    throw error
+  }
+  throw new FerryError('IO', { detail: `${doing}: refused, but it can be read` })
+}
+
+export async function list(
+  bucket: S3Bucket,
+  { prefix, delimiter, cursor, after }: ListOptions,
+  signal?: AbortSignal,
+): Promise<ListPage> {
+  throwIfAborted(signal)
+  const wire = prefixToWire(bucket.root + prefix)
+  if (wire === null) return { objects: [], prefixes: [] }
+  const doing = `list ${printable(prefix)}`
+  const found = await bucket.ask(doing, { signal }, sent =>
+    bucket.s3.listObjectsV2(
+      {
+        ...{ Bucket: bucket.name, Prefix: wire, Delimiter: delimiter, MaxKeys: PAGE_MAX, ContinuationToken: cursor },
+        ...(after !== undefined && { StartAfter: prefixToWire(bucket.root + after) ?? undefined }),
+        // Keys as they are in URLs: XML cannot hold all of them.
+        ...{ EncodingType: 'url', OptionalObjectAttributes: ['RestoreStatus'] },
+      },
+      sent,
+    ),
+  )
+  // The SDK makes an empty listing of anything: a page of a proxy, or nothing at all.
+  mustHave(found.Name, doing)
+  const keyOf = (name = '') => bucket.keyOf(found.EncodingType === 'url' ? fromUrlEncoding(name) : name)
+  const wanted = (key: Key) => key !== '' && key.startsWith(prefix) && (after === undefined || key > after)
+  return {
+    objects: (found.Contents ?? [])
+      .map(({ Key, Size, ETag, LastModified, StorageClass, RestoreStatus }) => ({
+        ...entryOf(keyOf(Key), Size, ETag, LastModified),
+        archived: isArchive(StorageClass) && !RestoreStatus?.RestoreExpiryDate,
+      }))
+      .filter(({ key }) => wanted(key)),
+    prefixes: (found.CommonPrefixes ?? []).map(({ Prefix }) => keyOf(Prefix)).filter(wanted),
+    ...(found.IsTruncated && { cursor: found.NextContinuationToken }),
+  }
+}
+
+export async function get(
+  bucket: S3Bucket,
+  key: Key,
+  range?: { at: number; length: number; etag?: string },
+  signal?: AbortSignal,
+): Promise<Uint8Array> {
+  throwIfAborted(signal)
+  if (range) checkRange(range)
+  const wire = bucket.wireOf(key)
+  if (wire === null) throw notFound(key)
+  const doing = `get ${printable(key)}`
+  const { etag } = range ?? {}
+  // HTTP has no range without bytes.
+  if (range?.length === 0) return noBytes(bucket, key, etag, signal)
+  const request = {
+    ...{ Bucket: bucket.name, Key: wire },
+    ...(range && { Range: `bytes=${range.at}-${range.at + range.length - 1}` }),
+    ...(etag !== undefined && { IfMatch: tagHeader(etag, { quoted: true }) }),
+  }
+  try {
+    const found = await bucket.s3.getObject(request, { abortSignal: signal })
+    const bytes = await readBody(found, range, doing, signal)
+    // A server may take no notice of If-Match.
+    if (etag !== undefined && found.ETag !== undefined && tagOf(found.ETag, doing) !== etag) throw stale(key)
+    return bytes
+  } catch (error) {
+    if (range && refusalOf(error)?.status === 416) return noBytes(bucket, key, etag, signal)
+    throw toS3Error(error, doing, { signal, precondition: 'STALE' })
+  }
+}
+
+/** An empty range, or one behind the end: of an object that is there and is the one that was asked for. */
+async function noBytes(
+  bucket: S3Bucket,
+  key: Key,
+  etag: string | undefined,
+  signal?: AbortSignal,
+): Promise<Uint8Array> {
+  const now = await head(bucket, key, signal)
+  if (!now) throw notFound(key)
+  if (etag !== undefined && now.etag !== etag) throw stale(key)
+  return new Uint8Array()
+}
+
+function entryOf(key: Key, size: number | undefined, etag: string | undefined, modified: Date | undefined) {
+  const entry: Omit<ObjectEntry, 'archived'> = {
+    key,
+    size: size ?? 0,
+    etag: tagOf(etag, printable(key)),
+    // Whole seconds, as the header of a HEAD has it: some servers' listings are finer.
+    modifiedMs: Math.floor(Number(modified ?? 0) / 1000) * 1000,
+  }
+  return entry
+}
+
+const isArchive = (storageClass: ObjectStorageClass | string | undefined) =>
+  storageClass === 'GLACIER' || storageClass === 'DEEP_ARCHIVE'
