@@ -38,12 +38,9 @@ export async function treeCapabilities(directory: Buffer): Promise<TreeCapabilit
   const { type } = await fs.promises.statfs(directory)
   const { plain = false, xattrBytesMax = XATTR_BYTES_MAX, fileBytesMax = Number.MAX_SAFE_INTEGER } = kinds[type] ?? {}
   const may = (capability: bigint) => ((effectiveCapabilities() >> capability) & 1n) === 1n
-  const write = await fs.promises.access(directory, fs.constants.W_OK).then(
-    () => true,
-    () => false,
-  )
   return {
-    write,
+    // What cannot be written to now may be so again while it is mounted, and then takes what has waited.
+    write: true,
     hardLinks: !plain,
     symlinks: !plain,
     specialFiles: !plain && may(CAP_MKNOD),

@@ -42,6 +42,7 @@ export interface Entry extends Attributes {
 }
 
 export interface TreeCapabilities {
+  /** False: it never takes a change, and mounts of it are read-only by themselves. */
   write: boolean
   hardLinks: boolean
   symlinks: boolean
