@@ -5,14 +5,16 @@
 // Retry, deadlines, latency, faults and counters are each one such function. Calls to a tree's hidden store pass through the
 // same one. What the table below does not name (`url`, `capabilities`, `close`, `snapshot`...) is the remote's own.
 import type { Blob } from './blob.js'
+import type { ObjectCondition, Objects } from './objects.js'
 import type { PutCondition, Store } from './store.js'
 import type { Tree } from './tree.js'
 
-/** The three interfaces by the name of their shape. */
+/** The four interfaces by the name of their shape. */
 export interface Shapes {
   blob: Blob
   store: Store
   tree: Tree
+  objects: Objects
 }
 export type Shape = keyof Shapes
 export type Remote = Shapes[Shape]
@@ -82,9 +84,25 @@ export const methods: Record<Shape, Record<string, Method>> = {
     sync: reads(1),
     ...commits,
   },
+  objects: {
+    head: reads(1),
+    list: reads(1),
+    get: reads(2),
+    put: changes(3, ([, , condition]) => !isConditional(condition as ObjectCondition | undefined)),
+    copy: changes(3, ([, , condition]) => !isConditional(condition as ObjectCondition | undefined)),
+    remove: sets(2),
+    removeAll: sets(1),
+    beginUpload: sets(2),
+    uploadPart: sets(4),
+    copyPart: sets(4),
+    completeUpload: changes(4, never),
+    abortUpload: sets(2),
+    uploads: reads(1),
+  },
 }
 
-const isConditional = (condition?: PutCondition) => Boolean(condition?.ifAbsent) || condition?.ifVersion !== undefined
+const isConditional = (condition: PutCondition & ObjectCondition = {}) =>
+  Boolean(condition.ifAbsent) || condition.ifVersion !== undefined || condition.ifMatch !== undefined
 
 /** One call on its way to a remote. */
 export interface Call {
