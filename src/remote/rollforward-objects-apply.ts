@@ -11,35 +11,34 @@
 // again what they were: such a request is waited for (a third of the lease), and that is all.
 import { FerryError, isFerryError, isPermanent } from '../base/errors.js'
 import type { Outcome } from './commits.js'
-import { decode, encode, type IntentRecord } from './intent.js'
-import { checkMetadata, DIRECTORY_TYPE, metadataWith, xattrsOf } from './object-attributes.js'
+import { encode, type IntentRecord } from './intent.js'
+import { DIRECTORY_TYPE } from './object-attributes.js'
 import type { Known, ObjectFiles } from './object-files.js'
 import { directoryKey, nameOf, prefixOf } from './object-keys.js'
-import { type Segment, segmentsOfPatch, segmentsOfPut } from './object-segments.js'
-import type { Key, Metadata, ObjectCondition } from './objects.js'
+import type { Key, ObjectCondition } from './objects.js'
 import type { Turn } from './rollforward-commits.js'
 import { ObjectContent } from './rollforward-objects-content.js'
 import { Lines } from './rollforward-objects-lines.js'
+import { ObjectMaker } from './rollforward-objects-make.js'
 import {
   isOurs,
   keyOfTarget,
   type Leaver,
   type Member,
   type Plan,
-  planObjects,
   type Source,
   type Subtree,
+  sourceOfMember,
   type Target,
-} from './rollforward-objects-plan.js'
-import { stageKey, writeUploadNote } from './rollforward-objects-stage.js'
+} from './rollforward-objects-model.js'
+import { Names } from './rollforward-objects-names.js'
+import { planObjects } from './rollforward-objects-plan.js'
+import { planName, readNote, stageKey, writeUploadNote } from './rollforward-objects-stage.js'
 import { inParallel } from './rollforward-parallel.js'
-import { fitting } from './rollforward-place.js'
 import type { Path, TreeChange, Version } from './tree.js'
 
 /** Something changes under our hands so often at most. */
 const TRIES_MAX = 16
-/** `-2`, `-3`... are tried so far. */
-const NAMES_MAX = 1_000
 const EMPTY = new Uint8Array()
 
 export interface ApplyObjectsOptions {
@@ -51,7 +50,6 @@ export interface ApplyObjectsOptions {
   onReplace: (path: Path, version: Version) => void
 }
 
-export const planName = 'plan'
 const PLACED = 'placed'
 
 /** What the mark says: all that came of the batch but for what goes. */
@@ -76,10 +74,10 @@ class Application {
   readonly #refused = new Map<number, Outcome['refused'][number]>()
   /** Keys of what could not be moved: it stays. */
   readonly #stays = new Set<Key>()
-  readonly #given = new Set<Path>()
+  readonly #names: Names
   #uploads = 0
   #chunks = 0
-  readonly #sinceMs: number
+  readonly #maker: ObjectMaker
 
   constructor(options: ApplyObjectsOptions) {
     const { files, intent, turn } = options
@@ -88,7 +86,7 @@ class Application {
     this.#intent = intent
     this.#turn = turn
     this.#lines = new Lines(intent)
-    this.#sinceMs = files.nowMs()
+    this.#names = new Names(files, intent, turn.signal)
     this.#content = new ObjectContent({
       objects: files.objects,
       guard: turn.guard,
@@ -98,6 +96,7 @@ class Application {
       },
       signal: turn.signal,
     })
+    this.#maker = new ObjectMaker(files, intent, this.#content, turn.signal)
   }
 
   async run(): Promise<Outcome> {
@@ -142,7 +141,7 @@ class Application {
 
   async #recall(): Promise<boolean> {
     if (this.#lines.moves.size === 0) return false
-    const placed = await readNote<Placed>(this.#files, this.#intent, PLACED, this.#turn.signal)
+    const placed = await readNote<Placed>(this.#files.objects, this.#intent, PLACED, this.#turn.signal)
     if (!placed) return false
     for (const key of placed.stays) this.#stays.add(key)
     for (const [path, version] of placed.versions) this.#versions.set(path, version)
@@ -181,12 +180,12 @@ class Application {
   }
 
   #readPlan(): Promise<Plan | null> {
-    return readNote<Plan>(this.#files, this.#intent, planName, this.#turn.signal)
+    return readNote<Plan>(this.#files.objects, this.#intent, planName, this.#turn.signal)
   }
 
   async *#members({ chunks }: Subtree): AsyncGenerator<Member[]> {
     for (const name of chunks) {
-      const members = await readNote<Member[]>(this.#files, this.#intent, name, this.#turn.signal)
+      const members = await readNote<Member[]>(this.#files.objects, this.#intent, name, this.#turn.signal)
       if (!members) throw new FerryError('NOT_FOUND', { detail: name })
       yield members
     }
@@ -238,7 +237,7 @@ class Application {
   async #placeAt(target: Target): Promise<void> {
     for (let tries = 0; ; tries++) {
       try {
-        return this.#told(target, await this.#make(target))
+        return this.#told(target, await this.#maker.make(target))
       } catch (error) {
         if (!isFerryError(error, 'CONFLICT', 'STALE', 'NOT_FOUND') || tries === TRIES_MAX) throw error
         await this.#turn.check()
@@ -287,8 +286,7 @@ class Application {
     const before = target.source!
     target.source = { key, etag, size, held: null }
     target.expected = false
-    if (change.do === 'patch' && change.expect !== undefined) await this.#goElsewhere(target)
-    else if (change.do === 'put') await this.#goElsewhere(target)
+    if ((change.do === 'patch' || change.do === 'put') && change.expect !== undefined) await this.#goElsewhere(target)
     else if (target.replaces === before.etag && before.key === keyOfTarget(target)) target.replaces = etag
     return false
   }
@@ -297,17 +295,8 @@ class Application {
   async #goElsewhere(target: Target): Promise<void> {
     const { path, otherwise, index } = target
     target.replaces = null
-    for (let count = 1; count <= NAMES_MAX; count++) {
-      const name = fitting(count === 1 ? otherwise : `${otherwise}-${count}`, path, 255)
-      if (this.#given.has(name)) continue
-      const found = await this.#files.find(name, this.#turn.signal)
-      if (found && !(found.kind === 'file' && isOurs(found.head, this.#intent, index))) continue
-      this.#given.add(name)
-      this.#conflicts.push({ path, keptAs: name })
-      target.path = name
-      return
-    }
-    throw new FerryError('UNSUPPORTED', { detail: `no name is free for ${path}` })
+    target.path = await this.#names.free({ path, otherwise, index })
+    this.#conflicts.push({ path, keptAs: target.path })
   }
 
   #refuseGone({ index }: Target): true {
@@ -315,60 +304,6 @@ class Application {
     const path = change.do === 'move' ? change.to : change.path
     if (change.do !== 'attributes') this.#refused.set(index, { path, code: 'NOT_FOUND', detail: 'somebody removed it' })
     return true
-  }
-
-  /** @returns its tag */
-  async #make(target: Target): Promise<string> {
-    const change = this.#intent.changes[target.index]
-    const { packed } = this.#intent
-    const key = keyOfTarget(target)
-    const { replaces, expected } = target
-    const condition = replaces === null ? { ifAbsent: true } : { ifMatch: replaces }
-    const source = target.source && (await this.#reach(target.source))
-    const tag = { epoch: this.#intent.epoch, batch: this.#intent.batch, index: target.index, expected }
-    const before = source?.head.metadata ?? {}
-    const contentType = target.directory ? DIRECTORY_TYPE : (source?.head.contentType ?? '')
-    const made = (metadata: Metadata) => ({
-      ...{ key, contentType, ...condition },
-      metadata: checkMetadata(metadata, this.#files.objects.capabilities.metadataBytesMax),
-    })
-    switch (change.do) {
-      case 'make': {
-        const { node, xattrs = new Map() } = change
-        const bytes = Buffer.from(node.link ?? '', 'latin1')
-        return this.#content.make(made(metadataWith({}, { attributes: node, xattrs, tag })), whole(bytes))
-      }
-      case 'put': {
-        const xattrs = change.xattrs ?? xattrsOf(before)
-        const metadata = metadataWith(before, { attributes: change.attributes, xattrs, tag, changed: true })
-        return this.#content.make(made(metadata), segmentsOfPut(change, packed))
-      }
-      case 'patch': {
-        const { attributes, xattrs } = change
-        const metadata = metadataWith(before, { attributes, xattrs, tag, changed: true })
-        return this.#content.make(made(metadata), segmentsOfPatch(change, source!, packed))
-      }
-      case 'attributes':
-      case 'move': {
-        const given = change.do === 'attributes' ? change : {}
-        const metadata = made(metadataWith(before, { ...given, tag }))
-        if (target.directory || !source) return this.#content.make(metadata, [])
-        return this.#content.copy(metadata, source)
-      }
-      default:
-        throw new FerryError('UNSUPPORTED', { detail: change.do })
-    }
-  }
-
-  /** Where a source is, and what is known of it. */
-  async #reach(source: Source): Promise<Source & { head: Known }> {
-    const key = source.held ? this.#key(source.held) : source.key
-    const known = this.#files.askedSince(this.#sinceMs, { key, etag: source.etag })
-    const head = known ?? (await this.#files.head(key, this.#turn.signal))
-    if (!head) throw new FerryError('NOT_FOUND', { detail: key })
-    // What is held may have another tag than it had under its name.
-    if (!source.held && head.etag !== source.etag) throw new FerryError('STALE', { detail: key })
-    return { ...source, key, etag: head.etag, head }
   }
 
   #told(target: Target, etag: string): void {
@@ -463,29 +398,6 @@ class Application {
   }
 }
 
-/** Something that whoever worked on a batch has written into its stage; null: it is not there. */
-export async function readNote<T>(
-  files: ObjectFiles,
-  { epoch, batch }: IntentRecord<TreeChange>,
-  what: string,
-  signal?: AbortSignal,
-): Promise<T | null> {
-  const key = stageKey(epoch, batch, what)
-  try {
-    return decode<T>(await files.objects.get(key, undefined, signal), key)
-  } catch (error) {
-    if (isFerryError(error, 'NOT_FOUND')) return null
-    throw error
-  }
-}
-
-export const sourceOfMember = ({ from }: Subtree, { rest, etag, size, held }: Member): Source => ({
-  key: prefixOf(from) + rest,
-  etag,
-  size,
-  held,
-})
-
 /** The path below a directory that a key stands for, with its slash. */
 const afterOf = (rest: Key): Path =>
   rest === ''
@@ -494,6 +406,3 @@ const afterOf = (rest: Key): Path =>
         .split('/')
         .map(part => nameOf(part) ?? part)
         .join('/')}`
-
-const whole = (bytes: Uint8Array): Segment[] =>
-  bytes.byteLength > 0 ? [{ at: 0, length: bytes.byteLength, bytes }] : []

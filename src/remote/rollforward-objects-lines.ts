@@ -1,5 +1,6 @@
 // The lines of a batch, by the names that they are about: what a name stood for before the batch, and what it stands for after. Pure.
 import type { IntentRecord } from './intent.js'
+import { joinPath, lastName, parentPath } from './path.js'
 import { above } from './rollforward-plan.js'
 import type { Path, TreeChange } from './tree.js'
 
@@ -64,6 +65,14 @@ export class Lines {
     if (!move) return null
     const committed = move.change.from + path.slice(prefix.length)
     return this.goneBy(committed) === this.goes.get(move.change.from) ? committed : null
+  }
+
+  /** The same of what a new file replaces: its own line does not count. */
+  replacedBy(path: Path): Path | null {
+    if (path === '' || this.moves.has(path)) return this.committedOf(path)
+    const directory = this.committedOf(parentPath(path))
+    const committed = directory === null ? null : joinPath(directory, lastName(path))
+    return committed === null || this.goneBy(committed) !== this.goneBy(directory!) ? null : committed
   }
 
   /** The name after the batch of what had this one before it; null: it is gone. */

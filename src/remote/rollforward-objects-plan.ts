@@ -3,7 +3,6 @@
 // at the name of something that is still to be copied has it held in the stage first.
 import { constants } from 'node:fs'
 import { FerryError, isPermanent } from '../base/errors.js'
-import type { Outcome } from './commits.js'
 import type { IntentRecord } from './intent.js'
 import { tagOf } from './object-attributes.js'
 import type { Known, ObjectFiles } from './object-files.js'
@@ -11,75 +10,24 @@ import { checkKey, directoryKey, keyOf, nameOf, prefixOf } from './object-keys.j
 import type { Key, ObjectEntry } from './objects.js'
 import { joinPath, parentPath } from './path.js'
 import type { Line, Lines, Of } from './rollforward-objects-lines.js'
+import {
+  isOurs,
+  keyOfTarget,
+  type Leaver,
+  type Member,
+  type Plan,
+  pathOf,
+  type Source,
+  type Subtree,
+  sourceOf,
+  type Target,
+} from './rollforward-objects-model.js'
+import { Names } from './rollforward-objects-names.js'
 import { inParallel } from './rollforward-parallel.js'
-import { fitting } from './rollforward-place.js'
-import { above, depthOf } from './rollforward-plan.js'
+import { depthOf } from './rollforward-plan.js'
 import type { Path, TreeChange } from './tree.js'
 
 const { S_IFMT, S_IFDIR, S_IFREG, S_IFLNK } = constants
-
-/** An object that something is made of. */
-export interface Source {
-  key: Key
-  etag: string
-  size: number
-  /** Its name in the stage, since another object takes its key. */
-  held: string | null
-}
-
-/** An object that comes. */
-export interface Target {
-  index: number
-  /** Where; a directory's own object if it is one. */
-  path: Path
-  directory: boolean
-  /** The name to use if it is taken after all. */
-  otherwise: Path
-  /** The tag of what it replaces; null: nothing. */
-  replaces: string | null
-  source: Source | null
-  /** What it is made of is what its line expected. */
-  expected: boolean
-  /** An earlier attempt has placed it. */
-  placed: string | null
-}
-
-/** An object that goes. */
-export interface Leaver {
-  key: Key
-  etag: string
-  /** The name by which it is known if it stays, because it was changed. */
-  path: Path
-}
-
-/** A directory that moves: its objects are listed in the stage. */
-export interface Subtree {
-  index: number
-  from: Path
-  /** Where it comes to. */
-  to: Path
-  chunks: string[]
-}
-
-/** An object below a directory that moves. */
-export interface Member {
-  /** Its key after that of the directory and the slash; '' for the directory's own object. */
-  rest: Key
-  etag: string
-  size: number
-  replaces: string | null
-  held: string | null
-}
-
-export interface Plan {
-  targets: Target[]
-  subtrees: Subtree[]
-  leavers: Leaver[]
-  /** Directories out of which something goes, and which are not to vanish with it. */
-  markers: Path[]
-  conflicts: Outcome['conflicts']
-  refused: [index: number, path: Path, code: FerryError['code'], detail: string][]
-}
 
 export interface PlanOptions {
   files: ObjectFiles
@@ -91,18 +39,10 @@ export interface PlanOptions {
   signal?: AbortSignal
 }
 
+type NewTarget = Partial<Target> & Pick<Target, 'index' | 'path' | 'directory' | 'otherwise'>
+
 /** Of members in one list. */
 const CHUNK_MEMBERS = 5_000
-/** `-2`, `-3`... are tried so far. */
-const NAMES_MAX = 1_000
-
-export const isOurs = (head: Known | null, { epoch, batch }: { epoch: number; batch: number }, index?: number) => {
-  const tag = head && tagOf(head.metadata)
-  return tag?.epoch === epoch && tag.batch === batch && (index === undefined || tag.index === index)
-}
-
-export const keyOfTarget = ({ path, directory }: Pick<Target, 'path' | 'directory'>): Key =>
-  directory ? directoryKey(path) : keyOf(path)
 
 const isDirectory = ({ mode }: { mode: number }) => (mode & S_IFMT) === S_IFDIR
 
@@ -116,11 +56,7 @@ class Planner {
   readonly #plan: Plan = { targets: [], subtrees: [], leavers: [], markers: [], conflicts: [], refused: [] }
   /** Committed names that were to go, but have something of somebody else. */
   readonly #kept = new Set<Path>()
-  readonly #elsewhere = new Map<Path, Path>()
-  readonly #refusedIndexes = new Set<number>()
-  readonly #refusedPaths = new Map<Path, FerryError>()
-  /** Names that were found free for what could not have its own. */
-  readonly #given = new Set<Path>()
+  readonly #names: Names
   #held = 0
 
   constructor(options: PlanOptions) {
@@ -128,18 +64,11 @@ class Planner {
     this.#files = options.files
     this.#lines = options.lines
     this.#signal = options.signal
+    this.#names = new Names(options.files, options.intent, options.signal)
   }
 
   async run(): Promise<Plan> {
     const { goes, news, moves, alters } = this.#lines
-    for (const [index, code, detail] of this.#options.intent.refused) {
-      const change = this.#options.intent.changes[index]
-      this.#refuse(
-        index,
-        change.do === 'move' ? change.to : change.path,
-        new FerryError(code as FerryError['code'], { detail }),
-      )
-    }
     const removes = [...goes].flatMap(([path, { index, change }]) =>
       change.do === 'remove' ? [{ path, index, change }] : [],
     )
@@ -150,6 +79,8 @@ class Planner {
     this.#keepDirectories()
     const taken = new Set(this.#plan.targets.map(keyOfTarget))
     this.#plan.leavers = this.#plan.leavers.filter(({ key }) => !taken.has(key))
+    this.#plan.conflicts.push(...this.#names.conflicts)
+    this.#plan.refused = this.#names.refused
     return this.#plan
   }
 
@@ -206,7 +137,7 @@ class Planner {
   /** What has this name now, in a directory of the state before the batch, goes with it. */
   #isLeaving(path: Path): boolean {
     const line = this.#lines.goneBy(path)
-    if (!line || this.#refusedIndexes.has(line.index)) return false
+    if (!line || this.#names.hasRefused(line.index)) return false
     return line.change.do === 'move' || (this.#lines.goes.has(path) && !this.#kept.has(path))
   }
 
@@ -217,7 +148,7 @@ class Planner {
     const line = news.get(path)
     const move = moves.get(path)
     try {
-      for (const one of [line, move]) if (one && this.#isRefused(one.index, path)) return
+      for (const one of [line, move]) if (one && this.#names.isRefused(one.index, path)) return
       checkKey(path, this.#files.objects.capabilities.keyBytesMax)
       if (move) await this.#move(move, line ?? alters.get(path))
       else if (line && line.change.do === 'make' && isDirectory(line.change.node))
@@ -225,18 +156,18 @@ class Planner {
       else if (line) await this.#makeFile(line)
     } catch (error) {
       if (!isPermanent(error)) throw error
-      this.#refuse((line ?? move)!.index, path, error as FerryError)
+      this.#names.refuse((line ?? move)!.index, path, error as FerryError)
     }
   }
 
   async #makeDirectory({ index, change }: Line<Of<'make'>>): Promise<void> {
-    const path = this.#where(change.path)
+    const path = this.#names.where(change.path)
     const file = await this.#files.head(keyOf(path), this.#signal)
     if (file && !this.#isOurs(file) && !this.#isLeaving(path)) {
       await this.#placeElsewhere({ index, path: change.path, directory: true, otherwise: change.otherwise }, null)
       return
     }
-    const marker = this.#lines.goes.has(change.path) ? await this.#files.head(directoryKey(path), this.#signal) : null
+    const marker = this.#lines.goneBy(path) ? await this.#files.head(directoryKey(path), this.#signal) : null
     const ours = this.#isOurs(marker)
     this.#target({
       ...{ index, path, directory: true, otherwise: change.otherwise },
@@ -250,43 +181,63 @@ class Planner {
   async #makeFile({ index, change }: Line<Of<'make'> | Of<'put'>>): Promise<void> {
     if (change.do === 'make' && ![S_IFREG, S_IFLNK].includes(change.node.mode & S_IFMT))
       throw new FerryError('UNSUPPORTED', { detail: 'special files' })
-    const path = this.#where(change.path)
+    const path = this.#names.where(change.path)
     const { otherwise } = change
     const target = { index, path, directory: false, otherwise }
     if (this.#kept.has(change.path)) return this.#placeElsewhere({ ...target, path: change.path }, null)
+    const before = change.do === 'make' || change.expect === null ? null : this.#lines.replacedBy(change.path)
+    if (change.do === 'put' && before !== null) return this.#putOver({ index, change }, target, before)
     // What is new is put if nothing is there, without a look.
-    const isNew = change.do === 'make' || change.expect === null
-    if (isNew && !this.#lines.goes.has(change.path)) return this.#target(target)
+    if (!this.#lines.goneBy(path)) return this.#target(target)
     const there = await this.#files.head(keyOf(path), this.#signal)
     if (this.#isOurs(there)) return this.#target({ ...target, placed: there!.etag })
-    if (there && this.#isLeaving(path)) return this.#target({ ...target, replaces: there.etag })
-    if (there) {
-      const meant = change.do === 'put' && (change.expect === undefined || change.expect === there.etag)
-      if (!meant) return this.#placeElsewhere({ ...target, path: change.path }, null)
-      return this.#target({ ...target, replaces: there.etag, source: sourceOf(there), expected: true })
+    if (there && !this.#isLeaving(path)) return this.#placeElsewhere({ ...target, path: change.path }, null)
+    this.#target({ ...target, replaces: there?.etag ?? null })
+  }
+
+  /** A file takes the place of the one that was `committed` before the batch, whose metadata it takes on. */
+  async #putOver({ change }: Line<Of<'put'>>, target: NewTarget, committed: Path): Promise<void> {
+    const { path } = target
+    const there = await this.#files.head(keyOf(path), this.#signal)
+    if (this.#isOurs(there)) return this.#target({ ...target, placed: there!.etag })
+    const moves = path !== committed
+    const head = moves ? await this.#files.head(keyOf(committed), this.#signal) : there
+    if (head && change.expect !== undefined && change.expect !== head.etag) {
+      if (moves) this.#moveTheirs(head, path, there)
+      return this.#placeElsewhere({ ...target, path: change.path }, null)
     }
-    const found = isNew ? null : await this.#files.find(path, this.#signal)
+    const found = head || there ? null : await this.#files.find(path, this.#signal)
     if (found?.kind === 'directory' && !this.#isLeaving(path))
       return this.#placeElsewhere({ ...target, path: change.path }, null)
-    this.#target(target)
+    const source = head && (moves ? this.#sourceOf(head, committed) : sourceOf(head))
+    this.#target({ ...target, replaces: there?.etag ?? null, source, expected: true })
+  }
+
+  /** What somebody else has changed, in a directory that moves, moves with it, though it has a line of ours. */
+  #moveTheirs(head: Known, path: Path, there: Known | null): void {
+    const committed = pathOf(head.key)
+    const { index } = this.#lines.goneBy(committed)!
+    const target = { index, path, directory: false, otherwise: path, replaces: there?.etag ?? null }
+    this.#target({ ...target, source: this.#sourceOf(head, committed) })
   }
 
   async #move({ index, change }: Line<Of<'move'>>, over: Line | undefined): Promise<void> {
     const found = await this.#files.find(change.from, this.#signal)
-    if (!found) return this.#refuse(index, change.to, new FerryError('NOT_FOUND', { detail: 'somebody removed it' }))
+    if (!found)
+      return this.#names.refuse(index, change.to, new FerryError('NOT_FOUND', { detail: 'somebody removed it' }))
     if (found.kind === 'directory') return this.#moveDirectory({ index, change })
-    const path = this.#where(change.to)
+    const path = this.#names.where(change.to)
     const target = { index, path, directory: false, otherwise: change.otherwise }
     const [there, marker] = await Promise.all([
       this.#files.head(keyOf(path), this.#signal),
       this.#files.head(directoryKey(path), this.#signal),
     ])
     const source = this.#sourceOf(found.head, change.from)
-    this.#leave(found.head, change.from)
     if ((there || marker) && !this.#isLeaving(path)) {
       await this.#placeElsewhere({ ...target, index: over?.index ?? index, path: change.to }, source)
-      return
+      return this.#leave(found.head, change.from)
     }
+    this.#leave(found.head, change.from)
     const replaces = there?.etag ?? null
     if (!over) return this.#target({ ...target, replaces, source })
     const { expect } = over.change as { expect?: string | null }
@@ -300,7 +251,7 @@ class Planner {
 
   async #moveDirectory({ index, change }: Line<Of<'move'>>): Promise<void> {
     const there = new Map<Key, string>()
-    let path = this.#where(change.to)
+    let path = this.#names.where(change.to)
     let taken = false
     const file = await this.#files.head(keyOf(path), this.#signal)
     if (file && !this.#isLeaving(path)) taken = true
@@ -311,8 +262,8 @@ class Planner {
         else taken = true
       }
     if (taken) {
-      path = await this.#freeName({ path: change.to, otherwise: change.otherwise })
-      this.#settleAt(change.to, path)
+      path = await this.#names.free({ path: change.to, otherwise: change.otherwise })
+      this.#names.settle(change.to, path)
     }
     const subtree: Subtree = { index, from: change.from, to: path, chunks: [] }
     const leavers: Leaver[] = []
@@ -344,7 +295,7 @@ class Planner {
   // --- what changes
 
   async #alter({ index, change }: Line<Of<'patch'> | Of<'attributes'>>): Promise<void> {
-    if (this.#isRefused(index, change.path)) return
+    if (this.#names.isRefused(index, change.path)) return
     // It was made one with the move that brings it.
     if (this.#lines.moves.has(change.path) && !(change.do === 'attributes' && isDirectory(change.attributes))) return
     try {
@@ -352,14 +303,14 @@ class Planner {
       else await this.#alterFile({ index, change })
     } catch (error) {
       if (!isPermanent(error)) throw error
-      this.#refuse(index, change.path, error as FerryError)
+      this.#names.refuse(index, change.path, error as FerryError)
     }
   }
 
   async #alterDirectory({ index, change }: Line<Of<'attributes'>>): Promise<void> {
     const committed = this.#lines.committedOf(change.path)
     if (committed === null) return
-    const path = this.#where(change.path)
+    const path = this.#names.where(change.path)
     const marker = await this.#files.head(directoryKey(committed), this.#signal)
     if (!marker && !(await this.#files.find(committed, this.#signal))) return
     const target = { index, path, directory: true, otherwise: path }
@@ -374,13 +325,13 @@ class Planner {
 
   async #alterFile({ index, change }: Line<Of<'patch'> | Of<'attributes'>>): Promise<void> {
     const committed = this.#lines.committedOf(change.path)
-    const path = this.#where(change.path)
+    const path = this.#names.where(change.path)
     const head = committed === null ? null : await this.#files.head(keyOf(committed), this.#signal)
     const otherwise = change.do === 'patch' ? change.otherwise : path
     const target = { index, path, directory: false, otherwise }
     if (!head || committed === null) {
       const gone = new FerryError('NOT_FOUND', { detail: 'somebody removed the file that was changed' })
-      if (change.do === 'patch') this.#refuse(index, change.path, gone)
+      if (change.do === 'patch') this.#names.refuse(index, change.path, gone)
       return
     }
     if (path === committed && this.#isOurs(head))
@@ -389,13 +340,7 @@ class Planner {
     const source = path === committed ? sourceOf(head) : this.#sourceOf(head, committed)
     if (change.do === 'patch' && change.expect !== undefined && !expected) {
       // Theirs keeps the name, also where it moves to; ours is theirs with our pages.
-      if (path !== committed)
-        this.#target({
-          ...target,
-          index: this.#lines.goneBy(committed)!.index,
-          replaces: await this.#tagAt(path),
-          source,
-        })
+      if (path !== committed) this.#moveTheirs(head, path, await this.#files.head(keyOf(path), this.#signal))
       return this.#placeElsewhere({ ...target, path: change.path }, source)
     }
     const replaces = path === committed ? head.etag : await this.#tagAt(path)
@@ -417,67 +362,15 @@ class Planner {
     return { ...sourceOf(head), held: this.#holdUnlessSafe(committed) }
   }
 
-  #target(target: Partial<Target> & Pick<Target, 'index' | 'path' | 'directory' | 'otherwise'>): void {
+  #target(target: NewTarget): void {
     this.#plan.targets.push({ replaces: null, source: null, expected: false, placed: null, ...target })
   }
 
-  /** Where a path of the batch really is. */
-  #where(path: Path): Path {
-    if (this.#elsewhere.size === 0) return path
-    for (const one of [path, ...above(path)]) {
-      const moved = this.#elsewhere.get(one)
-      if (moved !== undefined) return moved + path.slice(one.length)
-    }
-    return path
-  }
-
-  async #placeElsewhere(
-    { index, path, directory, otherwise }: Pick<Target, 'index' | 'path' | 'directory' | 'otherwise'>,
-    source: Source | null,
-  ): Promise<void> {
-    const at = await this.#freeName({ path, otherwise, index })
+  async #placeElsewhere({ index, path, directory, otherwise }: NewTarget, source: Source | null): Promise<void> {
+    const at = await this.#names.free({ path, otherwise, index })
     const there = await this.#files.head(keyOfTarget({ path: at, directory }), this.#signal)
-    this.#settleAt(path, at)
+    this.#names.settle(path, at)
     this.#target({ index, path: at, directory, otherwise, source, placed: there?.etag ?? null })
-  }
-
-  #settleAt(path: Path, keptAs: Path): void {
-    this.#elsewhere.set(path, keptAs)
-    this.#plan.conflicts.push({ path, keptAs })
-  }
-
-  /** The first name that is not taken, or that an earlier attempt has taken for this very line. */
-  async #freeName({ path, otherwise, index }: { path: Path; otherwise: Path; index?: number }): Promise<Path> {
-    const wanted = this.#where(otherwise)
-    for (let count = 1; count <= NAMES_MAX; count++) {
-      const name = fitting(count === 1 ? wanted : `${wanted}-${count}`, path, 255)
-      if (this.#given.has(name)) continue
-      this.#given.add(name)
-      const found = await this.#files.find(name, this.#signal)
-      const head = found && (found.kind === 'file' ? found.head : found.marker)
-      if (!found || (index !== undefined && head && isOurs(head, this.#options.intent, index))) return name
-    }
-    throw new FerryError('UNSUPPORTED', { detail: `no name is free for ${path}` })
-  }
-
-  // --- what cannot be
-
-  #refuse(index: number, path: Path, error: FerryError): void {
-    this.#refusedIndexes.add(index)
-    this.#refusedPaths.set(path, error)
-    this.#plan.refused.push([index, path, error.code, error.message])
-  }
-
-  /** Refuses a line if what it lies in was refused. */
-  #isRefused(index: number, path: Path): boolean {
-    if (this.#refusedIndexes.has(index)) return true
-    for (const one of above(path)) {
-      const error = this.#refusedPaths.get(one)
-      if (!error) continue
-      this.#refuse(index, path, error)
-      return true
-    }
-    return false
   }
 
   #isOurs(head: Known | null): boolean {
@@ -491,21 +384,12 @@ class Planner {
     for (const committed of this.#lines.goes.keys()) {
       const after = this.#lines.afterOf(parentPath(committed))
       if (after === null || after === '') continue
-      const path = this.#where(after)
+      const path = this.#names.where(after)
       if (!told.has(path)) markers.add(path)
     }
     this.#plan.markers = [...markers]
   }
 }
-
-const sourceOf = ({ key, etag, size }: ObjectEntry): Source => ({ key, etag, size, held: null })
-
-/** What a key stands for; parts that can be no names are taken as they are. */
-const pathOf = (key: Key): Path =>
-  (key.endsWith('/') ? key.slice(0, -1) : key)
-    .split('/')
-    .map(part => nameOf(part) ?? part)
-    .join('/')
 
 function byDepth<T extends { path: Path }>(items: T[]): T[][] {
   const groups = new Map<number, T[]>()

@@ -87,7 +87,10 @@ export class ObjectsShape implements Shape<TreeChange> {
   async apply(intent: IntentRecord<TreeChange>, turn: Turn): Promise<Outcome> {
     const { parallel } = this.#options
     // What others, or we ourselves in vain, have begun to upload is not completed any more.
-    if (this.#first !== attemptOf(intent)) await abortUploadsOf(this.#files.objects, intent, turn.signal)
+    if (this.#first !== attemptOf(intent)) {
+      await turn.check()
+      await abortUploadsOf(this.#files.objects, intent, turn.signal)
+    }
     this.#first = ''
     const onReplace = (path: Path, version: Version) => this.#before.set(path, version)
     return applyObjects({ files: this.#files, intent, turn, parallel, onReplace })

@@ -1,6 +1,6 @@
 // The stage of a bucket: objects under `.pageferry/stage/EPOCH/`, named BATCH.WHAT, of which the intent says what lies where.
 import { isFerryError } from '../base/errors.js'
-import type { Packed } from './intent.js'
+import { decode, type Packed } from './intent.js'
 import type { Key, Objects } from './objects.js'
 import { inParallel } from './rollforward-parallel.js'
 import { HIDDEN } from './tree.js'
@@ -200,3 +200,22 @@ async function abortUploads(objects: Objects, keys: Key[], signal?: AbortSignal)
 }
 
 export const writeUploadNote = (note: UploadNote): Uint8Array => Buffer.from(JSON.stringify(note), 'latin1')
+
+/** The note with the plan. */
+export const planName = 'plan'
+
+/** Something that whoever worked on a batch has written into its stage; null: it is not there. */
+export async function readNote<T>(
+  objects: Objects,
+  { epoch, batch }: { epoch: number; batch: number },
+  what: string,
+  signal?: AbortSignal,
+): Promise<T | null> {
+  const key = stageKey(epoch, batch, what)
+  try {
+    return decode<T>(await objects.get(key, undefined, signal), key)
+  } catch (error) {
+    if (isFerryError(error, 'NOT_FOUND')) return null
+    throw error
+  }
+}

@@ -10,11 +10,17 @@ import { directoryKey, keyOf, nameOf, prefixOf } from './object-keys.js'
 import { type Segment, segmentsOfPatch, segmentsOfPut } from './object-segments.js'
 import type { Key } from './objects.js'
 import { checkRange, joinPath, lastName, parentPath } from './path.js'
-import { planName, readNote, sourceOfMember } from './rollforward-objects-apply.js'
 import { readSegments } from './rollforward-objects-content.js'
 import { type Line, Lines, type Of } from './rollforward-objects-lines.js'
-import { isOurs, type Member, type Plan, type Source, type Subtree } from './rollforward-objects-plan.js'
-import { stageKey } from './rollforward-objects-stage.js'
+import {
+  isOurs,
+  type Member,
+  type Plan,
+  type Source,
+  type Subtree,
+  sourceOfMember,
+} from './rollforward-objects-model.js'
+import { planName, readNote, stageKey } from './rollforward-objects-stage.js'
 import { Passed, type StillPending } from './rollforward-view.js'
 import type { Attributes, Entry, Path, TreeChange, Version, Xattrs } from './tree.js'
 
@@ -83,8 +89,9 @@ export class ThroughObjects {
     if (seen.kind === 'old') return xattrsOfFound(seen.found)
     if (seen.line.change.do === 'make') return new Map()
     // Those of what it replaces, which has them still, or was replaced by what has them now.
-    const move = this.#lines.moves.get(path)
-    const before = move ? await this.#moved(path, move.change.from, signal) : await this.#files.find(path, signal)
+    const committed = this.#lines.replacedBy(path)
+    const moves = committed !== null && committed !== path
+    const before = await (moves ? this.#moved(path, committed, signal) : this.#files.find(path, signal))
     return before ? xattrsOfFound(before) : new Map()
   }
 
@@ -232,7 +239,7 @@ export class ThroughObjects {
   }
 
   async #planned(signal?: AbortSignal): Promise<Plan | null> {
-    this.#plan ??= await readNote<Plan>(this.#files, this.#intent, planName, signal)
+    this.#plan ??= await readNote<Plan>(this.#files.objects, this.#intent, planName, signal)
     return this.#plan
   }
 
@@ -274,7 +281,8 @@ export class ThroughObjects {
 
   async *#members({ chunks }: Subtree, signal?: AbortSignal): AsyncGenerator<Member[]> {
     for (const name of chunks) {
-      const members = this.#chunks.get(name) ?? (await readNote<Member[]>(this.#files, this.#intent, name, signal))
+      const members =
+        this.#chunks.get(name) ?? (await readNote<Member[]>(this.#files.objects, this.#intent, name, signal))
       if (!members) throw new Passed()
       this.#chunks.set(name, members)
       for (const oldest of this.#chunks.keys()) if (this.#chunks.size > CHUNKS_MAX) this.#chunks.delete(oldest)
