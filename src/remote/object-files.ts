@@ -93,7 +93,14 @@ export class ObjectFiles {
     return same && askedAtMs - known.modifiedMs > SETTLED_MS ? known : this.head(entry.key, signal)
   }
 
-  /** What was asked of this version of an object since then. */
+  /** We have put it ourselves. */
+  remember(known: Omit<Known, 'modifiedMs' | 'archived'>): void {
+    // Its date is the bucket's to tell: until then a listing does not find it here.
+    const undated = { ...known, modifiedMs: Number.NaN, archived: false }
+    this.#remembered.set(known.key, { known: undated, askedAtMs: this.#options.wallMs() })
+  }
+
+  /** What was asked of this version of an object since then, or put. Others may have given it other metadata meanwhile. */
   askedSince(sinceMs: number, { key, etag }: Pick<ObjectEntry, 'key' | 'etag'>): Known | undefined {
     const remembered = this.#remembered.get(key)
     return remembered && remembered.askedAtMs >= sinceMs && remembered.known.etag === etag

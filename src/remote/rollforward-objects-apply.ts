@@ -46,6 +46,8 @@ export interface ApplyObjectsOptions {
   intent: IntentRecord<TreeChange>
   turn: Turn
   parallel: number
+  /** From then on nobody else has written batches. */
+  heldSinceMs: number
   /** A file gets another version by what keeps its bytes, or by a patch: until now it had this one. */
   onReplace: (path: Path, version: Version) => void
 }
@@ -80,7 +82,7 @@ class Application {
   readonly #maker: ObjectMaker
 
   constructor(options: ApplyObjectsOptions) {
-    const { files, intent, turn } = options
+    const { files, intent, turn, heldSinceMs } = options
     this.#options = options
     this.#files = files
     this.#intent = intent
@@ -96,7 +98,7 @@ class Application {
       },
       signal: turn.signal,
     })
-    this.#maker = new ObjectMaker(files, intent, this.#content, turn.signal)
+    this.#maker = new ObjectMaker({ files, intent, content: this.#content, heldSinceMs, signal: turn.signal })
   }
 
   async run(): Promise<Outcome> {
@@ -160,8 +162,9 @@ class Application {
     const moves = this.#lines.moves.size > 0
     const before = moves && (await this.#readPlan())
     if (before) return before
-    const { parallel } = this.#options
+    const { parallel, heldSinceMs } = this.#options
     const plan = await planObjects({
+      heldSinceMs,
       ...{ files: this.#files, intent: this.#intent, lines: this.#lines, parallel, signal: this.#turn.signal },
       putChunk: async members => {
         const name = `members-${this.#turn.epoch}-${this.#chunks++}`
@@ -271,8 +274,16 @@ class Application {
         return this.#intent.changes[target.index].do === 'make'
       }
       await this.#goElsewhere(target)
-    } else target.replaces = head?.etag ?? null
+    } else if (!head && target.replaces !== null && (await this.#isTheirDirectory(target)))
+      await this.#goElsewhere(target)
+    else target.replaces = head?.etag ?? null
     return false
+  }
+
+  /** They have made a directory of the file that was to be replaced. */
+  async #isTheirDirectory({ path, directory }: Target): Promise<boolean> {
+    if (directory || this.#lines.goneBy(path)) return false
+    return (await this.#files.find(path, this.#turn.signal))?.kind === 'directory'
   }
 
   async #sourceNow({ key, held }: Source): Promise<Known | null> {

@@ -34,6 +34,8 @@ export interface PlanOptions {
   intent: IntentRecord<TreeChange>
   lines: Lines
   parallel: number
+  /** From then on nobody else has written batches. */
+  heldSinceMs: number
   /** Puts a list of members into the stage. @returns its name */
   putChunk: (members: Member[]) => Promise<string>
   signal?: AbortSignal
@@ -198,7 +200,7 @@ class Planner {
   /** A file takes the place of the one that was `committed` before the batch, whose metadata it takes on. */
   async #putOver({ change }: Line<Of<'put'>>, target: NewTarget, committed: Path): Promise<void> {
     const { path } = target
-    const there = await this.#files.head(keyOf(path), this.#signal)
+    const there = await this.#expected(path, change.expect ?? undefined)
     if (this.#isOurs(there)) return this.#target({ ...target, placed: there!.etag })
     const moves = path !== committed
     const head = moves ? await this.#files.head(keyOf(committed), this.#signal) : there
@@ -326,7 +328,7 @@ class Planner {
   async #alterFile({ index, change }: Line<Of<'patch'> | Of<'attributes'>>): Promise<void> {
     const committed = this.#lines.committedOf(change.path)
     const path = this.#names.where(change.path)
-    const head = committed === null ? null : await this.#files.head(keyOf(committed), this.#signal)
+    const head = committed === null ? null : await this.#expected(committed, change.expect)
     const otherwise = change.do === 'patch' ? change.otherwise : path
     const target = { index, path, directory: false, otherwise }
     if (!head || committed === null) {
@@ -345,6 +347,17 @@ class Planner {
     }
     const replaces = path === committed ? head.etag : await this.#tagAt(path)
     this.#target({ ...target, replaces, source, expected })
+  }
+
+  /** Not looked at if it is known as what is expected: should it be another by now, what is made of it meets that. */
+  async #expected(path: Path, expect: string | undefined): Promise<Known | null> {
+    const key = keyOf(path)
+    const { files, heldSinceMs } = this.#options
+    const known =
+      expect === undefined || this.#lines.goneBy(path)
+        ? undefined
+        : files.askedSince(heldSinceMs, { key, etag: expect })
+    return known ?? this.#files.head(key, this.#signal)
   }
 
   async #tagAt(path: Path): Promise<string | null> {

@@ -21,6 +21,7 @@ export class ObjectsShape implements Shape<TreeChange> {
   readonly #before = new Map<Path, Version>()
   /** The batch that this process has begun to apply, and before which it knows that nobody has. */
   #first = ''
+  #heldSinceMs = 0
 
   constructor(files: ObjectFiles, options: RollforwardOptions) {
     this.#files = files
@@ -41,6 +42,7 @@ export class ObjectsShape implements Shape<TreeChange> {
     this.#packer.forget()
     this.#before.clear()
     this.#first = ''
+    this.#heldSinceMs = this.#files.nowMs() + 1
     return false
   }
 
@@ -93,7 +95,7 @@ export class ObjectsShape implements Shape<TreeChange> {
     }
     this.#first = ''
     const onReplace = (path: Path, version: Version) => this.#before.set(path, version)
-    return applyObjects({ files: this.#files, intent, turn, parallel, onReplace })
+    return applyObjects({ files: this.#files, intent, turn, parallel, heldSinceMs: this.#heldSinceMs, onReplace })
   }
 
   async clear({ epoch, batch }: IntentRecord<TreeChange>, signal?: AbortSignal): Promise<void> {

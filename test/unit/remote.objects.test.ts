@@ -156,6 +156,19 @@ describe('what a batch sends', () => {
     expect((await objects.list({ prefix: '.pageferry/stage/' })).objects).toEqual([])
   })
 
+  test('a small file that is known costs one request, new or not, besides those of the chain', async () => {
+    const { remote, requests } = counted(memObjects())
+    const { commit } = await opened(remote)
+    let version: string | null = null
+    for (const text of ['new', 'old', 'older']) {
+      for (const method of Object.keys(requests)) requests[method] = 0
+      const { versions } = await commit(put('a', text, { expect: version }))
+      version = versions[0][1]
+      // The intent, the object, `done`.
+      expect([requests.put, requests.head ?? 0, requests.get ?? 0]).toEqual([3, 0, 0])
+    }
+  })
+
   test('a directory with many objects moves, those that no mount shows with it', async () => {
     const objects = memObjects()
     const count = 5_600
