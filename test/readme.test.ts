@@ -7,7 +7,14 @@ import { mountOptionRows } from '../src/options.js'
 
 const project = resolve(import.meta.dirname, '..')
 const textOf = (path: string) => readFileSync(join(project, path), 'utf8')
-const documents = ['README.md', 'CHANGELOG.md', 'docs/ARCHITECTURE.md', 'docs/SEMANTICS.md', 'docs/REMOTES.md']
+const documents = [
+  'README.md',
+  'CHANGELOG.md',
+  'docs/ARCHITECTURE.md',
+  'docs/SEMANTICS.md',
+  'docs/REMOTES.md',
+  'docs/S3.md',
+]
 
 describe('README.md', () => {
   const readme = textOf('README.md')

@@ -381,6 +381,12 @@ export class Push {
   #finish(outcome: Outcome, inodes: Map<string, Ino>) {
     const { state } = this
     const ino = (path: string) => inodes.get(path) ?? 0
+    for (const [path] of outcome.versions) {
+      const inode = inodes.has(path) ? null : state.atFlightPath(path)
+      if (!inode) continue
+      state.ensureKnown(inode)
+      inodes.set(path, inode.ino)
+    }
     const atMs = state.now.ms()
     const conflicts: CommittedRecord[2] = []
     for (const { path, keptAs } of outcome.conflicts) {

@@ -109,6 +109,10 @@ export class TreeState {
     return inode
   }
 
+  #isKnown(ino: Ino): boolean {
+    return this.inodes.has(ino) || (!this.gone.has(ino) && this.database.inode(ino) !== undefined)
+  }
+
   directory(ino: Ino): Inode {
     const inode = this.inode(ino)
     if (!inode.isDirectory) throw new FerryError('NOT_DIRECTORY')
@@ -464,6 +468,13 @@ export class TreeState {
       } else if (inode.isFile) inode.version = versions.get(inode.ino) ?? inode.version
       this.persist(inode)
     }
+    // Where a move makes another version, so has what lies in a directory that moved.
+    for (const [ino, version] of versions) {
+      if (flight.inodes.has(ino) || !this.#isKnown(ino)) continue
+      const inode = this.inode(ino)
+      inode.version = version
+      this.persist(inode)
+    }
     for (const row of flight.rows) {
       if (this.chunks.flight[row] === 0) continue
       if (refused.has(this.chunks.ino[row])) continue
@@ -549,6 +560,28 @@ export class TreeState {
     if (inode.remoteParent === -1) return orphanPath(inode.ino)
     const parent = this.remotePath(this.inode(inode.remoteParent))
     return parent === null ? null : join(parent, inode.remoteName)
+  }
+
+  /** Who has this path at the remote once the flight is there; null: nobody whom we know. */
+  atFlightPath(path: string): Inode | null {
+    let inode = this.inode(ROOT)
+    for (const name of path.split('/')) {
+      const { ino } = inode
+      const changed = this.flight?.names.get(nameKey(ino, name))
+      const isNext = (child: Inode) => {
+        const { flightParent, flightName, remoteParent, remoteName } = child
+        if (this.flight?.inodes.has(child.ino)) return flightParent === ino && flightName === name
+        // The flight takes this name from it.
+        return remoteParent === ino && remoteName === name && changed?.base !== child.ino
+      }
+      const dentry = this.children(inode).get(name)
+      const now = dentry && this.inode(dentry.ino)
+      // What got another name since the cut is in memory.
+      const next = now && isNext(now) ? now : [...this.inodes.values()].find(isNext)
+      if (!next) return null
+      inode = next
+    }
+    return inode
   }
 
   /** The path now; null: it has no name. */

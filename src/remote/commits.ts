@@ -45,7 +45,10 @@ export interface Batch<Change> {
 
 /** What became of a batch when it was applied. Paths are those after the batch. */
 export interface Outcome {
-  /** The versions that files have now which were put or patched, or got attributes while they were what was expected. */
+  /**
+   * The versions that files have now which were put or patched, or got attributes while they were what was expected. Where a move
+   * makes another version: also of what was moved, and of what lies in it.
+   */
   versions: [path: string, version: string][]
   /** Somebody else had changed these: theirs kept the name, ours is at `keptAs`. */
   conflicts: { path: string; keptAs: string }[]

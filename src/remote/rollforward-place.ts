@@ -142,7 +142,7 @@ export class Placement {
 }
 
 /** What was added to a name stays, and so much of the name as the remote can hold with it. */
-function fitting(wanted: Path, path: Path, nameBytesMax: number): Path {
+export function fitting(wanted: Path, path: Path, nameBytesMax: number): Path {
   const name = lastName(wanted)
   const excess = name.length - nameBytesMax
   const own = lastName(path)

@@ -7,6 +7,7 @@ import type { Ino, Maybe } from '../../src/cache/filesystem.js'
 import type { Storage } from '../../src/cache/storage.js'
 import type { TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
 import { diskStorage } from '../../src/linux/storage.js'
+import type { Objects } from '../../src/remote/objects.js'
 import { rollforward } from '../../src/remote/rollforward.js'
 import type { Tree } from '../../src/remote/tree.js'
 
@@ -45,11 +46,12 @@ export function temporaryDirectory(): string {
 }
 
 export async function openEngine(
-  remote: Tree,
+  remote: Tree | Objects,
   cacheDir: string,
   changes: Partial<TreeCacheOptions> = {},
 ): Promise<TreeCache> {
-  return openTreeCache(rollforward(remote), engineOptions(cacheDir, changes))
+  const committing = remote.shape === 'objects' ? rollforward(remote) : rollforward(remote)
+  return openTreeCache(committing, engineOptions(cacheDir, changes))
 }
 
 /** Everything below an inode: path -> what it is. */

@@ -4,6 +4,7 @@ import fs from 'node:fs'
 import { afterAll, describe, expect, test } from '@jest/globals'
 import type { Ino } from '../../src/cache/filesystem.js'
 import type { TreeCache } from '../../src/cache/tree-cache.js'
+import { memObjects } from '../../src/remote/mem-objects.js'
 import { memTree } from '../../src/remote/mem-tree.js'
 import { openEngine, snapshot, temporaryDirectory } from './engine-harness.js'
 
@@ -180,12 +181,18 @@ async function step(cache: TreeCache, model: Model, random: (below: number) => n
 const first = seedOf(process.env.SEED, 1)
 const rounds = process.env.SEED ? 1 : process.env.PAGEFERRY_LONG ? 200 : 12
 
-describe('the engine against a model', () => {
+/** Parts are small, so that there are objects of several, whose tags change when they move. */
+const remotes = {
+  tree: () => memTree(),
+  objects: () => memObjects({ capabilities: { partBytesMin: 2_000 } }),
+}
+
+describe.each(['tree', 'objects'] as const)('the engine against a model, its remote: %s', kind => {
   test.each(Array.from({ length: rounds }, (_, n) => first + n))(
     'random operations, sync, crash and replay, evict, empty cache; seed %d',
     async seed => {
       const random = randomOf(seed * 7919)
-      const remote = memTree()
+      const remote = remotes[kind]()
       let directory = cacheDir()
       let cache = await openEngine(remote, directory)
       const model: Model = new Map()
@@ -237,7 +244,9 @@ describe('the engine against a model', () => {
       }
     },
   )
+})
 
+describe('the engine', () => {
   test('what was removed does not come back from the database before the checkpoint that removes it there', async () => {
     const cache = await openEngine(memTree(), cacheDir())
     const node = { mode: DIRECTORY, uid: 0, gid: 0 }

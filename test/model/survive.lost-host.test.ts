@@ -15,7 +15,9 @@ import type { TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
 import { diskStorage } from '../../src/linux/storage.js'
 import { faulty } from '../../src/remote/faulty.js'
 import { fileTree } from '../../src/remote/file-tree.js'
+import { memObjects } from '../../src/remote/mem-objects.js'
 import { memTree } from '../../src/remote/mem-tree.js'
+import type { Objects } from '../../src/remote/objects.js'
 import { rollforward } from '../../src/remote/rollforward.js'
 import type { Tree } from '../../src/remote/tree.js'
 import { wrap } from '../../src/remote/wrap.js'
@@ -65,7 +67,7 @@ function watched(storage: Storage, onCut: (held: Ino[]) => void): Storage {
 }
 
 /** A remote that takes its time, so that programs go on while batches are on their way. */
-function slow(remote: Tree, turns: () => number) {
+function slow<R extends Tree | Objects>(remote: R, turns: () => number) {
   const calls = { running: 0 }
   return wrap(
     remote,
@@ -99,16 +101,23 @@ interface Bounds {
   synced: number
 }
 
-async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
+type Far = 'mem' | 'file' | 'objects'
+
+async function survive(seed: number, kind: Far, history: string[]) {
   const draw = random(seed)
   const turns = random(seed + 2)
   keepOnly()
   const far = directory()
-  const remote = kind === 'mem' ? memTree() : await fileTree(far)
-  const program = new Program(seed + 1, { hardLinks: draw.chance(0.5), opens: draw.chance(0.7) })
+  // Parts are small, so that there are objects of several.
+  const objects = () => memObjects({ capabilities: { partBytesMin: 4_096 } })
+  const remote = kind === 'mem' ? memTree() : kind === 'objects' ? objects() : await fileTree(far)
+  const program = new Program(seed + 1, {
+    hardLinks: draw.chance(0.5) && kind !== 'objects',
+    opens: draw.chance(0.7),
+  })
   let cacheDir = directory()
   program.log = history
-  const open = (tree: Tree, bounds?: Bounds, changes: Partial<TreeCacheOptions> = {}): Promise<TreeCache> => {
+  const open = (tree: Tree | Objects, bounds?: Bounds, changes: Partial<TreeCacheOptions> = {}): Promise<TreeCache> => {
     const storage = watched(diskStorage(cacheDir), held => {
       const cut = program.cut(held)
       bounds?.cuts.push(cut)
@@ -116,7 +125,7 @@ async function survive(seed: number, kind: 'mem' | 'file', history: string[]) {
       if (program.busy) bounds?.cuts.push({ ...cut, count: cut.count + 1 })
     })
     return openTreeCache(
-      told(rollforward(tree), program),
+      told(tree.shape === 'objects' ? rollforward(tree) : rollforward(tree), program),
       engineOptions(cacheDir, { storage, deadlineMs: 300, identity: identityOf(cacheDir), ...changes }),
     )
   }
@@ -233,7 +242,7 @@ let stuck = () => ''
 const SEED_MS_MAX = 30_000
 
 /** A seed that hangs fails, with the last that it did. */
-async function inTime(seed: number, kind: 'mem' | 'file') {
+async function inTime(seed: number, kind: Far) {
   const history: string[] = []
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<never>((_, reject) => {
@@ -259,7 +268,8 @@ describe('the host is lost, or the process', () => {
     const failed: string[] = []
     for (const seed of seeds) {
       try {
-        await inTime(seed, process.env.KIND === 'file' || (!given && seed % 10 === 0) ? 'file' : 'mem')
+        const kind = given ? 'mem' : seed % 10 === 0 ? 'file' : seed % 3 === 0 ? 'objects' : 'mem'
+        await inTime(seed, (process.env.KIND as Far | undefined) ?? kind)
       } catch (error) {
         failed.push((error as Error).message)
         if (failed.length >= 3) break

@@ -2,10 +2,10 @@
 import { constants } from 'node:fs'
 import { describe, expect, test } from '@jest/globals'
 import type { Commits, Outcome } from '../../src/remote/commits.js'
-import { rollforward } from '../../src/remote/rollforward.js'
 import type { Attributes, Path, Tree, TreeChange } from '../../src/remote/tree.js'
 import { claimOf, type TreeFixture } from './commits.js'
 import { Crashed, faults } from './commits-faults.js'
+import { committing } from './commits-objects.js'
 
 const { S_IFREG, S_IFDIR } = constants
 const ATTRIBUTES: Attributes = { mode: S_IFREG | 0o644, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 5_000_000_000n }
@@ -248,6 +248,7 @@ const cases: Record<string, Case> = {
     theirs: tree => other.write(tree, 'b', 'theirs'),
     left: { a: 'ours', b: 'theirs' },
     conflicts: [{ path: 'b', keptAs: 'a' }],
+    links: true,
   },
   'a name that a batch frees is taken at once': {
     given: { a: 'a', b: 'b' },
@@ -280,7 +281,7 @@ const cases: Record<string, Case> = {
 const byPath = <T extends { path: string }>(items: T[]) =>
   [...items].sort((one, other) => (one.path < other.path ? -1 : 1))
 
-const opener = (tree: Tree): Remote => rollforward(tree, { now: () => 0, alive: () => false, refreshMs: 0 })
+const opener = (tree: Tree): Remote => committing(tree, { now: () => 0, alive: () => false, refreshMs: 0 })
 
 async function all(tree: Tree): Promise<Record<Path, string | null>> {
   const found: Record<Path, string | null> = {}

@@ -9,6 +9,7 @@ import type { Tree } from '../../src/remote/tree.js'
 const STEPS = new Set([
   ...['write', 'truncate', 'punch', 'make', 'link', 'rename', 'remove', 'setAttributes', 'setXattrs'],
   ...['put', 'trim'],
+  ...['copy', 'removeAll', 'beginUpload', 'uploadPart', 'copyPart', 'completeUpload', 'abortUpload'],
 ])
 
 export class Crashed extends Error {}
@@ -35,7 +36,7 @@ function gated(gate: Gate): { fault: Fault; steps: Steps } {
     new Proxy(target, {
       get(_, key) {
         const value = Reflect.get(target, key) as unknown
-        if (key === 'hidden') return wrap(value as object)
+        if (key === 'hidden' || key === 'objects') return wrap(value as object)
         if (typeof value !== 'function') return value
         return async (...args: unknown[]) => {
           const name = String(key)

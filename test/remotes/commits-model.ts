@@ -1,7 +1,7 @@
 // A naive tree, random programs on it, and the net change between two of its states: what an engine would commit.
 import { constants } from 'node:fs'
 import type { Random } from '../../src/base/random.js'
-import type { Attributes, Content, Entry, Path, Tree, TreeChange } from '../../src/remote/tree.js'
+import type { Attributes, Content, Entry, Path, Tree, TreeCapabilities, TreeChange } from '../../src/remote/tree.js'
 
 const { S_IFMT, S_IFDIR, S_IFREG, S_IFLNK, S_IFIFO } = constants
 
@@ -123,12 +123,16 @@ export class Model {
 
 const NAMES = ['a', 'b', 'c', 'd', 'e']
 
+/** What there can be besides files and directories. */
+export type Kinds = Pick<TreeCapabilities, 'hardLinks' | 'symlinks' | 'specialFiles'>
+const ALL: Kinds = { hardLinks: true, symlinks: true, specialFiles: true }
+
 /** A few random operations, as a program would do them. */
-export function mutate(model: Model, random: Random, count: number, links = true): void {
-  for (let done = 0, tries = 0; done < count && tries < count * 20; tries++) if (once(model, random, links)) done++
+export function mutate(model: Model, random: Random, count: number, kinds = ALL): void {
+  for (let done = 0, tries = 0; done < count && tries < count * 20; tries++) if (once(model, random, kinds)) done++
 }
 
-function once(model: Model, random: Random, links: boolean): boolean {
+function once(model: Model, random: Random, { hardLinks, symlinks, specialFiles }: Kinds): boolean {
   const nodes = [...model.walk()].filter(([path]) => path !== '')
   const directories = model.directories()
   const fresh = () => {
@@ -144,7 +148,13 @@ function once(model: Model, random: Random, links: boolean): boolean {
       if (model.at(path)) return false
       const kind = random.below(10)
       const mode =
-        kind < 5 ? S_IFREG | 0o644 : kind < 8 ? S_IFDIR | 0o755 : kind < 9 && links ? S_IFLNK | 0o777 : S_IFIFO | 0o600
+        kind < 5
+          ? S_IFREG | 0o644
+          : kind < 8
+            ? S_IFDIR | 0o755
+            : symlinks && (kind < 9 || !specialFiles)
+              ? S_IFLNK | 0o777
+              : S_IFIFO | 0o600
       const node = model.make(path, mode)
       if ((mode & S_IFMT) === S_IFLNK) node.link = `to-${random.below(100)}`
       if (isFile(node)) model.write(node, 0, random.bytes(random.below(200)))
@@ -205,7 +215,7 @@ function once(model: Model, random: Random, links: boolean): boolean {
     case 8: {
       const [, node] = some() ?? []
       const path = fresh()
-      if (!links || !node || node.names || model.at(path)) return false
+      if (!hardLinks || !node || node.names || model.at(path)) return false
       model.place(path, node)
       return true
     }

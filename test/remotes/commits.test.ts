@@ -8,8 +8,10 @@ import { fileBlob } from '../../src/remote/file-blob.js'
 import { fileStore, fileStoreBeside } from '../../src/remote/file-store.js'
 import { fileTree } from '../../src/remote/file-tree.js'
 import { memBlob } from '../../src/remote/mem-blob.js'
+import { memObjects } from '../../src/remote/mem-objects.js'
 import { memStore } from '../../src/remote/mem-store.js'
 import { type MemTree, memTree } from '../../src/remote/mem-tree.js'
+import type { ObjectsCapabilities } from '../../src/remote/objects.js'
 import { rollforward } from '../../src/remote/rollforward.js'
 import type { Store } from '../../src/remote/store.js'
 import type { TreeCapabilities, TreeChange } from '../../src/remote/tree.js'
@@ -17,6 +19,7 @@ import { claimOf, treeSuite } from './commits.js'
 import { conflictSuite } from './commits-conflicts.js'
 import { Crashed, faults } from './commits-faults.js'
 import { blobKind, flatSuite, storeKind } from './commits-flat.js'
+import { handTree } from './commits-objects.js'
 import { powered } from './commits-power.js'
 
 /** More of the same by hand: ROUNDS=100 SEED=1. */
@@ -31,6 +34,18 @@ const openMem = (capabilities: Partial<TreeCapabilities>) => async () => {
   }
   return { tree, keep, dispose: () => tree.close() }
 }
+
+/** Parts are so small that the files of the suite are sent in several. */
+const openObjects =
+  (capabilities: Partial<ObjectsCapabilities> = {}) =>
+  async () => {
+    const objects = memObjects({ capabilities: { partBytesMin: 16, ...capabilities } })
+    const keep = () => {
+      const snapshot = objects.snapshot()
+      return () => objects.restore(snapshot)
+    }
+    return { tree: handTree(objects), keep, dispose: () => objects.close() }
+  }
 
 /** In memory too, where that can be had, but by way of the kernel. */
 const freshDirectory = () => mkdtemp(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'pageferry-commits-'))
@@ -64,8 +79,31 @@ treeSuite('mem without links', {
 })
 treeSuite('file', { open: openFile, batches: 2 * ROUNDS, operations: 8, share: 0.3, fencedDirectories: true })
 
+treeSuite('objects', {
+  open: openObjects(),
+  batches: 4 * ROUNDS,
+  operations: 8,
+  share: 0.5,
+  fencedDirectories: false,
+})
+treeSuite('objects with conditions on puts alone', {
+  open: openObjects({ completeIf: false, copyIf: false, removeIfMatch: false }),
+  batches: 2 * ROUNDS,
+  operations: 8,
+  share: 0.3,
+  fencedDirectories: false,
+})
+treeSuite('objects with a condition on absence alone', {
+  open: openObjects({ putIfMatch: false, completeIf: false, copyIf: false, removeIfMatch: false }),
+  batches: 2 * ROUNDS,
+  operations: 8,
+  share: 0.3,
+  fencedDirectories: false,
+})
+
 conflictSuite('mem', openMem({}), { share: 1, links: true })
 conflictSuite('mem without links', openMem({ hardLinks: false }), { share: 0.34, links: false })
+conflictSuite('objects', openObjects(), { share: 1, links: false })
 conflictSuite('file', openFile, { share: 0.15, links: true })
 
 describe('file: a write that is on its way when the lease is lost', () => {

@@ -3,10 +3,10 @@ import { describe, expect, test } from '@jest/globals'
 import { type FerryError, isFerryError } from '../../src/base/errors.js'
 import { freshSeed, type Random, random as randomOf } from '../../src/base/random.js'
 import type { Claim, Commits } from '../../src/remote/commits.js'
-import { rollforward } from '../../src/remote/rollforward.js'
 import type { Tree, TreeChange } from '../../src/remote/tree.js'
 import { Crashed, faults } from './commits-faults.js'
 import { diff, look, Model, mutate, type NetChange, type Picture, pictureOf } from './commits-model.js'
+import { committing, loose, without } from './commits-objects.js'
 import type { Powered } from './commits-power.js'
 
 export const SEED = Number(process.env.SEED ?? freshSeed())
@@ -40,7 +40,7 @@ export const claimOf = (writer: string, more: Partial<Claim> = {}): Claim => ({
 type Committing = Tree & Commits<TreeChange>
 
 /** A process that opens the tree; all before it are dead. */
-const opener = (tree: Tree, now = () => 0): Committing => rollforward(tree, { now, alive: () => false, refreshMs: 0 })
+const opener = (tree: Tree, now = () => 0): Committing => committing(tree, { now, alive: () => false, refreshMs: 0 })
 
 async function send(remote: Committing, writer: string, number: number, { changes, staged }: NetChange): Promise<void> {
   for (const { id, at, bytes } of staged) await remote.stage(number, id, at, bytes)
@@ -80,8 +80,6 @@ async function tidy(tree: Tree): Promise<string[]> {
   return left
 }
 
-const hasLinks = ({ capabilities }: Tree) => capabilities.hardLinks && capabilities.symlinks
-
 interface Scene {
   fixture: TreeFixture
   before: Model
@@ -100,7 +98,7 @@ async function* scenes({ open, batches, operations }: TreeSuiteOptions, seed: nu
     const build = async () => {
       const random = randomOf(seed * 1_000 + round)
       const before = new Model()
-      mutate(before, random, 12, hasLinks(fixture.tree))
+      mutate(before, random, 12, fixture.tree.capabilities)
       const first = opener(fixture.tree)
       await first.claim(claimOf('w', { pid: DEAD }))
       await send(first, 'w', 1, diff(new Model(), before, { random, versions: new Map() }))
@@ -108,7 +106,7 @@ async function* scenes({ open, batches, operations }: TreeSuiteOptions, seed: nu
       const { picture, versions } = await look(first)
       expect(withoutRoot(picture)).toEqual(withoutRoot(pictureOf(before)))
       const after = before.clone()
-      mutate(after, random, operations, hasLinks(fixture.tree))
+      mutate(after, random, operations, fixture.tree.capabilities)
       after.root.mtimeNs = after.tick()
       return {
         fixture,
@@ -220,14 +218,14 @@ export function treeSuite(name: string, options: TreeSuiteOptions): void {
         const { fixture, after, net, number, random } = scene
         const { fault } = faults.slow(random)
         let clock = 0
-        const writer = rollforward(fault(fixture.tree), { now: () => clock, alive })
+        const writer = committing(fault(fixture.tree), { now: () => clock, alive })
         await writer.claim(claimOf('w'))
         await send(writer, 'w', number, net)
         const reader = opener(faults.slow(random).fault(fixture.tree))
         await reader.stat('')
         const settling = writer.settle().catch((error: unknown) => error)
         for (let turns = random.below(150); turns > 0; turns--) await new Promise(resolve => setImmediate(resolve))
-        const heir = rollforward(faults.slow(random).fault(fixture.tree), {
+        const heir = committing(faults.slow(random).fault(fixture.tree), {
           ...{ now: () => clock, alive },
           sleep: async () => {
             clock += 11_000
@@ -383,7 +381,7 @@ async function overtaken(scene: Scene, sleepAt: number, fencedDirectories: boole
   const { tree } = fixture
   let clock = 0
   const { fault, steps, wake, fellAsleep } = faults.sleeping(sleepAt)
-  const old = rollforward(fault(tree), { now: () => clock, alive, sleep: async () => {} })
+  const old = committing(fault(tree), { now: () => clock, alive, sleep: async () => {} })
   let committed = false
   const run = (async () => {
     await old.claim(claimOf('w'))
@@ -397,7 +395,7 @@ async function overtaken(scene: Scene, sleepAt: number, fencedDirectories: boole
     expect(await run).toBeNull()
     return false
   }
-  const heir = rollforward(tree, { now: () => clock, alive, sleep: async () => {} })
+  const heir = committing(tree, { now: () => clock, alive, sleep: async () => {} })
   const { epoch, batch } = await heir.claim(claimOf('heir', { pid: 2, takeOver: true }))
   expect(batch).toBeNull()
   const found = await look(heir)
@@ -407,7 +405,7 @@ async function overtaken(scene: Scene, sleepAt: number, fencedDirectories: boole
   // The heir goes on, so that whatever the old one still does would show.
   const from = asAfter ? after : before
   const next = from.clone()
-  mutate(next, random, 6, hasLinks(tree))
+  mutate(next, random, 6, tree.capabilities)
   for (const [, node] of next.walk()) {
     if (node.link === undefined) node.mode ^= 0o001
     if (node.bytes.length) next.write(node, 0, random.bytes(node.bytes.length))
@@ -426,7 +424,8 @@ async function overtaken(scene: Scene, sleepAt: number, fencedDirectories: boole
   else expect(committed).toBe(true)
   const exempt = begun.some(step => unfenced(step, fencedDirectories))
   if (!tree.capabilities.hardLinks && begun.some(unfencedBytes)) return true
-  const rest = (picture: Picture) => (exempt ? picture.map(withoutAttributes) : picture)
+  const late = loose(begun, seen)
+  const rest = (picture: Picture) => without(exempt ? picture.map(withoutAttributes) : picture, late)
   await at(scene, `it had begun ${begun}; then came ${steps.log.slice(count)}`, async () => {
     expect(rest((await look(tree)).picture)).toEqual(rest(seen))
   })
@@ -463,7 +462,7 @@ async function recovered(
   if (!random.chance(0.2)) return
   const from = batch === number ? after : before
   const next = from.clone()
-  mutate(next, random, 3, hasLinks(tree))
+  mutate(next, random, 3, tree.capabilities)
   next.root.mtimeNs = next.tick()
   await send(writer, 'w', batch! + 1, diff(from.clone(), next, { random, versions: versionsOf(from, versions) }))
   expect(await writer.settle()).toMatchObject({ conflicts: [], refused: [] })

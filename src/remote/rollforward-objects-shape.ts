@@ -1,0 +1,109 @@
+// What a bucket does with a batch: staged bytes are packed into objects of the stage, and the server makes files of them.
+import type { Batch, Claim, Outcome } from './commits.js'
+import type { IntentRecord, Refusal } from './intent.js'
+import type { ObjectFiles } from './object-files.js'
+import { keyOf } from './object-keys.js'
+import type { Key } from './objects.js'
+import type { Shape, Turn } from './rollforward-commits.js'
+import { applyObjects } from './rollforward-objects-apply.js'
+import { abortUploadsOf, clearObjects, ObjectPacker } from './rollforward-objects-stage.js'
+import type { RollforwardOptions } from './rollforward-options.js'
+import { isHiddenPath, ORPHANS } from './rollforward-plan.js'
+import type { Path, TreeChange, Version } from './tree.js'
+
+const REMOVES_MAX = 1_000
+
+export class ObjectsShape implements Shape<TreeChange> {
+  readonly #files: ObjectFiles
+  readonly #options: RollforwardOptions
+  readonly #packer: ObjectPacker
+  /** Versions that files had before the newest batch replaced them by what keeps their bytes. */
+  readonly #before = new Map<Path, Version>()
+  /** The batch that this process has begun to apply, and before which it knows that nobody has. */
+  #first = ''
+  #heldSinceMs = 0
+
+  constructor(files: ObjectFiles, options: RollforwardOptions) {
+    this.#files = files
+    this.#options = options
+    this.#packer = new ObjectPacker(files.objects)
+  }
+
+  /**
+   * Whether a version is what the writer knew of a file that its newest batch changes: what it reads of that file, which can only be
+   * what it has not changed, is the same in the new version, whose name it may not know yet.
+   */
+  isBefore(path: Path, version: Version | undefined): boolean {
+    return version !== undefined && this.#before.get(path) === version
+  }
+
+  /** A request of a former holder that is on its way is not stopped by anything but its conditions. */
+  async open(): Promise<boolean> {
+    this.#packer.forget()
+    this.#before.clear()
+    this.#first = ''
+    this.#heldSinceMs = this.#files.nowMs() + 1
+    return false
+  }
+
+  async sweep({ epoch, guard, signal }: Turn, claim: Claim, previous: Claim | null): Promise<void> {
+    // Nobody has open any more what another writer kept for those who had.
+    if (previous?.writer !== claim.writer) await this.#sweepOrphans(guard, signal)
+    await clearObjects(this.#files.objects, { epoch, batch: 0 }, signal)
+  }
+
+  async #sweepOrphans(guard: () => Promise<void>, signal?: AbortSignal): Promise<void> {
+    for await (const page of this.#files.below(`${keyOf(ORPHANS)}/`, signal))
+      for (let from = 0; from < page.length; from += REMOVES_MAX) {
+        const keys: Key[] = page.slice(from, from + REMOVES_MAX).map(({ key }) => key)
+        await guard()
+        await this.#files.objects.removeAll(keys, signal)
+      }
+  }
+
+  stage(epoch: number, batch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {
+    return this.#packer.add(epoch, batch, { id, at, bytes: from }, signal)
+  }
+
+  async complete(epoch: number, { number, changes }: Batch<TreeChange>, signal?: AbortSignal) {
+    const staged = changes.flatMap(change =>
+      (change.do === 'put' || change.do === 'patch') && 'staged' in change.content ? [change.content.staged] : [],
+    )
+    const named = new Set(staged)
+    const packed = (await this.#packer.flush(number, signal)).filter(([id]) => named.has(id))
+    const refused = changes.flatMap((change, index): Refusal[] => {
+      if (change.do === 'link') return [[index, 'UNSUPPORTED', 'a bucket has no hard links']]
+      const kept = namesOf(change).find(isHiddenPath)
+      return kept === undefined ? [] : [[index, 'NOT_PERMITTED', `${kept} is kept for pageferry itself`]]
+    })
+    this.#first = attemptOf({ epoch, batch: number })
+    return { refused, packed }
+  }
+
+  committed(changes: TreeChange[]): void {
+    this.#before.clear()
+    for (const change of changes)
+      if (change.do === 'patch' && change.expect !== undefined) this.#before.set(change.path, change.expect)
+  }
+
+  async apply(intent: IntentRecord<TreeChange>, turn: Turn): Promise<Outcome> {
+    const { parallel } = this.#options
+    // What others, or we ourselves in vain, have begun to upload is not completed any more.
+    if (this.#first !== attemptOf(intent)) {
+      await turn.check()
+      await abortUploadsOf(this.#files.objects, intent, turn.signal)
+    }
+    this.#first = ''
+    const onReplace = (path: Path, version: Version) => this.#before.set(path, version)
+    return applyObjects({ files: this.#files, intent, turn, parallel, heldSinceMs: this.#heldSinceMs, onReplace })
+  }
+
+  async clear({ epoch, batch }: IntentRecord<TreeChange>, signal?: AbortSignal): Promise<void> {
+    this.#packer.forget(batch)
+    await clearObjects(this.#files.objects, { epoch, batch }, signal)
+  }
+}
+
+const attemptOf = ({ epoch, batch }: { epoch: number; batch: number }) => `${epoch} ${batch}`
+
+const namesOf = (change: TreeChange): Path[] => (change.do === 'move' ? [change.from, change.to] : [change.path])
