@@ -32,6 +32,7 @@ export type Mount = Pick<
   | 'mountpoint'
   | 'mounted'
   | 'hidden'
+  | 'failure'
   | 'ended'
   | 'status'
   | 'measure'
@@ -149,6 +150,8 @@ export class Daemon {
     const abort = new AbortController()
     this.#draining = abort
     log.info(`${this.#mount.mountpoint} was unmounted`)
+    const failure = await this.#mount.failure()
+    if (failure) return this.#end.reject(failure)
     try {
       await this.#mount.sync({ signal: abort.signal })
     } catch (error) {

@@ -7,7 +7,7 @@ import { orAborted, throwIfAborted } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { logger } from './base/log.js'
 import type { CacheDir } from './cache/cache-dir.js'
-import type { Lag, TreeCache, TreeCacheOptions } from './cache/tree-cache.js'
+import type { Lag, TreeCacheOptions } from './cache/tree-cache.js'
 import { claimCacheDir, defaultCacheDir } from './cache-dir.js'
 import { driverOf } from './fs/driver.js'
 import type { MountOptions as DoorOptions, Mounted } from './fs/mount.js'
@@ -36,16 +36,20 @@ const NOTE_MS = 1000
  * @throws FerryError USAGE (an option or the URL is wrong), NOT_FOUND, NOT_DIRECTORY, NOT_EMPTY (the mount point), NOT_PERMITTED,
  *   BUSY (the mount point or the cache directory is in use), LEASE_HELD (another writer has the remote), UNREACHABLE, ABORTED
  */
-export function mountTree(
+export async function mountTree(
   url: string,
   mountpoint: string,
   options: MountOptions = {},
   signal?: AbortSignal,
 ): Promise<MountedTree> {
-  return mountWith(url, mountpoint, mountSettings(options), signal)
+  const mount = await mountWith(url, mountpoint, mountSettings(options), signal)
+  const failure = await mount.failure()
+  if (!failure) return mount
+  await mount.close()
+  throw failure
 }
 
-/** The same with options that were checked before. */
+/** The same with options that were checked before, and while the journal is still being replayed (see `failure`). */
 export async function mountWith(
   url: string,
   mountpoint: string,
@@ -71,41 +75,40 @@ export async function mountWith(
     const cacheDir = await claimCacheDir(path, { remote: remote.url, registry, signal })
     opened.unshift(cacheDir)
 
-    const cache = await unlessAborted(beginTreeCache(remote, engineOptions(settings, cacheDir)), signal)
-    let door: Mounted
+    const cache = await beginTreeCache(remote, engineOptions(settings, cacheDir), signal)
+    let door: Mounted | undefined
     try {
-      throwIfAborted(signal)
       const driver = await driverOf(settings.driver)
-      const options = { ...doorOptions(settings, remote), begins: cache.replayed }
+      const options = { ...doorOptions(settings, remote), begins: orAborted(cache.replayed, signal) }
       door = await driver.mount({ fs: cache, mountpoint: point, options })
+      throwIfAborted(signal)
     } catch (error) {
+      await door?.[Symbol.asyncDispose]()
       await cache.close()
       throw error
     }
     const journal = { remote: remote.url, cacheDir: path }
-    const note = settings.readOnly ? undefined : keepNoted(registry, journal, () => cache.status().lag)
+    let note: ReturnType<typeof keepNoted> | undefined
+    // What half of a journal says is unsent is not worth a note: the last one stands until then.
+    const noting = cache.replayed.then(
+      () => {
+        if (!settings.readOnly) note = keepNoted(registry, journal, () => cache.status().lag)
+      },
+      () => {},
+    )
     return new MountedTree({
       cache,
       door,
       cacheDir: path,
       remote: status,
       release: async lag => {
+        await noting
         await note?.close(lag)
         await closeOpened()
       },
     })
   } catch (error) {
     await closeOpened().catch(error => log.warn('not everything could be closed', { error }))
-    throw error
-  }
-}
-
-/** Opening may wait for another writer's lease to run out; `signal` gives that up. */
-async function unlessAborted(opening: Promise<TreeCache>, signal: AbortSignal | undefined): Promise<TreeCache> {
-  try {
-    return await orAborted(opening, signal)
-  } catch (error) {
-    void opening.then(cache => cache.close()).catch(() => {})
     throw error
   }
 }

@@ -107,6 +107,14 @@ export class MountedTree implements AsyncDisposable {
     return !this.#ended
   }
 
+  /** Resolves when the journal is replayed; with what stood in the way, if it cannot be: then the mount has ended, or will. */
+  failure(): Promise<FerryError | null> {
+    return this.#parts.cache.replayed.then(
+      () => null,
+      error => toFerryError(error),
+    )
+  }
+
   /** Out of sight, by umount(8) or umount -l, though programs may still use it. */
   get hidden(): boolean {
     const device = this.#device
@@ -185,6 +193,7 @@ export class MountedTree implements AsyncDisposable {
     await this.#leave(evenIfBusy)
     // The kernel may have had more, and programs could write until just now. From here there is no way back.
     if (!stopped) stopped = await send()
+    await this.measure()
     const { lag, batches } = this.status()
     // What the remote says is worth more than that we stopped waiting for it.
     const reason = batches.lastError ?? stopped?.message ?? null

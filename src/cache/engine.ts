@@ -1,7 +1,7 @@
 // A cached tree: what a front door asks, answered from the state at hand, from the journal's past, or from the remote.
 import fs from 'node:fs'
 import path from 'node:path'
-import { lasting } from '../base/async.js'
+import { lasting, throwIfAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { PAGE_BYTES } from '../chunk/geometry.js'
 import { HIDDEN, type Usage } from '../remote/tree.js'
@@ -73,13 +73,25 @@ export async function openTreeCache(remote: CommittingTree, options: TreeCacheOp
 }
 
 /** The same, while its journal is still being replayed: see `replayed`. */
-export async function beginTreeCache(remote: CommittingTree, options: TreeCacheOptions): Promise<TreeCache> {
+export async function beginTreeCache(
+  remote: CommittingTree,
+  options: TreeCacheOptions,
+  signal?: AbortSignal,
+): Promise<TreeCache> {
+  throwIfAborted(signal)
   const engine = new Engine(remote, options)
+  const giveUp = () => void engine.close().catch(() => {})
+  signal?.addEventListener('abort', giveUp, { once: true })
   try {
     await engine.open()
+    throwIfAborted(signal)
   } catch (error) {
+    // The directory is somebody else's only when nothing here touches it any more.
     await engine.close().catch(() => {})
+    throwIfAborted(signal)
     throw error
+  } finally {
+    signal?.removeEventListener('abort', giveUp)
   }
   return engine
 }
@@ -114,6 +126,7 @@ class Engine implements TreeCache {
   #listings = new Map<Ino, { after: number; rest: Iterator<[string, Dentry]> }>()
   #problems = new Map<string, string>()
   #closed = false
+  #closing: Promise<void> | undefined
   #background: Promise<void> = Promise.resolve()
   readonly #stop = lasting()
 
@@ -141,7 +154,7 @@ class Engine implements TreeCache {
     this.names = new Names(this.state)
     this.#memory = new MemoryBudget(options.memoryBytesMax)
     this.#room = new Room(this.state, this.#slots, options, {
-      poke: () => this.push.poke(),
+      poke: () => this.push.hurry(),
       send: signal => this.push.flush('settled', { signal }),
       checkpoint: () => this.#checkpoint(),
     })
@@ -367,8 +380,12 @@ class Engine implements TreeCache {
     this.#timers.push(retry.unref())
   }
 
-  async close(): Promise<void> {
-    if (this.#closed) return
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
     this.#closed = true
     for (const timer of this.#timers) clearInterval(timer)
     this.#claiming?.abort()
@@ -673,7 +690,7 @@ class Engine implements TreeCache {
     const isNew = inode.remoteParent === 0 && inode.size === 0
     if (inode.writers === 0) {
       inode.growing = inode.isFile && inode.flight === 0 && (inode.changed === 0 || isNew)
-      inode.grownSinceMs = inode.growing && isNew ? this.state.now.ms() : 0
+      inode.grownSinceMs = inode.changed === 0 ? 0 : inode.grownSinceMs || this.state.now.ms()
     }
     inode.writers++
   }

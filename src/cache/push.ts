@@ -71,7 +71,9 @@ export class Push {
   #waiters: Waiter[] = []
   #due = false
   /** What the last cut left open: so many operations; and whether files that grow are among it, whose time will come. */
-  #held = { operations: 0, growing: false }
+  #held = { operations: -1, growing: false }
+  /** The next cut leaves nothing out. */
+  #hurried = false
   #timer: NodeJS.Timeout | null = null
   #renewTimer: NodeJS.Timeout | null = null
   #wake: Deferred<void> = deferred()
@@ -98,19 +100,21 @@ export class Push {
     const claimed = await this.remote.claim(this.hooks.claim, signal)
     this.lease = { state: 'held', epoch: claimed.epoch }
     this.exclusive = claimed.exclusive ?? true
-    void this.hooks.replayed().then(
-      () => this.#catchUp(claimed),
-      () => {},
-    )
+    void this.#caught(claimed).catch(() => {})
     this.#renewTimer ??= setInterval(() => void this.#renew(), this.options.leaseMs / 3).unref()
     return claimed
+  }
+
+  /** Ends when it is done, the engine closes, or the lease is lost: nothing is sent before. */
+  async #caught(claimed: Claimed): Promise<void> {
+    await this.hooks.replayed()
+    await this.#insist(async () => this.#catchUp(claimed))
   }
 
   /** The batch that was on its way when an earlier process ended: committed, or part of the next one. */
   #catchUp(claimed: Claimed) {
     const { state } = this
     if (this.#caughtUp) return
-    this.#caughtUp = true
     if (state.flight) {
       if ((claimed.batch ?? 0) >= state.flightBatch)
         this.#finish(withUnknown(state, claimed.outcome ?? NOTHING), flightPaths(state))
@@ -123,7 +127,10 @@ export class Push {
     if (state.quarantine.size) {
       state.append(Kind.allowed, [])
       state.quarantine.clear()
+      // What was refused is open without having been counted again.
+      state.open.operations ||= state.open.inodes.size + state.open.names.size
     }
+    this.#caughtUp = true
     this.poke()
     this.#wake.resolve()
   }
@@ -139,6 +146,13 @@ export class Push {
     if (this.#isHeld && !this.#held.growing) return
     if (this.#isMuch) this.#cutNow()
     else this.#timer ??= setTimeout(() => this.#cutNow(), options.flushIntervalMs)
+  }
+
+  /** Somebody waits for room: a cut is due now. */
+  hurry(): void {
+    if (this.#closing || this.state.open.operations === 0 || (this.#isHeld && !this.#held.growing)) return
+    this.#hurried = true
+    this.#cutNow()
   }
 
   /** Nothing was changed since the last cut left something open. */
@@ -268,7 +282,8 @@ export class Push {
 
   #cut() {
     const { state } = this
-    const everything = this.#isMuch || this.#waiters.some(waiter => waiter.cut > this.#cuts)
+    const everything = this.#hurried || this.#isMuch || this.#waiters.some(waiter => waiter.cut > this.#cuts)
+    this.#hurried = false
     const growing = everything ? new Set<Ino>() : state.growing(this.options.delayMsMax)
     if (growing.size === 0 || !state.isOnly(growing)) {
       const number = state.batch + 1

@@ -345,14 +345,20 @@ export class TreeState {
    * appends. None whose name meant something else at the remote, or had another name there: names go with every batch.
    */
   growing(delayMsMax: number): Set<Ino> {
-    const since = this.now.ms() - delayMsMax
     const growing = new Set<Ino>()
     for (const ino of this.open.inodes) {
       const inode = this.inodes.get(ino)
       if (growing.size === GROWING_MAX) break
-      if (inode?.growing && inode.writers > 0 && inode.grownSinceMs > since && this.#keepsName(inode)) growing.add(ino)
+      if (inode?.growing && inode.writers > 0 && this.#isYoung(inode, delayMsMax) && this.#keepsName(inode))
+        growing.add(ino)
     }
     return growing
+  }
+
+  /** A clock that was set back makes nothing young. */
+  #isYoung({ grownSinceMs }: Inode, delayMsMax: number): boolean {
+    const ageMs = this.now.ms() - grownSinceMs
+    return ageMs >= 0 && ageMs < delayMsMax
   }
 
   #keepsName(inode: Inode): boolean {
@@ -361,12 +367,12 @@ export class TreeState {
     return this.open.names.get(nameKey(inode.parent, inode.name))?.base === 0
   }
 
-  /** Nothing is open but what these inodes are, and their names. */
+  /** A cut that leaves these out would find nothing. */
   isOnly(inos: Set<Ino>): boolean {
     const { inodes, names, orphans } = this.open
     if (orphans.size > 0) return false
-    for (const ino of inodes) if (!inos.has(ino)) return false
-    for (const change of names.values()) if (!inos.has(this.#inoNow(change))) return false
+    for (const ino of inodes) if (!inos.has(ino) && !this.#held(this.inode(ino))) return false
+    for (const change of names.values()) if (!inos.has(this.#inoNow(change)) && !this.#heldName(change)) return false
     return true
   }
 
@@ -414,7 +420,8 @@ export class TreeState {
     }
     if (!this.open.empty) {
       this.open.operations = this.open.inodes.size + this.open.names.size
-      this.open.sinceMs = flight.sinceMs
+      const since = [...held].map(ino => this.inodes.get(ino)?.grownSinceMs || flight.sinceMs)
+      this.open.sinceMs = this.quarantine.size || since.length === 0 ? flight.sinceMs : Math.min(...since)
     }
     this.changesPersisted = false
   }

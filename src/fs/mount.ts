@@ -92,11 +92,21 @@ export async function mountFileSystem(
 async function serve(fs: FileSystem, point: string, fd: number, options: MountOptions): Promise<Mounted> {
   const closed = deferred()
   closed.promise.catch(() => {}) // whoever wants to know asks for it
+  const { begins = Promise.resolve() } = options
+  let hasBegun = options.begins === undefined
   const channel = new FuseChannel({
     fd,
     pollUs: options.pollUs,
     requestBytesMax: REQUEST_BYTES_MAX,
-    onRequest: message => session.receive(message),
+    onRequest: message => {
+      if (hasBegun) return session.receive(message)
+      // The kernel sends INIT, and nothing else before it is answered.
+      const init = message.slice()
+      void begins.then(
+        () => session.receive(init),
+        () => {},
+      )
+    },
     onClosed: error => {
       session.close()
       flusher?.close()
@@ -117,17 +127,23 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
     },
     options,
   )
+  channel.start()
   const begin = async () => {
-    await options.begins
-    channel.start()
+    await begins
+    hasBegun = true
     await Promise.race([session.ready, closed.promise]) // INIT sets the readahead anew
     if (device) await tune(device, options.bdi)
   }
   const begun = begin().catch(async error => {
     if (!options.begins) throw error
-    closed.reject(error)
-    await unmountFuse(point, { lazy: true }).catch(() => {})
+    const now = mountAt(point)
+    // By now something else may be there.
+    if (now && now.major === device?.major && now.minor === device?.minor)
+      await unmountFuse(point, { lazy: true }).catch(() => {})
+    session.close()
+    flusher?.close()
     await channel.close()
+    closed.reject(error)
   })
   if (!options.begins) await begun
 

@@ -15,6 +15,14 @@ const start = () => {
   return { parts, daemon }
 }
 
+test('a journal that cannot be replayed is how it ends, and nothing passes for sent', async () => {
+  const { parts, daemon } = start()
+  parts.replayed = Promise.reject(new Error('cannot be read'))
+  parts.kernelLetsGo()
+  await expect(daemon.ending).rejects.toMatchObject({ code: 'IO', message: expect.stringMatching(/cannot be read/) })
+  expect(parts.calls).not.toContain('sync')
+})
+
 describe('requests', () => {
   test('are passed on to the mount', async () => {
     const { daemon } = start()
