@@ -11,6 +11,7 @@ import { retry } from './remote/retry.js'
 import { rollforward } from './remote/rollforward.js'
 import { simulate } from './remote/simulate.js'
 import { throttle } from './remote/throttle.js'
+import type { Remote } from './remote/wrap.js'
 import type { StackSettings } from './remote-stack.js'
 
 /** What one attempt may take of the deadline of its call: a remote that went silent is asked once more. */
@@ -31,10 +32,14 @@ export async function openLayers(
   }
   const remote = await openRemote(url, { shape: 'tree' })
   const counted = metered(simulation ? simulate(remote, simulation) : remote, { meter: sharedMeter(counters) })
-  // The last attempt begins early enough to end by itself: what is said then is what was wrong.
-  const onceMs = ms * ATTEMPT_SHARE
-  const inTime = deadline(retry(deadline(counted, { ms: onceMs }), { withinMs: ms - onceMs }), { ms })
+  const timely = inTime(counted, ms)
   // Outside of the deadline: to wait for one's turn on a narrow line is not to hang.
   const limited = uploadLimit || downloadLimit
-  return rollforward(limited ? throttle(inTime, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : inTime)
+  return rollforward(limited ? throttle(timely, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : timely)
+}
+
+/** Tried again, but every call ends within `ms`. The last attempt begins early enough to end by itself: what is said then is what was wrong. */
+export function inTime<R extends Remote>(remote: R, ms: number): R {
+  const onceMs = ms * ATTEMPT_SHARE
+  return deadline(retry(deadline(remote, { ms: onceMs }), { withinMs: ms - onceMs }), { ms })
 }

@@ -1,4 +1,5 @@
 // The bytes of one answer, with all that can be wrong with them.
+import { createHash } from 'node:crypto'
 import { Readable } from 'node:stream'
 import type { GetObjectCommandOutput } from '@aws-sdk/client-s3'
 import { abortReason } from '../base/async.js'
@@ -6,6 +7,10 @@ import { FerryError } from '../base/errors.js'
 
 /** The largest object that is read whole, in one piece of memory. */
 const WHOLE_BYTES_MAX = 2 ** 31 - 1
+/** What is larger was mostly put in parts, and its tag is no digest of the whole. */
+const DIGEST_BYTES_MAX = 16 * 2 ** 20
+
+export const md5 = (bytes: Uint8Array): string => createHash('md5').update(bytes).digest('hex')
 
 /**
  * What a GET (of `range`, or of everything) brought. SHORT_READ if it is cut off or more than was announced, CORRUPT if it is
@@ -36,6 +41,19 @@ export async function readBody(
   } finally {
     stream.destroy()
   }
+}
+
+/** CORRUPT if `bytes` are all that an object has and not those that its tag is the digest of. Encrypted objects have other tags. */
+export function checkDigest(
+  { ContentRange, ServerSideEncryption = 'AES256', SSECustomerAlgorithm }: GetObjectCommandOutput,
+  tag: string,
+  bytes: Uint8Array,
+  doing: string,
+): void {
+  const isWhole = ContentRange === undefined || ContentRange.endsWith(`/${bytes.byteLength}`)
+  const isDigest = /^[0-9a-f]{32}$/.test(tag) && ServerSideEncryption === 'AES256' && !SSECustomerAlgorithm
+  if (isWhole && isDigest && bytes.byteLength <= DIGEST_BYTES_MAX && md5(bytes) !== tag)
+    throw new FerryError('CORRUPT', { detail: `${doing}: not the bytes that the tag is the digest of` })
 }
 
 function expectedLength(

@@ -1,5 +1,5 @@
 // What all requests to one bucket have in common.
-import type { S3 } from '@aws-sdk/client-s3'
+import type { S3, S3ServiceException } from '@aws-sdk/client-s3'
 import { throwIfAborted } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import type { Key, Metadata } from './objects.js'
@@ -75,6 +75,11 @@ export const stale = (key: Key): FerryError => new FerryError('STALE', { detail:
 export function mustHave<T>(field: T | undefined, doing: string): T {
   if (field === undefined) throw new FerryError('IO', { detail: `${doing}: an answer that is not S3` })
   return field
+}
+
+/** The answer to a DELETE has nothing that it must have: the page of a proxy is told by its status, 200, and by having no id. */
+export function mustBeS3({ httpStatusCode, requestId }: S3ServiceException['$metadata'], doing: string): void {
+  mustHave(httpStatusCode === 204 ? '' : requestId, doing)
 }
 
 /** An entity tag without its quotes. */

@@ -1,11 +1,11 @@
 // Puts, copies and removals.
-import { createHash } from 'node:crypto'
 import type { MetadataDirective } from '@aws-sdk/client-s3'
 import { mapLimit, throwIfAborted } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import type { Key, ObjectOptions } from './objects.js'
 import { printable } from './path.js'
-import { notFound, PAGE_MAX, PIECE_BYTES_MAX, type S3Bucket, stale, tagOf } from './s3-bucket.js'
+import { md5 } from './s3-body.js'
+import { mustBeS3, notFound, PAGE_MAX, PIECE_BYTES_MAX, type S3Bucket, stale, tagOf } from './s3-bucket.js'
 import { tagHeader } from './s3-conditions.js'
 import { ofRefusal, refusalOf, toS3Error } from './s3-errors.js'
 import { changeIf, expectSource, type Headers, whenIdle } from './s3-guard.js'
@@ -41,8 +41,6 @@ export async function put(
   throwIfAborted(signal)
   return changeIf(bucket, key, { ifAbsent, ifMatch }, looks, change, signal)
 }
-
-const md5 = (bytes: Uint8Array) => createHash('md5').update(bytes).digest('hex')
 
 export async function copy(
   bucket: S3Bucket,
@@ -101,7 +99,8 @@ export async function remove(
   }
   const doing = `remove ${printable(key)}`
   try {
-    await whenIdle(() => bucket.ask(doing, { signal }, sent => bucket.s3.deleteObject(request, sent)), signal)
+    const ask = () => bucket.ask(doing, { signal }, sent => bucket.s3.deleteObject(request, sent))
+    mustBeS3((await whenIdle(ask, signal)).$metadata, doing)
   } catch (error) {
     // That it is gone already may be said in either way.
     const isGone = isFerryError(error, 'CONFLICT') && !(await head(bucket, key, signal))

@@ -1,7 +1,8 @@
 // Which conditions a server looks at: asked of the server itself, with small objects under the hidden prefix.
-import { randomBytes } from 'node:crypto'
+import { getFips, randomBytes } from 'node:crypto'
 import type { S3 } from '@aws-sdk/client-s3'
 import type { ObjectsCapabilities } from './objects.js'
+import { md5 } from './s3-body.js'
 import { refusalOf } from './s3-errors.js'
 import { HIDDEN } from './tree.js'
 
@@ -20,6 +21,8 @@ export interface Conditions
   sourceIf: boolean
   /** If-Match has its tag in quotes, as HTTP has it. Ceph, on a PUT, knows it only without. */
   quoted: boolean
+  /** The tag of what is put as a whole is the MD5 of its bytes, and they are checked against it. */
+  digests: boolean
 }
 
 /** What a remote that nobody writes to needs to know. */
@@ -32,6 +35,7 @@ export const readOnly: Conditions = {
   removeIfMatch: false,
   sourceIf: false,
   quoted: true,
+  digests: false,
 }
 
 export const tagHeader = (etag: string, { quoted }: { quoted: boolean }): string => (quoted ? `"${etag}"` : etag)
@@ -91,8 +95,10 @@ export async function probeConditions(s3: S3, bucket: string, prefix: string): P
     await Promise.all(old.map(({ Key }) => s3.deleteObject({ Bucket: bucket, Key })))
   }
 
+  let digests: boolean
   try {
-    await put('write')
+    // A system that is set up for FIPS does not have MD5.
+    digests = (await put('write')) === (getFips() ? '' : md5(BODY))
   } catch (error) {
     if (refusalOf(error)?.code === 'AccessDenied') return readOnly
     throw error
@@ -101,7 +107,7 @@ export async function probeConditions(s3: S3, bucket: string, prefix: string): P
   const all = [putting, copies(putting), completions(putting), removals()] as const
   try {
     const [put, copy, completeIf, removeIfMatch] = await Promise.all(all)
-    return { write: true, ...put, ...copy, completeIf, removeIfMatch }
+    return { write: true, digests, ...put, ...copy, completeIf, removeIfMatch }
   } finally {
     await Promise.allSettled(all)
     await sweep().catch(() => {})

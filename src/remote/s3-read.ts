@@ -1,10 +1,10 @@
 // What can be asked of a bucket without changing it.
 import type { ObjectStorageClass } from '@aws-sdk/client-s3'
 import { throwIfAborted } from '../base/async.js'
-import { FerryError, isFerryError } from '../base/errors.js'
+import { FerryError } from '../base/errors.js'
 import type { Key, ListOptions, ListPage, ObjectEntry, ObjectHead } from './objects.js'
 import { checkRange, printable } from './path.js'
-import { readBody } from './s3-body.js'
+import { checkDigest, readBody } from './s3-body.js'
 import { mustHave, notFound, PAGE_MAX, type S3Bucket, stale, tagOf } from './s3-bucket.js'
 import { tagHeader } from './s3-conditions.js'
 import { refusalOf, toS3Error } from './s3-errors.js'
@@ -36,11 +36,13 @@ export async function head(bucket: S3Bucket, key: Key, signal?: AbortSignal): Pr
 async function explain(bucket: S3Bucket, wire: string, doing: string, signal?: AbortSignal): Promise<void> {
   const request = { Bucket: bucket.name, Key: wire, Range: 'bytes=0-0' }
   try {
-    const { Body } = await bucket.ask(doing, { signal }, sent => bucket.s3.getObject(request, sent))
+    const { Body } = await bucket.s3.getObject(request, { abortSignal: signal })
     await Body?.transformToByteArray().catch(() => {})
   } catch (error) {
-    if (isFerryError(error, 'NOT_FOUND')) return
-    throw error
+    const refusal = refusalOf(error)
+    if (refusal?.code === 'NoSuchKey') return
+    // An empty object has no first byte.
+    if (refusal?.status !== 416) throw toS3Error(error, doing, { signal })
   }
   throw new FerryError('IO', { detail: `${doing}: refused, but it can be read` })
 }
@@ -103,8 +105,11 @@ export async function get(
   try {
     const found = await bucket.s3.getObject(request, { abortSignal: signal })
     const bytes = await readBody(found, range, doing, signal)
+    // The page of a proxy has none.
+    const tag = tagOf(found.ETag, doing)
     // A server may take no notice of If-Match.
-    if (etag !== undefined && found.ETag !== undefined && tagOf(found.ETag, doing) !== etag) throw stale(key)
+    if (etag !== undefined && tag !== etag) throw stale(key)
+    if (bucket.conditions.digests) checkDigest(found, tag, bytes, doing)
     return bytes
   } catch (error) {
     if (range && refusalOf(error)?.status === 416) return noBytes(bucket, key, etag, signal)

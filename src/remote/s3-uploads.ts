@@ -4,7 +4,7 @@ import { mapLimit } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import type { Key, ObjectCondition, ObjectHead, ObjectOptions, Part } from './objects.js'
 import { checkRange, printable } from './path.js'
-import { mustHave, type S3Bucket, tagOf } from './s3-bucket.js'
+import { mustBeS3, mustHave, type S3Bucket, tagOf } from './s3-bucket.js'
 import { tagHeader } from './s3-conditions.js'
 import { changeIf, expectSource, type Headers } from './s3-guard.js'
 import { fromUrlEncoding, prefixToWire } from './s3-keys.js'
@@ -103,7 +103,8 @@ export async function abortUpload(bucket: S3Bucket, key: Key, upload: string, si
   const request = { ...bucket.target(key), UploadId: upload }
   const doing = `abort the upload of ${printable(key)}`
   try {
-    await bucket.ask(doing, { signal }, sent => bucket.s3.abortMultipartUpload(request, sent))
+    const done = await bucket.ask(doing, { signal }, sent => bucket.s3.abortMultipartUpload(request, sent))
+    mustBeS3(done.$metadata, doing)
   } catch (error) {
     if (!isFerryError(error, 'NOT_FOUND')) throw error
   }

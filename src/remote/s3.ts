@@ -40,7 +40,7 @@ export async function s3Objects({ bucket: name, prefix = '', write = true, ...ho
       })
     : readOnly
   const bucket = new S3Bucket(s3, name, root, conditions)
-  const { quoted: _, sourceIf: __, ...looks } = conditions
+  const { quoted: _, sourceIf: __, digests: ___, ...looks } = conditions
 
   return {
     shape: 'objects',

@@ -14,19 +14,19 @@ interface Waiter {
 }
 
 /** Bytes per second, handed out in turns. */
-class Line {
+export class Line {
   readonly #waiting: Waiter[] = []
   #freeAtMs: number
   #running = false
 
   constructor(
     readonly bytesPerSecond: number,
-    readonly clock: Clock,
+    readonly clock: Clock = systemClock,
   ) {
     this.#freeAtMs = clock.nowMs()
   }
 
-  async take(bytes: number, signal: AbortSignal | undefined): Promise<void> {
+  async take(bytes: number, signal?: AbortSignal): Promise<void> {
     if (bytes === 0 || this.bytesPerSecond === Number.POSITIVE_INFINITY) return
     const waiter = { bytesLeft: bytes, done: deferred() }
     this.#waiting.push(waiter)
