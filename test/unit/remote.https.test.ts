@@ -333,6 +333,35 @@ describe('links', () => {
     expect(names('<a href="%FF%C3%A9">x</a><a href="é">y</a>')).toEqual(['\xff\xc3\xa9', '\xc3\xa9'])
   })
 
+  test('among other attributes, which may have anything in them', () => {
+    expect(names('<a title="a > b" data-href="x" href="y">y</a>')).toEqual(['y'])
+    expect(names('<a download href = z.txt hidden>z</a><a\nclass=q\nhref="w">w</a>')).toEqual(['z.txt', 'w'])
+    expect(names('<a name="top">top</a><abbr href="x">x</abbr><a>x</a><a href>x</a><a href="v">v</a>')).toEqual(['v'])
+    expect(names('<a href="x" href="y">x</a><a href=">')).toEqual(['x', '"'])
+  })
+
+  test.each([
+    '<a ',
+    '<a href',
+    '<a href=',
+    '<a x="',
+    `<a x='"`,
+    '<a href=" ',
+    '&',
+    '&a',
+    '&#x',
+    '%',
+    ' ',
+    '<',
+    'a=',
+    '=',
+  ])('a page of 1 MiB of "%s" is read once', part => {
+    const hostile = part.repeat(Math.ceil((1024 * 1024) / part.length))
+    const started = performance.now()
+    for (const page of [hostile, `<a ${hostile}`, `<a href${hostile}`, `<a href="${hostile}"`]) linksIn(page, at)
+    expect(performance.now() - started).toBeLessThan(4000)
+  })
+
   test('nothing above, beside or elsewhere, and nothing that is no name', () => {
     const hrefs = [
       '..',
