@@ -261,6 +261,52 @@ describe('the engine', () => {
   })
 })
 
+test('a file has a name that never travels or another one: from one to the other it goes by a copy only', async () => {
+  const remote = memTree()
+  const cache = await openEngine(remote, cacheDir())
+  const write = async (name: string, text: string) => {
+    const { ino } = await cache.make(1, name, { mode: FILE | 0o644, uid: 0, gid: 0 })
+    await cache.write(ino, 0, Buffer.from(text))
+    return ino
+  }
+  const rename = async (source: string, target: string, how: 'replace' | 'noreplace' | 'exchange' = 'replace') =>
+    cache.rename({ parent: 1, name: source }, { parent: 1, name: target }, how)
+  const refused = (work: Promise<unknown>) => expect(work).rejects.toMatchObject({ code: 'CROSS_DEVICE' })
+  const file = await write('file', 'one')
+  const local = await write('local-shm', 'two')
+  await cache.make(1, 'd', { mode: DIRECTORY | 0o755, uid: 0, gid: 0 })
+  for (let synced = 0; synced < 2; synced++) {
+    for (const how of ['replace', 'noreplace'] as const) {
+      await refused(rename('file', 'new-shm', how))
+      await refused(rename('local-shm', 'new', how))
+    }
+    await refused(rename('file', 'local-shm'))
+    await refused(rename('local-shm', 'file'))
+    for (const name of ['file', 'd']) {
+      await refused(rename(name, 'local-shm', 'exchange'))
+      await refused(rename('local-shm', name, 'exchange'))
+    }
+    await refused((async () => cache.link(file, 1, 'new-shm'))())
+    await refused((async () => cache.link(local, 1, 'new'))())
+    await cache.sync()
+  }
+  // Directories travel whatever they are called, and so does what is below them.
+  await rename('d', 'd-shm')
+  await refused(rename('file', 'd-shm', 'exchange'))
+  await cache.make(1, 'e', { mode: DIRECTORY | 0o755, uid: 0, gid: 0 })
+  await rename('e', 'd-shm', 'exchange')
+  await rename('local-shm', 'other-shm')
+  await cache.link(local, 1, 'also-shm')
+  await rename('other-shm', 'also-shm', 'exchange')
+  await rename('file', 'renamed')
+  await cache.sync()
+  expect(cache.status().quarantine).toEqual([])
+  const { entries } = await remote.list('')
+  expect(entries.map(({ name }) => name).sort()).toEqual(['d-shm', 'e', 'renamed'])
+  expect([...(await snapshot(cache)).keys()].sort()).toEqual(['also-shm', 'd-shm', 'e', 'other-shm', 'renamed'])
+  await cache.close()
+})
+
 test('a database that rots while it is open: EIO, said, nothing written over it; the next start sets it aside', async () => {
   const remote = memTree()
   const directory = cacheDir()
