@@ -986,6 +986,7 @@ class Engine implements TreeCache {
 
   #checkpoint(): Promise<void> {
     if (this.#checkpointing) return this.#checkpointing
+    if (this.#database.damage) return Promise.resolve()
     if (checkpointDue(this.state) === 0 && this.state.changesPersisted && this.#slots.pendingSlots === 0)
       return Promise.resolve()
     this.state.changesPersisted = true
