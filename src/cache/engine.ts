@@ -500,6 +500,8 @@ class Engine implements TreeCache {
     if (!this.remote.capabilities.hardLinks) refuse('the remote has no hard links')
     return this.#change(parent, () => {
       this.#checkPlace(parent, name)
+      const inode = this.state.inode(ino)
+      this.#checkSide(inode, inode.name, name)
       return this.names.link(ino, parent, name)
     })
   }
@@ -532,6 +534,8 @@ class Engine implements TreeCache {
         this.#checkPlace(target.parent, target.name)
         const inode = this.#named(source.parent, source.name)
         const other = this.state.child(this.state.directory(target.parent), target.name)
+        this.#checkSide(inode, source.name, target.name)
+        if (other && how === 'exchange') this.#checkSide(other, target.name, source.name)
         if (how === 'exchange' || !other || other === inode)
           return this.names.rename(source, target, how === 'exchange')
         if (how === 'noreplace') throw new FerryError('EXISTS')
@@ -555,6 +559,12 @@ class Engine implements TreeCache {
     const bytes = join(this.state.path(this.state.inode(parent)) ?? '', name).length
     if (name.length > nameBytesMax || bytes > pathBytesMax)
       throw new FerryError('NAME_TOO_LONG', { detail: `${bytes} bytes of path` })
+  }
+
+  /** Files whose names never travel are as on a device of their own: one that had both kinds would be at the remote by halves. */
+  #checkSide(inode: Inode, name: string, wanted: string) {
+    if (!inode.isDirectory && this.state.isLocalOnly(name) !== this.state.isLocalOnly(wanted))
+      throw new FerryError('CROSS_DEVICE')
   }
 
   #named(parent: Ino, name: string): Inode {
@@ -993,6 +1003,7 @@ class Engine implements TreeCache {
 
   #checkpoint(): Promise<void> {
     if (this.#checkpointing) return this.#checkpointing
+    if (this.#database.damage) return Promise.resolve()
     if (checkpointDue(this.state) === 0 && this.state.changesPersisted && this.#slots.pendingSlots === 0)
       return Promise.resolve()
     this.state.changesPersisted = true

@@ -25,6 +25,13 @@ export interface FormatHooks {
   ask(range: Range): Promise<void>[]
 }
 
+/** A part of a look, in one slot. */
+interface Piece {
+  slot: number
+  offset: number
+  into: Uint8Array
+}
+
 export class FormatPull implements FileView {
   readonly name: string
   readonly size: number
@@ -35,6 +42,8 @@ export class FormatPull implements FileView {
   #lookedBytes = 0
   /** Until when `have` put off bytes that are here: it had its share of this turn, or the disk must be waited for. */
   #postponed: Promise<void> | null = null
+  /** The look for which the disk had to be waited, the last one only: a disk that never has anything at once answers it all the same. */
+  #waitedFor: { at: number; bytes: Uint8Array } | null = null
   #waits: { for: 'read' | 'seek'; turn: Deferred<void> } | null = null
   #sought = false
 
@@ -65,26 +74,44 @@ export class FormatPull implements FileView {
   }
 
   have(at: number, length: number): Uint8Array | null {
-    const { chunks, slots } = this.state
     if (this.#lookedBytes >= TURN_BYTES) {
       this.#postponed ??= nextTurn()
       return null
     }
     this.#lookedBytes += length + LOOK_BYTES
+    const waitedFor = this.#waitedFor
+    this.#waitedFor = null
+    if (waitedFor?.at === at && waitedFor.bytes.length === length) return waitedFor.bytes
     const bytes = new Uint8Array(length)
-    for (let done = 0; done < length; ) {
+    const pieces = this.#piecesOf(at, bytes)
+    if (!pieces) return null
+    const { slots } = this.state
+    if (pieces.every(({ slot, offset, into }) => slots.readNow(slot, offset, into) === into.length)) return bytes
+    this.#postponed = this.#waitFor(at, bytes, pieces)
+    return null
+  }
+
+  /** Where in the slots these bytes are; null if not all of them are here. */
+  #piecesOf(at: number, bytes: Uint8Array): Piece[] | null {
+    const { chunks } = this.state
+    const pieces: Piece[] = []
+    for (let done = 0; done < bytes.length; ) {
       const index = Math.floor((at + done) / CHUNK_BYTES)
       const offset = at + done - index * CHUNK_BYTES
-      const part = bytes.subarray(done, done + Math.min(CHUNK_BYTES - offset, length - done))
+      const into = bytes.subarray(done, done + Math.min(CHUNK_BYTES - offset, bytes.length - done))
       const row = this.state.rowOf(this.inode, index)
-      if (!row || maskCovering(offset, offset + part.length) & ~chunks.valid[row]) return null
-      if (slots.readNow(chunks.slot[row], offset, part) !== part.length) {
-        this.#postponed = slots.read(chunks.slot[row], offset, part)
-        return null
-      }
-      done += part.length
+      if (!row || maskCovering(offset, offset + into.length) & ~chunks.valid[row]) return null
+      pieces.push({ slot: chunks.slot[row], offset, into })
+      done += into.length
     }
-    return bytes
+    return pieces
+  }
+
+  async #waitFor(at: number, bytes: Uint8Array, pieces: Piece[]): Promise<void> {
+    for (const { slot, offset, into } of pieces) await this.state.slots.read(slot, offset, into)
+    // Only bytes of slots that are still the file's are its bytes.
+    const now = this.#piecesOf(at, bytes)
+    if (now && pieces.every(({ slot }, n) => slot === now[n].slot)) this.#waitedFor = { at, bytes }
   }
 
   async #follow(): Promise<void> {

@@ -8,14 +8,33 @@ export interface Link {
 
 const NAME_BYTES_MAX = 255
 
+/** Where a link begins, and one attribute of it. Sticky: whatever a page has in it, it is looked through once. */
+const LINK = /<a(?=\s)/gi
+const ATTRIBUTE = /\s*([^\s=>]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+)))?/y
+
 /** The links of a page that lead to what is directly below it, each once. */
 export function linksIn(html: string, page: URL): Link[] {
   const links = new Map<string, Link>()
-  for (const [, quoted, single, bare] of html.matchAll(/<a\s[^>]*?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))/gi)) {
-    const link = linkTo(unescapeHtml(quoted ?? single ?? bare), page)
+  for (const href of hrefsIn(html)) {
+    const link = linkTo(unescapeHtml(href), page)
     if (link && !links.has(link.name)) links.set(link.name, link)
   }
   return [...links.values()]
+}
+
+function* hrefsIn(html: string): Generator<string> {
+  const link = new RegExp(LINK)
+  const attribute = new RegExp(ATTRIBUTE)
+  while (link.test(html)) {
+    let href: string | undefined
+    attribute.lastIndex = link.lastIndex
+    for (let found = attribute.exec(html); found; found = attribute.exec(html)) {
+      link.lastIndex = attribute.lastIndex
+      const [, name, quoted, single, bare] = found
+      if (name.toLowerCase() === 'href') href ??= quoted ?? single ?? bare
+    }
+    if (href !== undefined) yield href
+  }
 }
 
 /** null: it leads elsewhere, sorts the page, or is no name that a file can have. */
@@ -24,7 +43,7 @@ function linkTo(href: string, page: URL): Link | null {
   const url = new URL(href, page)
   if (url.origin !== page.origin || url.search || !url.pathname.startsWith(page.pathname)) return null
   const [, encoded, slash] = /^([^/]+)(\/?)$/.exec(url.pathname.slice(page.pathname.length)) ?? []
-  if (encoded === undefined) return null
+  if (encoded === undefined || encoded.length > 3 * NAME_BYTES_MAX) return null
   const name = decodeBytes(encoded)
   if (name.length > NAME_BYTES_MAX || name === '.' || name === '..' || /[\0/]/.test(name)) return null
   return { name, isDirectory: slash === '/' }

@@ -244,9 +244,7 @@ class Server {
       }
       refuseUnless(response, 200, 206)
       if (last.pathname.endsWith('/')) throw new FerryError('IS_DIRECTORY', { detail: url.href })
-      const size = sizeOf(response)
-      if (version !== undefined && size !== null && versionOf(response, size) !== version)
-        throw new FerryError('STALE', { detail: url.href })
+      if (version !== undefined && !isOf(version, response)) throw new FerryError('STALE', { detail: url.href })
       const from =
         response.status === 206 ? Number(/^bytes (\d+)-/.exec(response.headers.get('content-range') ?? '')?.[1]) : 0
       if (response.status === 206 && from !== at)
@@ -320,6 +318,14 @@ function sizeOf({ status, headers }: Response): number | null {
 
 const versionOf = ({ headers }: Response, size: number): Version =>
   headers.get('etag') ?? `${headers.get('last-modified') ?? ''};${size}`
+
+/** Is this answer of that version? One without a size (in chunks, or of a part) has its ETag or its time. */
+function isOf(version: Version, response: Response): boolean {
+  const size = sizeOf(response)
+  if (size !== null || response.headers.has('etag')) return versionOf(response, size ?? 0) === version
+  const modified = response.headers.get('last-modified')
+  return modified !== null && version.startsWith(`${modified};`)
+}
 
 /** What If-Range takes: a strong ETag, or a time. */
 function strong(version: Version): string | null {

@@ -1,5 +1,5 @@
 // Ordinary programs on the mount, each with its own check; at the end every byte is compared with the remote and with what was written.
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect } from '@jest/globals'
@@ -89,6 +89,27 @@ describe('programs on the mount', () => {
       expect(await moved()).toEqual([])
       await daemon.sync()
       expect(await moved()).toEqual([])
+    },
+    TEST_MS,
+  )
+
+  test(
+    'mv to a name that never travels, and back: its bytes are here, and at the remote while it has one that does',
+    async () => {
+      const atRemote = (name: string) => existsSync(join(place.remote, name))
+      await on('head -c 300000 "$PLAIN/src/large" > wal; head -c 5000 "$PLAIN/src/large" > index-shm')
+      await daemon.sync()
+      await on('! ln wal linked-shm; ! ln index-shm linked; mv wal wal-shm; mv index-shm index')
+      await daemon.sync()
+      expect([atRemote('wal'), atRemote('wal-shm'), atRemote('index')]).toEqual([false, false, true])
+      const isWhole = (name: string, bytes: number) => on(`head -c ${bytes} "$PLAIN/src/large" | cmp - ${name}`)
+      await isWhole('wal-shm', 300_000)
+      await isWhole(join(place.remote, 'index'), 5000)
+      await on('mv wal-shm wal')
+      await daemon.sync()
+      await isWhole('wal', 300_000)
+      await isWhole(join(place.remote, 'wal'), 300_000)
+      expect((await daemon.status()).quarantine).toEqual([])
     },
     TEST_MS,
   )

@@ -2,7 +2,9 @@
 import fs from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, expect, test } from '@jest/globals'
+import type { Storage } from '../../src/cache/storage.js'
 import type { TreeCache } from '../../src/cache/tree-cache.js'
+import { diskStorage } from '../../src/linux/storage.js'
 import { latency } from '../../src/remote/latency.js'
 import { memTree } from '../../src/remote/mem-tree.js'
 import type { Tree } from '../../src/remote/tree.js'
@@ -40,7 +42,11 @@ interface Far {
   quiet(): Promise<void>
 }
 
-async function far(bytes: Buffer, changes: Parameters<typeof openEngine>[2] = {}): Promise<Far> {
+async function far(
+  bytes: Buffer,
+  changes: Parameters<typeof openEngine>[2] = {},
+  directory = temporaryDirectory(),
+): Promise<Far> {
   const tree = memTree()
   await tree.make('file', { mode: 0o100644, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 1n, rdev: 0 })
   await tree.write('file', 0, bytes)
@@ -58,7 +64,6 @@ async function far(bytes: Buffer, changes: Parameters<typeof openEngine>[2] = {}
       running--
     }
   })
-  const directory = temporaryDirectory()
   const cache = await openEngine(remote, directory, { pullWorkers: 16, ...changes })
   opened.push({ cache, directory })
   const { ino } = (await cache.lookup(1, 'file'))!
@@ -125,6 +130,48 @@ async function play(file: Far, moov: number, all: Packet[], seeksS: number[]) {
   }
   return { start, seeks, requests: file.requests.length, MiB: Math.round(fetchedBytes(file) / MiB) }
 }
+
+/** A disk that always has to be waited for, as those without RWF_NOWAIT; `reads`: how often it was. */
+function waiting(directory: string): { storage: Storage; reads: () => number } {
+  const disk = diskStorage(directory)
+  const opens = disk.open.bind(disk)
+  let reads = 0
+  const open: Storage['open'] = (name, options) => {
+    const file = opens(name, options)
+    const read = file.read.bind(file)
+    return Object.assign(file, {
+      readNow: () => -1,
+      read: (into: Uint8Array, at: number) => {
+        reads++
+        return read(into, at)
+      },
+    })
+  }
+  return { storage: Object.assign(disk, { open }), reads: () => reads }
+}
+
+test('on a disk that has nothing at once, each look is read once, and what the format wishes is here', async () => {
+  // The schema's tree: its root leads to page 200, and that one to page 400, a leaf.
+  const bytes = Buffer.alloc(512 * 4096)
+  bytes.write('SQLite format 3\0', 'latin1')
+  bytes.writeUInt16BE(4096, 16)
+  for (const [at, child] of [
+    [100, 200],
+    [199 * 4096, 400],
+  ]) {
+    bytes[at] = 0x05
+    bytes.writeUInt32BE(child, at + 8)
+  }
+  bytes[399 * 4096] = 0x0d
+  const directory = temporaryDirectory()
+  const { storage, reads } = waiting(directory)
+  const file = await far(bytes, { storage }, directory)
+  await file.read(0, 4096)
+  await file.quiet()
+  const leaf = 399 * 4096
+  expect(file.requests.some(({ at, length }) => at <= leaf && at + length > leaf)).toBe(true)
+  expect(reads()).toBeLessThan(20)
+})
 
 requires('ffmpeg').describe('a film of 64 MiB with its index at the end', () => {
   const path = join(made, 'film.mp4')

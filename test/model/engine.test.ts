@@ -1,7 +1,8 @@
 // The engine against a naive model: random trees and operations, crashes with replay, and the remote seen from an empty cache.
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
-import { afterAll, describe, expect, test } from '@jest/globals'
+import { afterAll, describe, expect, jest, test } from '@jest/globals'
+import { Database } from '../../src/cache/database.js'
 import type { Ino } from '../../src/cache/filesystem.js'
 import type { TreeCache } from '../../src/cache/tree-cache.js'
 import { memObjects } from '../../src/remote/mem-objects.js'
@@ -261,22 +262,77 @@ describe('the engine', () => {
   })
 })
 
-test('a database that rots while it is open: EIO, said, nothing written over it; the next start sets it aside', async () => {
+test('a file has a name that never travels or another one: from one to the other it goes by a copy only', async () => {
   const remote = memTree()
-  const directory = cacheDir()
+  const cache = await openEngine(remote, cacheDir())
+  const write = async (name: string, text: string) => {
+    const { ino } = await cache.make(1, name, { mode: FILE | 0o644, uid: 0, gid: 0 })
+    await cache.write(ino, 0, Buffer.from(text))
+    return ino
+  }
+  const rename = async (source: string, target: string, how: 'replace' | 'noreplace' | 'exchange' = 'replace') =>
+    cache.rename({ parent: 1, name: source }, { parent: 1, name: target }, how)
+  const refused = (work: Promise<unknown>) => expect(work).rejects.toMatchObject({ code: 'CROSS_DEVICE' })
+  const file = await write('file', 'one')
+  const local = await write('local-shm', 'two')
+  await cache.make(1, 'd', { mode: DIRECTORY | 0o755, uid: 0, gid: 0 })
+  for (let synced = 0; synced < 2; synced++) {
+    for (const how of ['replace', 'noreplace'] as const) {
+      await refused(rename('file', 'new-shm', how))
+      await refused(rename('local-shm', 'new', how))
+    }
+    await refused(rename('file', 'local-shm'))
+    await refused(rename('local-shm', 'file'))
+    for (const name of ['file', 'd']) {
+      await refused(rename(name, 'local-shm', 'exchange'))
+      await refused(rename('local-shm', name, 'exchange'))
+    }
+    await refused((async () => cache.link(file, 1, 'new-shm'))())
+    await refused((async () => cache.link(local, 1, 'new'))())
+    await cache.sync()
+  }
+  // Directories travel whatever they are called, and so does what is below them.
+  await rename('d', 'd-shm')
+  await refused(rename('file', 'd-shm', 'exchange'))
+  await cache.make(1, 'e', { mode: DIRECTORY | 0o755, uid: 0, gid: 0 })
+  await rename('e', 'd-shm', 'exchange')
+  await rename('local-shm', 'other-shm')
+  await cache.link(local, 1, 'also-shm')
+  await rename('other-shm', 'also-shm', 'exchange')
+  await rename('file', 'renamed')
+  await cache.sync()
+  expect(cache.status().quarantine).toEqual([])
+  const { entries } = await remote.list('')
+  expect(entries.map(({ name }) => name).sort()).toEqual(['d-shm', 'e', 'renamed'])
+  expect([...(await snapshot(cache)).keys()].sort()).toEqual(['also-shm', 'd-shm', 'e', 'other-shm', 'renamed'])
+  await cache.close()
+})
+
+/** With `b/deep-file` in it, of which the database of names does not know any more; nothing has asked for it yet. */
+async function rotting(remote: ReturnType<typeof memTree>, directory: string): Promise<TreeCache> {
   const first = await openEngine(remote, directory)
   for (const name of ['a', 'b']) await first.make(1, name, { mode: DIRECTORY, uid: 0, gid: 0, rdev: 0, link: '' })
   await first.make(await inoOf(first, 'b'), 'deep-file', { mode: FILE, uid: 0, gid: 0, rdev: 0, link: '' })
   await first.sync()
   await first.close()
 
-  const second = await openEngine(remote, directory)
-  const file = `${directory}/names/data.mdb`
+  const cache = await openEngine(remote, directory)
+  const file = databaseIn(directory)
   const bytes = fs.readFileSync(file)
   const fd = fs.openSync(file, 'r+')
   for (let at = bytes.indexOf('deep-file'); at >= 0; at = bytes.indexOf('deep-file', at + 1))
     fs.writeSync(fd, Buffer.from('deep-fire'), 0, 9, at)
   fs.closeSync(fd)
+  return cache
+}
+
+const databaseIn = (directory: string) => `${directory}/names/data.mdb`
+
+test('a database that rots while it is open: EIO, said, nothing written over it; the next start sets it aside', async () => {
+  const remote = memTree()
+  const directory = cacheDir()
+  const second = await rotting(remote, directory)
+  const file = databaseIn(directory)
   const rotten = fs.readFileSync(file)
   const b = await inoOf(second, 'b')
   await expect((async () => second.lookup(b, 'deep-file'))()).rejects.toMatchObject({ code: 'CORRUPT' })
@@ -290,6 +346,21 @@ test('a database that rots while it is open: EIO, said, nothing written over it;
   expect(third.status().problems.join()).toMatch(/the database of names was damaged .* set aside/)
   expect([...(await snapshot(third)).keys()].sort()).toEqual(['a', 'b', 'b/deep-file', 'c'])
   await third.close()
+})
+
+test('a database that rots while it is open: no checkpoint is tried again and again, however much there is for one', async () => {
+  const directory = cacheDir()
+  const cache = await rotting(memTree(), directory)
+  const b = await inoOf(cache, 'b')
+  await expect((async () => cache.lookup(b, 'deep-file'))()).rejects.toMatchObject({ code: 'CORRUPT' })
+  const written = jest.spyOn(Database.prototype, 'write')
+  for (let n = 0; n < 5000; n++) {
+    await cache.make(1, `f${n}`, { mode: FILE, uid: 0, gid: 0 })
+    if (n % 1000 === 0) await new Promise(resolve => setTimeout(resolve, 10))
+  }
+  expect(written).not.toHaveBeenCalled()
+  written.mockRestore()
+  await cache.close()
 })
 
 test('a remote that puts what it should refuse to put is used, and it is said', async () => {

@@ -118,6 +118,47 @@ describe('one file', () => {
     await expect(tree.read('f', { at: 3, length: 4, version })).rejects.toMatchObject({ code: 'STALE' })
   })
 
+  test.each<[string, http.OutgoingHttpHeaders, boolean]>([
+    ['an ETag', { etag: '"v1"' }, true],
+    ['another ETag', { etag: '"v2"' }, false],
+    ['no ETag', {}, false],
+  ])('an answer without a size, with %s', async (_, headers, isIt) => {
+    const change: Change = (request, response) => {
+      if (request.method === 'HEAD') response.writeHead(200, { etag: '"v1"', 'content-length': 10 }).end()
+      else if (request.url === '/chunked') response.writeHead(200, headers).end('0123456789')
+      else response.writeHead(206, { 'content-range': 'bytes 3-6/*', ...headers }).end('3456')
+      return true
+    }
+    const { url } = await serve({}, { change })
+    for (const name of ['chunked', 'part']) {
+      await using tree = await open(`${url}/${name}`)
+      const read = tree.read(name, { at: 3, length: 4, version: '"v1"' })
+      if (isIt) expect(text(await read)).toBe('3456')
+      else await expect(read).rejects.toMatchObject({ code: 'STALE' })
+      expect(text(await tree.read(name, { at: 3, length: 4 }))).toBe('3456')
+    }
+  })
+
+  test.each([
+    ['the same time', 'Wed, 21 Oct 2015 07:28:00 GMT', true],
+    ['another time', 'Wed, 21 Oct 2015 07:28:01 GMT', false],
+    ['no time', undefined, false],
+  ])('an answer with neither a size nor an ETag, with %s', async (_, modified, isIt) => {
+    const first = 'Wed, 21 Oct 2015 07:28:00 GMT'
+    const change: Change = (request, response) => {
+      const isHead = request.method === 'HEAD'
+      if (isHead) response.writeHead(200, { 'last-modified': first, 'content-length': 10 }).end()
+      else response.writeHead(200, modified === undefined ? {} : { 'last-modified': modified }).end('0123456789')
+      return true
+    }
+    const { url } = await serve({}, { change })
+    await using tree = await open(`${url}/f`)
+    const { version } = (await tree.stat('f'))!
+    const read = tree.read('f', { at: 3, length: 4, version })
+    if (isIt) expect(text(await read)).toBe('3456')
+    else await expect(read).rejects.toMatchObject({ code: 'STALE' })
+  })
+
   test('of a server without ranges is read from its start, up to a bound', async () => {
     const { url } = await serve({ '/f': Buffer.alloc(20 * 1024 * 1024, 'abcd') }, { ranges: false })
     await using tree = await open(`${url}/f`)
@@ -290,6 +331,35 @@ describe('links', () => {
     expect(names(`<tr><td><img src="x.gif"></td><td><A class=q HREF='x"y'>..</A></td></tr>`)).toEqual(['x"y'])
     expect(names('<a href=./plain >plain</a> <a href="./sub/"><span>sub</span></a>')).toEqual(['plain', 'sub/'])
     expect(names('<a href="%FF%C3%A9">x</a><a href="é">y</a>')).toEqual(['\xff\xc3\xa9', '\xc3\xa9'])
+  })
+
+  test('among other attributes, which may have anything in them', () => {
+    expect(names('<a title="a > b" data-href="x" href="y">y</a>')).toEqual(['y'])
+    expect(names('<a download href = z.txt hidden>z</a><a\nclass=q\nhref="w">w</a>')).toEqual(['z.txt', 'w'])
+    expect(names('<a name="top">top</a><abbr href="x">x</abbr><a>x</a><a href>x</a><a href="v">v</a>')).toEqual(['v'])
+    expect(names('<a href="x" href="y">x</a><a href=">')).toEqual(['x', '"'])
+  })
+
+  test.each([
+    '<a ',
+    '<a href',
+    '<a href=',
+    '<a x="',
+    `<a x='"`,
+    '<a href=" ',
+    '&',
+    '&a',
+    '&#x',
+    '%',
+    ' ',
+    '<',
+    'a=',
+    '=',
+  ])('a page of 1 MiB of "%s" is read once', part => {
+    const hostile = part.repeat(Math.ceil((1024 * 1024) / part.length))
+    const started = performance.now()
+    for (const page of [hostile, `<a ${hostile}`, `<a href${hostile}`, `<a href="${hostile}"`]) linksIn(page, at)
+    expect(performance.now() - started).toBeLessThan(4000)
   })
 
   test('nothing above, beside or elsewhere, and nothing that is no name', () => {
