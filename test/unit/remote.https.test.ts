@@ -330,6 +330,7 @@ describe('links', () => {
     ])
     expect(names(`<tr><td><img src="x.gif"></td><td><A class=q HREF='x"y'>..</A></td></tr>`)).toEqual(['x"y'])
     expect(names('<a href=./plain >plain</a> <a href="./sub/"><span>sub</span></a>')).toEqual(['plain', 'sub/'])
+    expect(names('<a href="&constructor;&QUOT;&#x41;&#66;">x</a>')).toEqual(['&constructor;"AB'])
     expect(names('<a href="%FF%C3%A9">x</a><a href="é">y</a>')).toEqual(['\xff\xc3\xa9', '\xc3\xa9'])
   })
 
