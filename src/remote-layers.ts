@@ -4,13 +4,15 @@ import { getPriority, setPriority } from 'node:os'
 import { isMainThread } from 'node:worker_threads'
 import type { CommittingTree } from './cache/tree-cache.js'
 import { setIoFlusher } from './linux/process.js'
-import { openRemote } from './open.js'
+import { openRemote, shapeOfMount } from './open.js'
 import { deadline } from './remote/deadline.js'
 import { metered, sharedMeter } from './remote/metered.js'
+import type { Objects } from './remote/objects.js'
 import { retry } from './remote/retry.js'
 import { rollforward } from './remote/rollforward.js'
 import { simulate } from './remote/simulate.js'
 import { throttle } from './remote/throttle.js'
+import type { Tree } from './remote/tree.js'
 import type { StackSettings } from './remote-stack.js'
 
 /** What one attempt may take of the deadline of its call: a remote that went silent is asked once more. */
@@ -29,12 +31,17 @@ export async function openLayers(
     setPriority(Math.min(NICE_MAX, getPriority() + NICER))
     setIoFlusher()
   }
-  const remote = await openRemote(url, { shape: 'tree' })
-  const counted = metered(simulation ? simulate(remote, simulation) : remote, { meter: sharedMeter(counters) })
-  // The last attempt begins early enough to end by itself: what is said then is what was wrong.
-  const onceMs = ms * ATTEMPT_SHARE
-  const inTime = deadline(retry(deadline(counted, { ms: onceMs }), { withinMs: ms - onceMs }), { ms })
-  // Outside of the deadline: to wait for one's turn on a narrow line is not to hang.
-  const limited = uploadLimit || downloadLimit
-  return rollforward(limited ? throttle(inTime, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : inTime)
+  const around = <R extends Tree | Objects>(remote: R): R => {
+    const counted = metered(simulation ? simulate(remote, simulation) : remote, { meter: sharedMeter(counters) })
+    // The last attempt begins early enough to end by itself: what is said then is what was wrong.
+    const onceMs = ms * ATTEMPT_SHARE
+    const inTime = deadline(retry(deadline(counted, { ms: onceMs }), { withinMs: ms - onceMs }), { ms })
+    // Outside of the deadline: to wait for one's turn on a narrow line is not to hang.
+    const limited = uploadLimit || downloadLimit
+    return limited ? throttle(inTime, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : inTime
+  }
+  // Nothing is asked of a server that may be out of reach: the mount is to be usable at once.
+  return shapeOfMount(url) === 'objects'
+    ? rollforward(around(await openRemote(url, { shape: 'objects', probe: 'change' })))
+    : rollforward(around(await openRemote(url, { shape: 'tree' })))
 }
