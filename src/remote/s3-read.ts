@@ -10,39 +10,44 @@ import { tagHeader } from './s3-conditions.js'
 import { refusalOf, toS3Error } from './s3-errors.js'
 import { fromUrlEncoding, prefixToWire } from './s3-keys.js'
 
+/** It may come between a HEAD and the GET that asks why: so often it is looked at again. */
+const HEADS_MAX = 3
+
 export async function head(bucket: S3Bucket, key: Key, signal?: AbortSignal): Promise<ObjectHead | null> {
   throwIfAborted(signal)
   const wire = bucket.wireOf(key)
   if (wire === null) return null
   const doing = `head ${printable(key)}`
-  try {
-    const found = await bucket.s3.headObject({ Bucket: bucket.name, Key: wire }, { abortSignal: signal })
-    const restored = /ongoing-request="false"/.test(found.Restore ?? '')
-    return {
-      ...entryOf(key, found.ContentLength, found.ETag, found.LastModified),
-      archived: (isArchive(found.StorageClass) || found.ArchiveStatus !== undefined) && !restored,
-      metadata: found.Metadata ?? {},
-      contentType: found.ContentType ?? '',
+  for (let heads = 1; ; heads++) {
+    try {
+      const found = await bucket.s3.headObject({ Bucket: bucket.name, Key: wire }, { abortSignal: signal })
+      const restored = /ongoing-request="false"/.test(found.Restore ?? '')
+      return {
+        ...entryOf(key, found.ContentLength, found.ETag, found.LastModified),
+        archived: (isArchive(found.StorageClass) || found.ArchiveStatus !== undefined) && !restored,
+        metadata: found.Metadata ?? {},
+        contentType: found.ContentType ?? '',
+      }
+    } catch (error) {
+      const refusal = refusalOf(error)
+      if (!refusal || refusal.status >= 500 || signal?.aborted) throw toS3Error(error, doing, { signal })
+      if (await isMissing(bucket, wire, doing, signal)) return null
+      if (heads === HEADS_MAX) throw new FerryError('IO', { detail: `${doing}: refused, but it can be read` })
     }
-  } catch (error) {
-    const refusal = refusalOf(error)
-    if (!refusal || refusal.status >= 500 || signal?.aborted) throw toS3Error(error, doing, { signal })
-    await explain(bucket, wire, doing, signal)
-    return null
   }
 }
 
-/** The answer to a HEAD has no body: it does not say what is not there, or why it was refused. A GET does. Resolves if it is the key. */
-async function explain(bucket: S3Bucket, wire: string, doing: string, signal?: AbortSignal): Promise<void> {
+/** The answer to a HEAD has no body: it does not say what is not there, or why it was refused. A GET does: true if it is the key. */
+async function isMissing(bucket: S3Bucket, wire: string, doing: string, signal?: AbortSignal): Promise<boolean> {
   const request = { Bucket: bucket.name, Key: wire, Range: 'bytes=0-0' }
   try {
     const { Body } = await bucket.ask(doing, { signal }, sent => bucket.s3.getObject(request, sent))
     await Body?.transformToByteArray().catch(() => {})
+    return false
   } catch (error) {
-    if (isFerryError(error, 'NOT_FOUND')) return
+    if (isFerryError(error, 'NOT_FOUND')) return true
     throw error
   }
-  throw new FerryError('IO', { detail: `${doing}: refused, but it can be read` })
 }
 
 export async function list(
