@@ -397,6 +397,26 @@ describe('the client', () => {
     await fails(s3Objects({ bucket: 'bucket', endpoint: urlOf(server) }), 'UNREACHABLE')
   })
 
+  test('asks nothing before the first change with a condition, and again if that was in vain', async () => {
+    const late = await s3Objects({ bucket: 'bucket', endpoint: urlOf(server), probe: 'change' })
+    expect(late.capabilities).toMatchObject({ write: true, putIfAbsent: false })
+    answers = [raw(200, { etag: '"e"' })]
+    await late.put('a', bytes('no condition'))
+    expect(requests).toHaveLength(1)
+    answers = [xml(503, 'SlowDown')]
+    await fails(late.put('a', bytes('x'), { ifAbsent: true }), 'UNREACHABLE')
+    answers = [xml(403, 'AccessDenied')]
+    const error = await errorOf(late.put('a', bytes('x'), { ifAbsent: true }))
+    expect([error.code, error.message]).toEqual(['FORBIDDEN', expect.stringContaining('--read-only')])
+    await late.close()
+    const strict = await strictS3()
+    const other = await s3Objects({ bucket: 'bucket', endpoint: strict.endpoint, probe: 'change' })
+    await Promise.all(['a', 'b'].map(key => other.put(key, bytes(key), { ifAbsent: true })))
+    expect([other.capabilities.copyIf, strict.keys()]).toEqual([true, ['a', 'b']])
+    await other.close()
+    await strict.close()
+  })
+
   test('takes the endpoint from the environment, and refuses what is none', async () => {
     process.env.AWS_ENDPOINT_URL_S3 = urlOf(server)
     answers = [raw(200, { 'content-length': 1, etag: '"e"' }, 'x')]
