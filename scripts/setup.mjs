@@ -36,6 +36,10 @@ const debian = [
   { name: 'ceph-mon', has: () => program('ceph-mon') && program('monmaptool'), goals: ['test'] },
   { name: 'ceph-osd', has: () => program('ceph-osd'), goals: ['test'] },
   { name: 'ceph-common', has: () => program('ceph') && program('radosgw-admin'), goals: ['test'] },
+  // Other tools that use buckets. An `aws` that is there already will do.
+  { name: 'awscli', has: () => program('aws'), goals: ['test'] },
+  { name: 'rclone', has: () => program('rclone'), goals: ['test'] },
+  { name: 's3fs', has: () => program('s3fs'), goals: ['test'] },
   { name: 'git', has: () => program('git'), goals: ['test'] },
   { name: 'rsync', has: () => program('rsync'), goals: ['test'] },
   { name: 'attr', has: () => program('getfattr'), goals: ['test'] },

@@ -14,6 +14,7 @@ import { memTree } from './remote/mem-tree.js'
 import { objectBlob } from './remote/object-blob.js'
 import { objectStore } from './remote/object-store.js'
 import type { Objects } from './remote/objects.js'
+import type { S3Options } from './remote/s3.js'
 import type { Store } from './remote/store.js'
 import type { Remote, Shape, Shapes } from './remote/wrap.js'
 
@@ -23,6 +24,8 @@ export interface OpenOptions<S extends Shape = Shape> {
   shape: S
   /** In a thread of its own. Default false. */
   worker?: boolean
+  /** For `objects`: when the server is asked what it can; see s3.ts. */
+  probe?: S3Options['probe']
 }
 
 /** A URL, taken apart. */
@@ -33,6 +36,7 @@ interface Location {
   /** Percent-decoded bytes (latin1) of what stands between the scheme and the query. */
   path: string
   query: URLSearchParams
+  probe?: S3Options['probe']
 }
 
 /** How a scheme opens each shape that it has, and which query keys that takes. */
@@ -75,8 +79,8 @@ const schemes: Record<string, Scheme> = {
   s3: {
     query: { objects: s3Query, store: s3Query, blob: s3Query },
     open: {
-      objects: location => openS3(location, { write: true }),
-      store: async location => objectStore(await openS3(location, { write: true })),
+      objects: location => openS3(location, { probe: location.probe }),
+      store: async location => objectStore(await openS3(location)),
       blob: async location => {
         const [, bucket, key] = /^(\/\/[^/]+)\/(.+)$/s.exec(location.path) ?? []
         if (key === undefined) throw usage(`${location.shown}: as a blob it is one object, like s3://bucket/object`)
@@ -87,14 +91,17 @@ const schemes: Record<string, Scheme> = {
 }
 
 /** The AWS SDK takes a quarter of a second to load: not for those who mount a directory. */
-async function openS3({ shown, path, query }: Location, { write }: { write: boolean }): Promise<Objects> {
+async function openS3(
+  { shown, path, query }: Location,
+  how: Pick<S3Options, 'write' | 'probe'> = {},
+): Promise<Objects> {
   const [, bucket, prefix] = /^\/\/([\w.-]+)(?:\/(.*))?$/s.exec(path) ?? []
   if (bucket === undefined) throw usage(`${shown}: a bucket's URL is like s3://bucket/prefix`)
   const pathStyle = query.get('pathStyle')
   if (pathStyle !== null && pathStyle !== '0' && pathStyle !== '1') throw usage(`${shown}: pathStyle is 0 or 1`)
   const { s3Objects } = await import('./remote/s3.js')
   return s3Objects({
-    ...{ bucket, prefix, write },
+    ...{ bucket, prefix, ...how },
     ...{ endpoint: query.get('endpoint') ?? undefined, region: query.get('region') ?? undefined },
     ...(pathStyle !== null && { pathStyle: pathStyle === '1' }),
   })
@@ -119,7 +126,7 @@ const sizeOf = (query: URLSearchParams) => (query.has('size') ? { size: parseSiz
  */
 export async function openRemote<S extends Shape>(
   url: string,
-  { shape, worker = false }: OpenOptions<S>,
+  { shape, worker = false, probe }: OpenOptions<S>,
 ): Promise<Shapes[S] & AsyncDisposable> {
   const { scheme, location } = parse(url)
   const open = scheme.open[shape] as ((location: Location) => Promise<Shapes[S]>) | undefined
@@ -129,15 +136,18 @@ export async function openRemote<S extends Shape>(
     if (!(allowed as readonly string[]).includes(key))
       throw usage(`${location.shown}: unknown "${key}" in the query of ${named[shape]}; there ${known(allowed)}`)
   if (worker) {
-    const opener = { module: import.meta.url, name: 'openRemote', args: [url, { shape }] }
+    const opener = { module: import.meta.url, name: 'openRemote', args: [url, { shape, probe }] }
     return disposable(await inWorker(shape, opener))
   }
   try {
-    return disposable(await open(location))
+    return disposable(await open({ ...location, probe }))
   } catch (error) {
     throw mistakeOf(error, location, shape)
   }
 }
+
+/** What `pageferry mount` opens a URL as: its scheme has directories, or objects that become some. */
+export const shapeOfMount = (url: string): 'tree' | 'objects' => (schemeOf(url) === 's3' ? 'objects' : 'tree')
 
 /** Where the intents and the lease of a blob are kept: beside a file. null: there is no such place, it needs a `--commit-store`. */
 export async function openBeside(url: string): Promise<Store | null> {

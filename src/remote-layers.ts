@@ -4,13 +4,15 @@ import { getPriority, setPriority } from 'node:os'
 import { isMainThread } from 'node:worker_threads'
 import type { CommittingTree } from './cache/tree-cache.js'
 import { setIoFlusher } from './linux/process.js'
-import { openRemote } from './open.js'
+import { openRemote, shapeOfMount } from './open.js'
 import { deadline } from './remote/deadline.js'
 import { metered, sharedMeter } from './remote/metered.js'
+import type { Objects } from './remote/objects.js'
 import { retry } from './remote/retry.js'
 import { rollforward } from './remote/rollforward.js'
 import { simulate } from './remote/simulate.js'
 import { throttle } from './remote/throttle.js'
+import type { Tree } from './remote/tree.js'
 import type { Remote } from './remote/wrap.js'
 import type { StackSettings } from './remote-stack.js'
 
@@ -30,12 +32,17 @@ export async function openLayers(
     setPriority(Math.min(NICE_MAX, getPriority() + NICER))
     setIoFlusher()
   }
-  const remote = await openRemote(url, { shape: 'tree' })
-  const counted = metered(simulation ? simulate(remote, simulation) : remote, { meter: sharedMeter(counters) })
-  const timely = inTime(counted, ms)
-  // Outside of the deadline: to wait for one's turn on a narrow line is not to hang.
-  const limited = uploadLimit || downloadLimit
-  return rollforward(limited ? throttle(timely, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : timely)
+  const around = <R extends Tree | Objects>(remote: R): R => {
+    const counted = metered(simulation ? simulate(remote, simulation) : remote, { meter: sharedMeter(counters) })
+    const timely = inTime(counted, ms)
+    // Outside of the deadline: to wait for one's turn on a narrow line is not to hang.
+    const limited = uploadLimit || downloadLimit
+    return limited ? throttle(timely, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : timely
+  }
+  // Nothing is asked of a server that may be out of reach: the mount is to be usable at once.
+  return shapeOfMount(url) === 'objects'
+    ? rollforward(around(await openRemote(url, { shape: 'objects', probe: 'change' })))
+    : rollforward(around(await openRemote(url, { shape: 'tree' })))
 }
 
 /** Tried again, but every call ends within `ms`. The last attempt begins early enough to end by itself: what is said then is what was wrong. */

@@ -72,7 +72,7 @@ export function program({ ended, ready }: ProgramOptions): Command {
       ended(await action(...args))
 
   const mount = command('mount', 'use a remote directory as a local one')
-    .argument('<remote>', 'where the bytes live: /path, file:///path, mem:')
+    .argument('<remote>', 'where the bytes live: /path, file:///path, s3://bucket/prefix, https://host/path, mem:')
     .argument('<mountpoint>', 'an empty directory')
     .addOption(
       new Option('--config <FILE>', 'read options from a TOML file: fetch-size = "1M"').helpGroup(groups.process),

@@ -31,6 +31,8 @@ const REMEMBERED_MAX = 100_000
 const SETTLED_MS = 2_000
 /** Longer ones are no targets of symlinks, whatever their metadata says. */
 const LINK_BYTES_MAX = 4_096
+/** So often a symlink is looked at again that changes all the while. */
+const LOOKS_MAX = 16
 /** Directories in which something could not be shown, and the log knows it. */
 const WARNED_MAX = 1_000
 
@@ -70,18 +72,30 @@ export class ObjectFiles {
 
   /** As it is now. */
   async head(key: Key, signal?: AbortSignal): Promise<Known | null> {
-    const askedAtMs = this.#options.wallMs()
-    const head = await this.objects.head(key, signal)
-    if (!head) {
-      this.#remembered.delete(key)
-      return null
+    for (let looks = 1; ; looks++) {
+      const askedAtMs = this.#options.wallMs()
+      const head = await this.objects.head(key, signal)
+      if (!head) {
+        this.#remembered.delete(key)
+        return null
+      }
+      try {
+        const known = await this.#withLink(head, signal)
+        this.#remembered.set(key, { known, askedAtMs })
+        return known
+      } catch (error) {
+        // A symlink that was removed or replaced before its target was read.
+        if (!isFerryError(error, 'NOT_FOUND', 'STALE') || looks === LOOKS_MAX) throw error
+      }
     }
-    const before = this.#remembered.get(key)?.known
+  }
+
+  async #withLink(head: ObjectHead, signal?: AbortSignal): Promise<Known> {
+    if (!isLink(head)) return head
+    const before = this.#remembered.get(head.key)?.known
     const link = before?.etag === head.etag ? before.link : undefined
-    const target = isLink(head) ? (link ?? (await this.#linkOf(head, signal))) : undefined
-    const known: Known = target === undefined ? head : { ...head, link: target }
-    this.#remembered.set(key, { known, askedAtMs })
-    return known
+    const target = link ?? (await this.#linkOf(head, signal))
+    return target === undefined ? head : { ...head, link: target }
   }
 
   /** What is known of an object that was listed; as it is now if that is nothing. null: it has gone since. */
@@ -114,7 +128,7 @@ export class ObjectFiles {
   }
 
   async #linkOf(head: ObjectHead, signal?: AbortSignal): Promise<string | undefined> {
-    if (!isLink(head) || head.size > LINK_BYTES_MAX) return undefined
+    if (head.size > LINK_BYTES_MAX) return undefined
     const { key, size, etag } = head
     const bytes = await this.objects.get(key, { at: 0, length: size, etag }, signal)
     return Buffer.from(bytes).toString('latin1')

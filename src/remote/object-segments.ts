@@ -173,7 +173,9 @@ function split(from: number, to: number, bytes: number, partBytesMin: number): P
   const parts: PartPlan[] = []
   for (let at = from; at < to; ) {
     const left = to - at
-    const length = left <= bytes ? left : left - bytes < partBytesMin ? Math.ceil(left / 2) : bytes
+    const half = Math.ceil(left / 2)
+    const short = left - bytes < partBytesMin
+    const length = left <= bytes || (short && left - half < partBytesMin) ? left : short ? half : bytes
     parts.push({ at, length })
     at += length
   }

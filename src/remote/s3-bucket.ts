@@ -21,7 +21,10 @@ export class S3Bucket {
     readonly s3: S3,
     readonly name: string,
     readonly root: string,
-    readonly conditions: Conditions,
+    /** Which conditions the server looks at. FORBIDDEN if we may not write at all. */
+    readonly conditions: (signal?: AbortSignal) => Promise<Conditions>,
+    /** Whether the tag of what was put whole is known to be its MD5. */
+    readonly digests: () => boolean,
   ) {}
 
   /** A request; its errors are ours. `doing`: 'get "key"'. */

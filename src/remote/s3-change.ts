@@ -6,7 +6,7 @@ import type { Key, ObjectOptions } from './objects.js'
 import { printable } from './path.js'
 import { md5 } from './s3-body.js'
 import { mustBeS3, notFound, PAGE_MAX, PIECE_BYTES_MAX, type S3Bucket, stale, tagOf } from './s3-bucket.js'
-import { tagHeader } from './s3-conditions.js'
+import { type Conditions, tagHeader } from './s3-conditions.js'
 import { ofRefusal, refusalOf, toS3Error } from './s3-errors.js'
 import { changeIf, expectSource, type Headers, whenIdle } from './s3-guard.js'
 import { fitsXml } from './s3-keys.js'
@@ -14,6 +14,7 @@ import { head } from './s3-read.js'
 import { copyInParts } from './s3-uploads.js'
 
 const REMOVALS_AT_ONCE = 16
+
 export async function put(
   bucket: S3Bucket,
   key: Key,
@@ -23,7 +24,7 @@ export async function put(
 ): Promise<string> {
   const request = { ...bucket.described(key, options), Body: bytes }
   const doing = `put ${printable(key)}`
-  const looks = ifAbsent ? bucket.conditions.putIfAbsent : bucket.conditions.putIfMatch
+  const looks = (known: Conditions) => (ifAbsent ? known.putIfAbsent : known.putIfMatch)
   const change = async (headers: Headers) => {
     try {
       return tagOf((await bucket.s3.putObject({ ...request, ...headers }, { abortSignal: signal })).ETag, doing)
@@ -76,7 +77,7 @@ export async function copy(
     }
   }
   await expectSource(bucket, source, sourceEtag, signal)
-  return changeIf(bucket, target, { ifAbsent, ifMatch }, bucket.conditions.copyIf, change, signal)
+  return changeIf(bucket, target, { ifAbsent, ifMatch }, ({ copyIf }) => copyIf, change, signal)
 }
 
 export async function remove(
@@ -87,7 +88,7 @@ export async function remove(
 ): Promise<void> {
   const wire = bucket.wireOf(key)
   if (wire === null) return
-  const looks = bucket.conditions.removeIfMatch
+  const looks = ifMatch !== undefined && (await bucket.conditions(signal)).removeIfMatch
   if (ifMatch !== undefined && !looks) {
     const now = await head(bucket, key, signal)
     if (!now) return
@@ -95,7 +96,7 @@ export async function remove(
   }
   const request = {
     ...{ Bucket: bucket.name, Key: wire },
-    ...(ifMatch !== undefined && looks && { IfMatch: tagHeader(ifMatch, { quoted: true }) }),
+    ...(looks && { IfMatch: tagHeader(ifMatch, { quoted: true }) }),
   }
   const doing = `remove ${printable(key)}`
   try {

@@ -4,7 +4,7 @@ import { FerryError, isFerryError } from '../base/errors.js'
 import type { Key, ObjectCondition } from './objects.js'
 import { printable } from './path.js'
 import { notFound, type S3Bucket, stale } from './s3-bucket.js'
-import { tagHeader } from './s3-conditions.js'
+import { type Conditions, tagHeader } from './s3-conditions.js'
 import { head } from './s3-read.js'
 
 /** How often, and after how long, a request is made again that was turned away because of another one for the same key. */
@@ -15,21 +15,26 @@ const BUSY_MS = 50
 export type Headers = { IfNoneMatch?: string; IfMatch?: string }
 
 /**
- * Makes a change if the condition holds. `looks`: the server looks at it; otherwise we do, just before and just after, and what
+ * Makes a change if the condition holds. `looks`: whether the server looks at it; otherwise we do, just before and just after, and what
  * comes between is a race that remains.
  */
 export async function changeIf(
   bucket: S3Bucket,
   key: Key,
   { ifAbsent, ifMatch }: ObjectCondition,
-  looks: boolean,
+  looks: (conditions: Conditions) => boolean,
   change: (headers: Headers) => Promise<string>,
   signal?: AbortSignal,
 ): Promise<string> {
   if (ifAbsent && ifMatch !== undefined)
     throw new FerryError('INVALID', { detail: 'ifAbsent and ifMatch exclude each other' })
   if (!ifAbsent && ifMatch === undefined) return change({})
-  if (looks) return whenIdle(() => change(ifAbsent ? { IfNoneMatch: '*' } : matchHeader(bucket, ifMatch!)), signal)
+  const conditions = await bucket.conditions(signal)
+  if (looks(conditions))
+    return whenIdle(
+      () => change(ifAbsent ? { IfNoneMatch: '*' } : { IfMatch: tagHeader(ifMatch!, conditions) }),
+      signal,
+    )
   const before = await head(bucket, key, signal)
   if (ifAbsent ? before : before?.etag !== ifMatch)
     throw new FerryError('CONFLICT', { detail: `${printable(key)} is ${before ? 'another one' : 'gone'}` })
@@ -38,8 +43,6 @@ export async function changeIf(
     throw new FerryError('CONFLICT', { detail: `${printable(key)} was replaced at the same time` })
   return etag
 }
-
-const matchHeader = ({ conditions }: S3Bucket, etag: string) => ({ IfMatch: tagHeader(etag, conditions) })
 
 /** Again, while the server says that another request is at the same key: this one was not done. */
 export async function whenIdle<T>(work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
@@ -60,7 +63,7 @@ export async function expectSource(
   etag: string | undefined,
   signal?: AbortSignal,
 ): Promise<void> {
-  if (etag === undefined || bucket.conditions.sourceIf) return
+  if (etag === undefined || (await bucket.conditions(signal)).sourceIf) return
   const now = await head(bucket, key, signal)
   if (!now) throw notFound(key)
   if (now.etag !== etag) throw stale(key)

@@ -10,41 +10,47 @@ import { tagHeader } from './s3-conditions.js'
 import { refusalOf, toS3Error } from './s3-errors.js'
 import { fromUrlEncoding, prefixToWire } from './s3-keys.js'
 
+/** It may come between a HEAD and the GET that asks why: so often it is looked at again. */
+const HEADS_MAX = 3
+
 export async function head(bucket: S3Bucket, key: Key, signal?: AbortSignal): Promise<ObjectHead | null> {
   throwIfAborted(signal)
   const wire = bucket.wireOf(key)
   if (wire === null) return null
   const doing = `head ${printable(key)}`
-  try {
-    const found = await bucket.s3.headObject({ Bucket: bucket.name, Key: wire }, { abortSignal: signal })
-    const restored = /ongoing-request="false"/.test(found.Restore ?? '')
-    return {
-      ...entryOf(key, found.ContentLength, found.ETag, found.LastModified),
-      archived: (isArchive(found.StorageClass) || found.ArchiveStatus !== undefined) && !restored,
-      metadata: found.Metadata ?? {},
-      contentType: found.ContentType ?? '',
+  for (let heads = 1; ; heads++) {
+    try {
+      const found = await bucket.s3.headObject({ Bucket: bucket.name, Key: wire }, { abortSignal: signal })
+      const restored = /ongoing-request="false"/.test(found.Restore ?? '')
+      return {
+        ...entryOf(key, found.ContentLength, found.ETag, found.LastModified),
+        archived: (isArchive(found.StorageClass) || found.ArchiveStatus !== undefined) && !restored,
+        metadata: found.Metadata ?? {},
+        contentType: found.ContentType ?? '',
+      }
+    } catch (error) {
+      const refusal = refusalOf(error)
+      if (!refusal || refusal.status >= 500 || signal?.aborted) throw toS3Error(error, doing, { signal })
+      if (await isMissing(bucket, wire, doing, signal)) return null
+      if (heads === HEADS_MAX) throw new FerryError('IO', { detail: `${doing}: refused, but it can be read` })
     }
-  } catch (error) {
-    const refusal = refusalOf(error)
-    if (!refusal || refusal.status >= 500 || signal?.aborted) throw toS3Error(error, doing, { signal })
-    await explain(bucket, wire, doing, signal)
-    return null
   }
 }
 
-/** The answer to a HEAD has no body: it does not say what is not there, or why it was refused. A GET does. Resolves if it is the key. */
-async function explain(bucket: S3Bucket, wire: string, doing: string, signal?: AbortSignal): Promise<void> {
+/** The answer to a HEAD has no body: it does not say what is not there, or why it was refused. A GET does: true if it is the key. */
+async function isMissing(bucket: S3Bucket, wire: string, doing: string, signal?: AbortSignal): Promise<boolean> {
   const request = { Bucket: bucket.name, Key: wire, Range: 'bytes=0-0' }
   try {
     const { Body } = await bucket.s3.getObject(request, { abortSignal: signal })
     await Body?.transformToByteArray().catch(() => {})
+    return false
   } catch (error) {
     const refusal = refusalOf(error)
-    if (refusal?.code === 'NoSuchKey') return
+    if (refusal?.code === 'NoSuchKey') return true
     // An empty object has no first byte.
-    if (refusal?.status !== 416) throw toS3Error(error, doing, { signal })
+    if (refusal?.status === 416) return false
+    throw toS3Error(error, doing, { signal })
   }
-  throw new FerryError('IO', { detail: `${doing}: refused, but it can be read` })
 }
 
 export async function list(
@@ -109,7 +115,7 @@ export async function get(
     const tag = tagOf(found.ETag, doing)
     // A server may take no notice of If-Match.
     if (etag !== undefined && tag !== etag) throw stale(key)
-    if (bucket.conditions.digests) checkDigest(found, tag, bytes, doing)
+    if (bucket.digests()) checkDigest(found, tag, bytes, doing)
     return bytes
   } catch (error) {
     if (range && refusalOf(error)?.status === 416) return noBytes(bucket, key, etag, signal)

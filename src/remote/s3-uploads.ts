@@ -89,7 +89,7 @@ export async function completeUpload(
       throw error
     }
   }
-  return changeIf(bucket, key, condition, bucket.conditions.completeIf, change, signal)
+  return changeIf(bucket, key, condition, ({ completeIf }) => completeIf, change, signal)
 }
 
 /** The tag that S3, unless it encrypts, gives to what was made of these parts. */

@@ -1,11 +1,11 @@
 // Objects in a bucket of Amazon S3, or of a server that speaks its protocol.
-import { FerryError } from '../base/errors.js'
+import { FerryError, isFerryError } from '../base/errors.js'
 import type { Objects } from './objects.js'
 import { urlPath } from './path.js'
 import { KEY_BYTES_MAX, PIECE_BYTES_MAX, S3Bucket } from './s3-bucket.js'
 import { copy, put, remove, removeAll } from './s3-change.js'
 import { type S3ClientOptions, s3Client } from './s3-client.js'
-import { probeConditions, readOnly } from './s3-conditions.js'
+import { askedOnce, probeConditions, readOnly, unknownYet } from './s3-conditions.js'
 import { toS3Error } from './s3-errors.js'
 import { toWire } from './s3-keys.js'
 import { get, head, list } from './s3-read.js'
@@ -21,40 +21,64 @@ export interface S3Options extends S3ClientOptions {
   bucket: string
   /** Bytes (latin1); keys are what follows it and a slash. Default: the whole bucket. */
   prefix?: string
-  /** Default true: asks the server at once whether we may write, and which conditions it looks at (see s3-conditions.ts). */
+  /** Default true. */
   write?: boolean
+  /**
+   * When the server is asked whether we may write, and which conditions it looks at (see s3-conditions.ts). Default 'open'. 'change': by
+   * the first change that has a condition, which waits for it; so opening asks nothing. Until then `capabilities` promise no condition.
+   */
+  probe?: 'open' | 'change'
 }
 
 /** Opens what is below `prefix`. Rejects as the methods do: UNREACHABLE for a bucket that is not there. */
-export async function s3Objects({ bucket: name, prefix = '', write = true, ...how }: S3Options): Promise<Objects> {
+export async function s3Objects({
+  bucket: name,
+  prefix = '',
+  write = true,
+  probe = 'open',
+  ...how
+}: S3Options): Promise<Objects> {
   const below = prefix.replace(/^\/+|\/+$/g, '')
   const root = below && `${below}/`
   const url = urlOf(name, below, how)
   const wire = toWire(root)
   if (wire === null) throw new FerryError('INVALID', { detail: `${url}: keys are UTF-8, and so must be the prefix` })
   const s3 = await s3Client(how)
-  const conditions = write
-    ? await probeConditions(s3, name, wire).catch(error => {
-        s3.destroy()
-        throw toS3Error(error, url)
-      })
-    : readOnly
-  const bucket = new S3Bucket(s3, name, root, conditions)
-  const { quoted: _, sourceIf: __, digests: ___, ...looks } = conditions
+  let known = write ? unknownYet : readOnly
+  const probed = askedOnce(async () => {
+    const found = await probeConditions(s3, name, wire).catch(error => Promise.reject(toS3Error(error, url)))
+    if (!found.write) {
+      const detail = `${url}: these credentials may not write there; mount it with --read-only`
+      throw new FerryError('FORBIDDEN', { detail })
+    }
+    known = found
+    return found
+  })
+  if (write && probe === 'open')
+    await probed().catch(error => {
+      known = readOnly
+      if (isFerryError(error, 'FORBIDDEN')) return
+      s3.destroy()
+      throw error
+    })
+  const bucket = new S3Bucket(s3, name, root, known.write ? probed : async () => readOnly, () => known.digests)
 
   return {
     shape: 'objects',
     url,
-    capabilities: {
-      ...looks,
-      keyBytesMax: KEY_BYTES_MAX - root.length,
-      metadataBytesMax: METADATA_BYTES_MAX,
-      objectBytesMax: OBJECT_BYTES_MAX,
-      putBytesMax: PIECE_BYTES_MAX,
-      copyBytesMax: OBJECT_BYTES_MAX,
-      partBytesMin: PART_BYTES_MIN,
-      partBytesMax: PIECE_BYTES_MAX,
-      partsMax: PARTS_MAX,
+    get capabilities() {
+      const { quoted: _, sourceIf: __, digests: ___, ...looks } = known
+      return {
+        ...looks,
+        keyBytesMax: KEY_BYTES_MAX - root.length,
+        metadataBytesMax: METADATA_BYTES_MAX,
+        objectBytesMax: OBJECT_BYTES_MAX,
+        putBytesMax: PIECE_BYTES_MAX,
+        copyBytesMax: OBJECT_BYTES_MAX,
+        partBytesMin: PART_BYTES_MIN,
+        partBytesMax: PIECE_BYTES_MAX,
+        partsMax: PARTS_MAX,
+      }
     },
     head: (key, signal) => head(bucket, key, signal),
     list: (options, signal) => list(bucket, options, signal),

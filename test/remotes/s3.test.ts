@@ -14,10 +14,12 @@ import type { Objects } from '../../src/remote/objects.js'
 import { retry } from '../../src/remote/retry.js'
 import { s3Objects } from '../../src/remote/s3.js'
 import { parseSimulation, simulate } from '../../src/remote/simulate.js'
-import { requires } from '../fixtures/requires.js'
+import { long, requires } from '../fixtures/requires.js'
 import { makeBucket, startRgw, useRgw } from '../fixtures/rgw.js'
 import type { Rgw } from '../fixtures/rgw-daemon.js'
+import { treeSuite } from './commits.js'
 import { flatSuite, storeKind } from './commits-flat.js'
+import { handTree } from './commits-objects.js'
 import { compileOnce } from './compiled.js'
 import { objectsSuite } from './objects.js'
 import { aborted, bytes, fails, type Subject, storeSuite, text } from './primitives.js'
@@ -44,6 +46,17 @@ rgw.describe("Ceph's RADOS gateway", () => {
     return { remote: store, hidden: store, hiddenPrefix: '.pageferry/', dispose: () => store.close() }
   }
   flatSuite('S3 store', storeKind(openStore), { rounds: 1, share: 0.1 })
+
+  treeSuite('S3', {
+    open: async () => {
+      const { remote } = await fresh()
+      return { tree: handTree(remote), dispose: () => remote.close() }
+    },
+    batches: long ? 2 : 1,
+    operations: 8,
+    share: long ? 0.1 : 0.02,
+    fencedDirectories: false,
+  })
 
   describe('by its URL', () => {
     const url = (path: string) => `s3://${bucket}/${path}`

@@ -77,6 +77,17 @@ describe('parts', () => {
     check(parts, size, few)
   })
 
+  test('no part but the last is too short, whatever the size', () => {
+    for (let size = 1; size < 60 * MiB; size += 234_567) {
+      check(partsOf([{ at: 0, length: size }], bounds)!, size)
+      for (const at of [0, 3 * MiB, 9 * MiB].filter(one => one + 4096 < size)) {
+        const content = { inline: [{ at, bytes: new Uint8Array(4096) }] }
+        const source = { key: 'a', etag: 'e', size }
+        check(partsOf(segmentsOfPatch(patchOf({ size, content }), source, []), bounds)!, size)
+      }
+    }
+  })
+
   test('random changes are made of the right bytes', () => {
     const dice = random(3)
     for (let round = 0; round < 3_000; round++) {

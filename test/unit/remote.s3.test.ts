@@ -124,10 +124,14 @@ describe('a refusal', () => {
     await fails(objects.head('a'), 'UNREACHABLE')
     answers = [xml(503, '')]
     await fails(objects.head('a'), 'UNREACHABLE')
-    answers = [xml(404, ''), raw(200, { 'content-length': 1, etag: '"x"' }, 'x')]
+    const there = raw(200, { 'content-length': 1, etag: '"x"' }, 'x')
+    answers = [xml(404, ''), there, xml(404, ''), there, xml(404, ''), there]
     await fails(objects.head('a'), 'IO')
+    // It came between the two.
+    answers = [xml(404, ''), there, there]
+    expect(await objects.head('a')).toMatchObject({ etag: 'x' })
     expect(requests.map(({ line }) => line.split(' ')[0]).join(' ')).toBe(
-      'HEAD GET HEAD GET HEAD GET HEAD GET HEAD HEAD GET',
+      'HEAD GET HEAD GET HEAD GET HEAD GET HEAD HEAD GET HEAD GET HEAD GET HEAD GET HEAD',
     )
   })
 
@@ -391,6 +395,26 @@ describe('the client', () => {
     await closed.close()
     answers = [xml(404, 'NoSuchBucket')]
     await fails(s3Objects({ bucket: 'bucket', endpoint: urlOf(server) }), 'UNREACHABLE')
+  })
+
+  test('asks nothing before the first change with a condition, and again if that was in vain', async () => {
+    const late = await s3Objects({ bucket: 'bucket', endpoint: urlOf(server), probe: 'change' })
+    expect(late.capabilities).toMatchObject({ write: true, putIfAbsent: false })
+    answers = [raw(200, { etag: '"e"' })]
+    await late.put('a', bytes('no condition'))
+    expect(requests).toHaveLength(1)
+    answers = [xml(503, 'SlowDown')]
+    await fails(late.put('a', bytes('x'), { ifAbsent: true }), 'UNREACHABLE')
+    answers = [xml(403, 'AccessDenied')]
+    const error = await errorOf(late.put('a', bytes('x'), { ifAbsent: true }))
+    expect([error.code, error.message]).toEqual(['FORBIDDEN', expect.stringContaining('--read-only')])
+    await late.close()
+    const strict = await strictS3()
+    const other = await s3Objects({ bucket: 'bucket', endpoint: strict.endpoint, probe: 'change' })
+    await Promise.all(['a', 'b'].map(key => other.put(key, bytes(key), { ifAbsent: true })))
+    expect([other.capabilities.copyIf, strict.keys()]).toEqual([true, ['a', 'b']])
+    await other.close()
+    await strict.close()
   })
 
   test('takes the endpoint from the environment, and refuses what is none', async () => {
