@@ -301,6 +301,12 @@ class Engine implements TreeCache {
     this.#timers.push(setInterval(() => void work(), ms).unref())
   }
 
+  /** To go on with while the remote is out of reach: names that were listed once, or work that it does not have. */
+  get #hasSomething(): boolean {
+    const { state } = this
+    return state.inode(ROOT).listed || state.flight !== null || !state.open.empty
+  }
+
   /** The root's attributes, and whether the remote answers at all. Offline with something at hand is fine. */
   async #lookAtRoot(): Promise<void> {
     const root = this.state.inode(ROOT)
@@ -320,7 +326,7 @@ class Engine implements TreeCache {
       void this.replayed.then(take, () => {})
     } catch (error) {
       await this.replayed
-      if (!root.listed) throw error
+      if (!this.#hasSomething) throw error
       this.listing.unreachable = toFerryError(error)
     }
   }
@@ -348,12 +354,12 @@ class Engine implements TreeCache {
         }
         await this.replayed
         const isLate = performance.now() - begunMs > this.options.deadlineMs
-        if (!this.state.inode(ROOT).listed && error.code === 'UNREACHABLE' && !isLate) {
+        if (!this.#hasSomething && error.code === 'UNREACHABLE' && !isLate) {
           await new Promise(resolve => setTimeout(resolve, Math.min(CLAIM_PAUSE_MS_MAX, 100 * ++failures)))
           continue
         }
         if (
-          !this.state.inode(ROOT).listed ||
+          !this.#hasSomething ||
           !['UNREACHABLE', 'DEADLINE', 'IO', 'NO_SPACE', 'READ_ONLY', 'FORBIDDEN'].includes(error.code)
         )
           throw error

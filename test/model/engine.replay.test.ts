@@ -2,12 +2,14 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { afterEach, describe, expect, test } from '@jest/globals'
+import { FerryError } from '../../src/base/errors.js'
 import { beginTreeCache } from '../../src/cache/engine.js'
 import type { Storage } from '../../src/cache/storage.js'
 import type { TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
 import { diskStorage } from '../../src/linux/storage.js'
 import { memTree } from '../../src/remote/mem-tree.js'
 import { rollforward } from '../../src/remote/rollforward.js'
+import { wrap } from '../../src/remote/wrap.js'
 import { engineOptions, openEngine, settled, snapshot, temporaryDirectory } from './engine-harness.js'
 
 const FILES = 20
@@ -74,6 +76,23 @@ describe('a journal that is replayed in the background', () => {
     await cache.sync()
     expect(cache.status().lag.operations).toBe(0)
   })
+
+  test('is enough to go on with, though the remote is out of reach and was never listed as far as the database knows', async () => {
+    const { cacheDir, wanted } = await killed()
+    let reachable = false
+    const far = wrap(memTree(), async (_call, next) => {
+      if (!reachable) throw new FerryError('UNREACHABLE')
+      return next()
+    })
+    const cache = await beginTreeCache(rollforward(far), engineOptions(cacheDir))
+    undone.push(() => cache.close())
+    await cache.replayed
+    expect(cache.status()).toMatchObject({ lease: null, lag: { operations: expect.any(Number) } })
+    expect(cache.status().lag.operations).toBeGreaterThan(0)
+    reachable = true
+    await cache.sync()
+    expect(await snapshot(cache)).toEqual(wanted)
+  }, 30_000)
 
   test('is replayed to its end though the cache is closed meanwhile', async () => {
     const { cacheDir, wanted } = await killed()
