@@ -29,6 +29,8 @@ const BARRIERS_MAX = 2_000
 const READS_MAX = 16
 const TAKES_MAX = 64
 const GETS_MAX = 4
+/** Nobody else tries a conditional put again: a remote that fails one call in three would cost too many claims. */
+const PUTS_MAX = 4
 
 export interface LeaseOptions {
   /** Monotonic, ms. */
@@ -360,12 +362,16 @@ export class Lease<Change> {
 
   /** false: there is one of this number. */
   async #put(number: number, record: LogRecord<Change>, signal?: AbortSignal): Promise<boolean> {
-    try {
-      await this.#store.put(nameOf(number), encode(record), { ifAbsent: true }, signal)
-      return true
-    } catch (error) {
-      if (isFerryError(error, 'CONFLICT')) return false
-      throw error
+    for (let tries = 1; ; tries++) {
+      try {
+        await this.#store.put(nameOf(number), encode(record), { ifAbsent: true }, signal)
+        return true
+      } catch (error) {
+        // Also if it is ours, of a try that seemed to fail: whoever asks looks.
+        if (isFerryError(error, 'CONFLICT')) return false
+        if (tries === PUTS_MAX || signal?.aborted || !isFerryError(error, 'UNREACHABLE', 'INTERRUPTED', 'IO'))
+          throw error
+      }
     }
   }
 }
