@@ -294,7 +294,10 @@ export function storeSuite(name: string, make: () => Promise<Subject<Store>>, { 
         got.push(...namesOf(page))
       }
       expect(got).toEqual([...all].sort())
-      expect(namesOf(await store.list('log'))).toHaveLength(1000)
+      // A page may be shorter than it could be.
+      const first = namesOf(await store.list('log'))
+      expect(first.length).toBeLessThanOrEqual(1000)
+      expect(first.slice(0, 3)).toEqual(['log-', 'log-x', 'log.'])
       expect(namesOf(await store.list('log', [...all].sort().at(-1)))).toEqual(['log0'])
       expect(namesOf(await store.list('lo')).slice(0, 4)).toEqual(['lo', 'log-', 'log-x', 'log.'])
       expect(namesOf(await store.list('log/3/0001'))).toEqual(['log/3/00013'])
