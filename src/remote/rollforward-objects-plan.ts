@@ -24,10 +24,11 @@ import {
 } from './rollforward-objects-model.js'
 import { Names } from './rollforward-objects-names.js'
 import { inParallel } from './rollforward-parallel.js'
-import { depthOf } from './rollforward-plan.js'
+import { byDepth } from './rollforward-plan.js'
+import { isDirectory } from './rollforward-stage.js'
 import type { Path, TreeChange } from './tree.js'
 
-const { S_IFMT, S_IFDIR, S_IFREG, S_IFLNK } = constants
+const { S_IFMT, S_IFREG, S_IFLNK } = constants
 
 export interface PlanOptions {
   files: ObjectFiles
@@ -45,8 +46,6 @@ type NewTarget = Partial<Target> & Pick<Target, 'index' | 'path' | 'directory' |
 
 /** Of members in one list. */
 const CHUNK_MEMBERS = 5_000
-
-const isDirectory = ({ mode }: { mode: number }) => (mode & S_IFMT) === S_IFDIR
 
 export const planObjects = (options: PlanOptions): Promise<Plan> => new Planner(options).run()
 
@@ -74,9 +73,9 @@ class Planner {
     const removes = [...goes].flatMap(([path, { index, change }]) =>
       change.do === 'remove' ? [{ path, index, change }] : [],
     )
-    for (const group of byDepth(removes).reverse()) await this.#each(group, one => this.#remove(one))
+    for (const group of byDepth(removes, -1)) await this.#each(group, one => this.#remove(one))
     const coming = [...new Set([...news.keys(), ...moves.keys()])].map(path => ({ path }))
-    for (const group of byDepth(coming)) await this.#each(group, ({ path }) => this.#come(path))
+    for (const group of byDepth(coming, 1)) await this.#each(group, ({ path }) => this.#come(path))
     await this.#each([...alters.values()], line => this.#alter(line))
     this.#keepDirectories()
     const taken = new Set(this.#plan.targets.map(keyOfTarget))
@@ -402,15 +401,4 @@ class Planner {
     }
     this.#plan.markers = [...markers]
   }
-}
-
-function byDepth<T extends { path: Path }>(items: T[]): T[][] {
-  const groups = new Map<number, T[]>()
-  for (const item of items) {
-    const depth = depthOf(item.path)
-    const group = groups.get(depth)
-    if (group) group.push(item)
-    else groups.set(depth, [item])
-  }
-  return [...groups].sort(([one], [other]) => one - other).map(([, group]) => group)
 }

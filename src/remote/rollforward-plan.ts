@@ -125,9 +125,9 @@ export function planOf(batch: number, changes: TreeChange[]): Plan {
   })
   for (const { path } of places) come.add(path)
   plan.marked ||= plan.untold.length > 0 || entangled(gathers, come)
-  plan.gathers = grouped(gathers, -1)
+  plan.gathers = byDepth(gathers, -1)
   // What is moved to a name may be replaced there by what is put.
-  plan.places = grouped(places, 1).flatMap(group => [
+  plan.places = byDepth(places, 1).flatMap(group => [
     group.filter(({ change }) => change.do !== 'put'),
     group.filter(({ change }) => change.do === 'put'),
   ])
@@ -157,7 +157,8 @@ function entangled(gathers: Gather[], come: Set<Path>): boolean {
   )
 }
 
-function grouped<T extends { path: Path }>(items: T[], order: 1 | -1): T[][] {
+/** In groups of one depth: the highest first, or (-1) the deepest. */
+export function byDepth<T extends { path: Path }>(items: T[], order: 1 | -1): T[][] {
   const groups = new Map<number, T[]>()
   for (const item of items) {
     const depth = depthOf(item.path)

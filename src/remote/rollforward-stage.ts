@@ -5,7 +5,7 @@ import { Packr } from 'msgpackr'
 import { FerryError, isFerryError } from '../base/errors.js'
 import { readWhole } from './rollforward-content.js'
 import { ORPHANS } from './rollforward-plan.js'
-import { type Entry, HIDDEN, type NewNode, type Path, type Tree } from './tree.js'
+import { type Attributes, type Entry, HIDDEN, type NewNode, type Path, type Tree } from './tree.js'
 
 const { S_IFDIR, S_IFREG, S_IFLNK, S_IFMT } = constants
 
@@ -30,6 +30,15 @@ export const bareNode = (type: number): NewNode => ({
 
 export const isDirectory = (entry: Pick<Entry, 'mode'>) => (entry.mode & S_IFMT) === S_IFDIR
 export const isFile = (entry: Pick<Entry, 'mode'>) => (entry.mode & S_IFMT) === S_IFREG
+
+/** And nothing else that the argument has. */
+export const attributesOf = ({ mode, uid, gid, atimeNs, mtimeNs }: Attributes): Attributes => ({
+  mode,
+  uid,
+  gid,
+  atimeNs,
+  mtimeNs,
+})
 
 export const orIf =
   <T>(value: T, ...codes: Parameters<typeof isFerryError>[1][]) =>

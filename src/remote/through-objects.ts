@@ -21,10 +21,11 @@ import {
   sourceOfMember,
 } from './rollforward-objects-model.js'
 import { planName, readNote, stageKey } from './rollforward-objects-stage.js'
+import { attributesOf, isDirectory } from './rollforward-stage.js'
 import { Passed, type StillPending } from './rollforward-view.js'
-import type { Attributes, Entry, Path, TreeChange, Version, Xattrs } from './tree.js'
+import type { Entry, Path, TreeChange, Version, Xattrs } from './tree.js'
 
-const { S_IFMT, S_IFDIR, S_IFREG } = constants
+const { S_IFMT, S_IFREG } = constants
 
 /** So often we look again for what moved on between two looks. */
 const LOOKS_MAX = 16
@@ -359,16 +360,7 @@ export class ThroughObjects {
 /** The reader knows another version. */
 class Unwanted extends FerryError {}
 
-const isDirectory = ({ mode }: { mode: number }) => (mode & S_IFMT) === S_IFDIR
 const isBelow = (path: Path, directory: Path) => path === directory || path.startsWith(`${directory}/`)
 
 /** The bucket's own cursor. */
 const tokenOf = (cursor: string | undefined) => (cursor?.startsWith('old ') ? cursor.slice('old '.length) : undefined)
-
-const attributesOf = ({ mode, uid, gid, atimeNs, mtimeNs }: Attributes): Attributes => ({
-  mode,
-  uid,
-  gid,
-  atimeNs,
-  mtimeNs,
-})

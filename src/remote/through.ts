@@ -10,10 +10,10 @@ import type { IntentRecord } from './intent.js'
 import { type Ready, readyName } from './rollforward-apply.js'
 import { readWhole } from './rollforward-content.js'
 import { above, goneName, ownName, stagedName, untoldBy, waitsAt } from './rollforward-plan.js'
-import { findStage, isDirectory, orIf, unpackNote } from './rollforward-stage.js'
+import { attributesOf, findStage, isDirectory, orIf, unpackNote } from './rollforward-stage.js'
 import { Passed, type StillPending } from './rollforward-view.js'
 import { overlay } from './through-bytes.js'
-import type { Attributes, Entry, NewNode, Path, Tree, TreeChange, Version, Xattrs } from './tree.js'
+import type { Entry, NewNode, Path, Tree, TreeChange, Version, Xattrs } from './tree.js'
 
 const { S_IFREG } = constants
 
@@ -460,11 +460,3 @@ const present = async (paths: Path[], stat: (path: Path) => Promise<Entry | null
   (await mapLimit(paths, STATS_AT_ONCE, stat)).filter(entry => entry !== null)
 
 const below = (directory: Path, name: string): Path => (directory === '' ? name : `${directory}/${name}`)
-
-const attributesOf = ({ mode, uid, gid, atimeNs, mtimeNs }: Attributes): Attributes => ({
-  mode,
-  uid,
-  gid,
-  atimeNs,
-  mtimeNs,
-})
