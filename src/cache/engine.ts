@@ -164,6 +164,7 @@ class Engine implements TreeCache {
       {
         fetchBytesMax: options.fetchBytesMax,
         memoryBytesMax: options.memoryBytesMax,
+        deadlineMs: options.deadlineMs,
         workers: options.pullWorkers,
         prefetch: options.prefetch !== 'off',
       },

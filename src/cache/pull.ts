@@ -29,8 +29,6 @@ const DEMAND_REQUESTS_MAX = 64
 const DEMAND_BYTES_MIN = 16 * 1024
 /** A miss whose version went away is looked at this often again before it is an error. */
 const TRIES_MAX = 6
-/** A full disk is asked again this often before a read fails. */
-const FULL_TRIES_MAX = 8
 
 /** Not what stood there when the path was last looked at: somebody else changed it, or a batch of ours is being applied. */
 const SURPRISES = ['STALE', 'SHORT_READ', 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY', 'INVALID', 'ABORTED'] as const
@@ -38,6 +36,8 @@ const SURPRISES = ['STALE', 'SHORT_READ', 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRE
 export interface PullOptions {
   fetchBytesMax: number
   memoryBytesMax: number
+  /** How long what was read waits for a full disk. */
+  deadlineMs: number
   /** Guesses at once; 0: none are made. */
   workers: number
   prefetch: boolean
@@ -304,14 +304,15 @@ export class Pull {
     }
   }
 
-  /** A disk that is full for the moment is given back what can be given back, a few times. */
+  /** A disk that is full for the moment is given back what can be given back, again and again until the deadline. */
   async #keep(inode: Inode, fetch: Fetch, bytes: Uint8Array): Promise<void> {
-    for (let tries = 0; ; tries++) {
+    const until = performance.now() + this.options.deadlineMs
+    for (;;) {
       try {
         this.#store(inode, fetch, bytes)
         return
       } catch (error) {
-        if (!isFerryError(error, 'NO_SPACE') || tries === FULL_TRIES_MAX) throw error
+        if (!isFerryError(error, 'NO_SPACE') || performance.now() > until) throw error
         await this.hooks.diskFull()
         if ((inode.version ?? '') !== fetch.version) throw new FerryError('STALE', { cause: error })
       }

@@ -1,5 +1,5 @@
 // Room for what comes: the budgets of the cache and of its disk, enforced when space is taken, and who waits when there is none.
-import { type Deferred, deferred } from '../base/async.js'
+import { type Deferred, deferred, sleep } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import { PAGE_BYTES } from '../chunk/geometry.js'
 import type { Slots } from './slots.js'
@@ -69,8 +69,12 @@ export class Room {
       await this.giveBack()
     }
     if (has) return
-    await this.hooks.send(AbortSignal.timeout(options.deadlineMs)).catch(() => {})
-    if (!this.#make(bytes)) throw new FerryError('NO_SPACE', { detail: 'the cache holds nothing that may leave' })
+    // Writers may have taken what one batch gave back before this is asked again.
+    for (const late = AbortSignal.timeout(options.deadlineMs); !late.aborted; await sleep(EMERGENCY_PAUSE_MS)) {
+      await this.hooks.send(late).catch(() => {})
+      if (this.#make(bytes)) return
+    }
+    throw new FerryError('NO_SPACE', { detail: 'the cache holds nothing that may leave' })
   }
 
   /** ENOSPC is given where a program expects it: at create, extend and fallocate, never to a page that the kernel has accepted. */
@@ -91,7 +95,7 @@ export class Room {
     await this.hooks.checkpoint()
     await this.hooks.checkpoint()
     await this.slots.trim()
-    await new Promise(resolve => setTimeout(resolve, EMERGENCY_PAUSE_MS))
+    await sleep(EMERGENCY_PAUSE_MS)
   }
 
   /** A checkpoint is done. @returns whether the disk has room again, as far as it can be seen */

@@ -3,6 +3,7 @@ import { mkdtempSync, readdirSync, rmSync, statfsSync, statSync, writeFileSync }
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, test } from '@jest/globals'
+import { sleep } from '../../src/base/async.js'
 import { Journal } from '../../src/cache/journal.js'
 import type { Storage, StorageFile } from '../../src/cache/storage.js'
 import { diskStorage } from '../../src/linux/storage.js'
@@ -56,10 +57,19 @@ describe('reading', () => {
     const { name, file } = fresh()
     file.writeSync(filled(1, 1024 * 1024), 0)
     await file.sync()
-    // count=0 with this flag: dd(1) asks the kernel to drop its cache of the file.
-    execFileSync('dd', [`if=${join(directory, name)}`, 'iflag=nocache', 'count=0', 'status=none'])
     const into = Buffer.alloc(64 * 1024)
-    expect(file.readNow(into, 512 * 1024)).toBe(-1)
+    const readCold = () => {
+      // count=0 with this flag: dd(1) asks the kernel to drop its cache of the file.
+      execFileSync('dd', [`if=${join(directory, name)}`, 'iflag=nocache', 'count=0', 'status=none'])
+      return file.readNow(into, 512 * 1024)
+    }
+    // Pages that some processor still keeps in a batch of its own do not leave at the first attempt.
+    let read = readCold()
+    for (let tries = 0; read !== -1 && tries < 50; tries++) {
+      await sleep(20)
+      read = readCold()
+    }
+    expect(read).toBe(-1)
     await file.read(into, 512 * 1024)
     expect(into.equals(filled(1, into.length))).toBe(true)
     expect(file.readNow(into, 512 * 1024)).toBe(into.length)
