@@ -31,6 +31,11 @@ const TAKES_MAX = 64
 const GETS_MAX = 4
 /** Nobody else tries a conditional put again: a remote that fails one call in three would cost too many claims. */
 const PUTS_MAX = 4
+/** Where many records can go in one request they wait for each other: so many, or with so many bytes. */
+const PRUNE_RECORDS = 64
+const PRUNE_BYTES = 8 * 1024 ** 2
+/** Of one request. */
+const REMOVES_MAX = 1_000
 
 export interface LeaseOptions {
   /** Monotonic, ms. */
@@ -268,13 +273,20 @@ export class Lease<Change> {
     return added || (there!.kind === record.kind && batchOf(there!) === batchOf(record))
   }
 
-  /** Records that nobody needs any more go. Never fails: what is left goes the next time. */
-  async prune(signal?: AbortSignal): Promise<void> {
+  /** Records that nobody needs any more go. Never fails: what is left goes the next time. `now`: they do not wait for others. */
+  async prune({ now }: { now: boolean }, signal?: AbortSignal): Promise<void> {
     const { stale } = this.#mine()
+    const store = this.#store
+    if (store.removeAll && !now && stale.length < PRUNE_RECORDS && this.#putBytes < PRUNE_BYTES) return
     // From the oldest on: whoever finds the one finds those that followed it.
     stale.sort((one, other) => one - other)
     try {
-      for (; stale.length > 0; stale.shift()) await this.#store.remove(nameOf(stale[0]), undefined, signal)
+      while (stale.length > 0) {
+        const some = stale.slice(0, store.removeAll ? REMOVES_MAX : 1).map(nameOf)
+        await (store.removeAll ? store.removeAll(some, signal) : store.remove(some[0], undefined, signal))
+        stale.splice(0, some.length)
+      }
+      this.#putBytes = 0
     } catch (error) {
       log.debug('chain not pruned', { error })
     }
@@ -296,7 +308,7 @@ export class Lease<Change> {
       if (await this.append({ kind: 'release', pending: pending?.number ?? null, committed }, signal)) break
     }
     const { epoch } = held
-    await this.prune(signal)
+    await this.prune({ now: true }, signal)
     this.#held = null
     this.pending = null
     this.#lastCommitted = null
@@ -304,6 +316,8 @@ export class Lease<Change> {
   }
 
   #lastCommitted: Committed | null = null
+  /** Of records, since they were last pruned. */
+  #putBytes = 0
 
   #mine(): Held {
     if (!this.#held) throw new FerryError('LEASE_LOST', { detail: 'not held' })
@@ -362,9 +376,11 @@ export class Lease<Change> {
 
   /** false: there is one of this number. */
   async #put(number: number, record: LogRecord<Change>, signal?: AbortSignal): Promise<boolean> {
+    const bytes = encode(record)
     for (let tries = 1; ; tries++) {
       try {
-        await this.#store.put(nameOf(number), encode(record), { ifAbsent: true }, signal)
+        await this.#store.put(nameOf(number), bytes, { ifAbsent: true }, signal)
+        this.#putBytes += bytes.byteLength
         return true
       } catch (error) {
         // Also if it is ours, of a try that seemed to fail: whoever asks looks.

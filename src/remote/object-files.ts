@@ -100,11 +100,21 @@ export class ObjectFiles {
 
   /** What is known of an object that was listed; as it is now if that is nothing. null: it has gone since. */
   async headOf(entry: ObjectEntry, signal?: AbortSignal): Promise<Known | null> {
-    const remembered = this.#remembered.get(entry.key)
-    if (!remembered) return this.head(entry.key, signal)
+    return this.#settled(entry)?.known ?? this.head(entry.key, signal)
+  }
+
+  /** A listing shows it now: if it is what is remembered, that is as good as asked now. */
+  confirm(entry: ObjectEntry): void {
+    const settled = this.#settled(entry)
+    if (settled) settled.askedAtMs = this.#options.wallMs()
+  }
+
+  #settled({ key, etag, modifiedMs }: ObjectEntry): { known: Known; askedAtMs: number } | undefined {
+    const remembered = this.#remembered.get(key)
+    if (!remembered) return undefined
     const { known, askedAtMs } = remembered
-    const same = known.etag === entry.etag && seconds(known.modifiedMs) === seconds(entry.modifiedMs)
-    return same && askedAtMs - known.modifiedMs > SETTLED_MS ? known : this.head(entry.key, signal)
+    const same = known.etag === etag && seconds(known.modifiedMs) === seconds(modifiedMs)
+    return same && askedAtMs - known.modifiedMs > SETTLED_MS ? remembered : undefined
   }
 
   /** We have put it ourselves. */

@@ -74,6 +74,8 @@ export function objectStore(objects: Objects, prefix = ''): Store {
       await objects.remove(keyOf(name), { ifMatch: ifVersion }, signal)
     },
 
+    removeAll: (names, signal) => objects.removeAll(names.map(keyOf), signal),
+
     async list(wanted, after, signal) {
       const toKey = (text: string) => prefix + Buffer.from(text, 'utf8').toString('latin1')
       // A page in which nothing is ours is not the end.

@@ -71,7 +71,7 @@ export class ChainCommits<Change> implements Commits<Change> {
         const done = pending && (await this.#finish(pending.record, signal))
         await this.#shape.sweep(this.#turn(signal), claim, previous)
         await this.lease.sweep(signal)
-        await this.lease.prune(signal)
+        await this.lease.prune({ now: true }, signal)
         return pending?.record.writer === claim.writer ? done : null
       }, signal)
       const exclusive = this.lease.exclusive ?? true
@@ -141,7 +141,7 @@ export class ChainCommits<Change> implements Commits<Change> {
       while (this.lease.pending) await this.lease.append({ kind: 'done', writer, batch }, signal)
       // Only tidiness from here on: what fails now goes with a later batch.
       await this.#shape.clear(intent, signal).catch(error => log.debug('stage not cleared', { error }))
-      await this.lease.prune(signal)
+      await this.lease.prune({ now: false }, signal)
       return outcome
     }, signal)
   }

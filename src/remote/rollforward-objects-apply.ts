@@ -18,6 +18,7 @@ import { directoryKey, nameOf, prefixOf } from './object-keys.js'
 import type { Key, ObjectCondition } from './objects.js'
 import type { Turn } from './rollforward-commits.js'
 import { ObjectContent } from './rollforward-objects-content.js'
+import type { StageLedger } from './rollforward-objects-ledger.js'
 import { Lines } from './rollforward-objects-lines.js'
 import { ObjectMaker } from './rollforward-objects-make.js'
 import {
@@ -33,12 +34,15 @@ import {
 } from './rollforward-objects-model.js'
 import { Names } from './rollforward-objects-names.js'
 import { planObjects } from './rollforward-objects-plan.js'
-import { planName, readNote, stageKey, writeUploadNote } from './rollforward-objects-stage.js'
+import { isManyTogether, removeMatching } from './rollforward-objects-remove.js'
+import { planName, readNote, stageKey, type UploadNote, writeUploadNote } from './rollforward-objects-stage.js'
 import { inParallel } from './rollforward-parallel.js'
 import type { Path, TreeChange, Version } from './tree.js'
 
 /** Something changes under our hands so often at most. */
 const TRIES_MAX = 16
+/** Of 5,000 members each. */
+const CHUNKS_AT_HAND = 4
 const EMPTY = new Uint8Array()
 
 export interface ApplyObjectsOptions {
@@ -48,6 +52,9 @@ export interface ApplyObjectsOptions {
   parallel: number
   /** From then on nobody else has written batches. */
   heldSinceMs: number
+  /** This process has just committed it: nobody has begun to apply it. */
+  first: boolean
+  ledger: StageLedger
   /** A file gets another version by what keeps its bytes, or by a patch: until now it had this one. */
   onReplace: (path: Path, version: Version) => void
 }
@@ -77,6 +84,8 @@ class Application {
   /** Keys of what could not be moved: it stays. */
   readonly #stays = new Set<Key>()
   readonly #names: Names
+  /** Lists of members that this attempt has written. */
+  readonly #atHand = new Map<string, Member[]>()
   #uploads = 0
   #chunks = 0
   readonly #maker: ObjectMaker
@@ -93,8 +102,9 @@ class Application {
       objects: files.objects,
       guard: turn.guard,
       onUpload: async (key, upload) => {
-        const note = this.#key(`upload-${turn.epoch}-${this.#uploads++}`)
+        const note = this.#staged(`upload-${turn.epoch}-${this.#uploads++}`, { key, upload })
         await files.objects.put(note, writeUploadNote({ key, upload }), undefined, turn.signal)
+        return () => options.ledger.ended(note)
       },
       signal: turn.signal,
     })
@@ -105,8 +115,6 @@ class Application {
     const plan = await this.#planned()
     this.#conflicts.push(...plan.conflicts)
     for (const [index, path, code, detail] of plan.refused) this.#refused.set(index, { path, code, detail })
-    // Whoever takes the lease over after this has the batch done before anything else, and our conditions fail.
-    await this.#turn.check()
     if (!(await this.#recall())) {
       await this.#hold(plan)
       await this.#each(plan.targets, one => this.#place(one))
@@ -114,7 +122,7 @@ class Application {
       await this.#each(plan.markers, path => this.#ensure(path))
       await this.#mark()
     }
-    await this.#each(plan.leavers, one => this.#remove(one))
+    await this.#removeMany(plan.leavers)
     for (const subtree of plan.subtrees) await this.#removeSubtree(subtree)
     return { versions: [...this.#versions], conflicts: this.#conflicts, refused: [...this.#refused.values()] }
   }
@@ -127,6 +135,13 @@ class Application {
 
   #key(what: string): Key {
     return stageKey(this.#intent.epoch, this.#intent.batch, what)
+  }
+
+  /** The key of something that is about to be put there. */
+  #staged(what: string, upload?: UploadNote): Key {
+    const key = this.#key(what)
+    this.#options.ledger.add(key, this.#intent, upload)
+    return key
   }
 
   /** All that comes is placed: from now on what has moved may go. */
@@ -142,7 +157,7 @@ class Application {
   }
 
   async #recall(): Promise<boolean> {
-    if (this.#lines.moves.size === 0) return false
+    if (this.#lines.moves.size === 0 || this.#options.first) return false
     const placed = await readNote<Placed>(this.#files.objects, this.#intent, PLACED, this.#turn.signal)
     if (!placed) return false
     for (const key of placed.stays) this.#stays.add(key)
@@ -154,21 +169,22 @@ class Application {
 
   async #put(what: string, bytes: Uint8Array, condition?: ObjectCondition): Promise<void> {
     await this.#turn.guard()
-    await this.#files.objects.put(this.#key(what), bytes, condition, this.#turn.signal)
+    await this.#files.objects.put(this.#staged(what), bytes, condition, this.#turn.signal)
   }
 
   /** Without anything that moves, what is there tells what is done already. */
   async #planned(): Promise<Plan> {
     const moves = this.#lines.moves.size > 0
-    const before = moves && (await this.#readPlan())
+    const { parallel, heldSinceMs, first } = this.#options
+    const before = moves && !first && (await this.#readPlan())
     if (before) return before
-    const { parallel, heldSinceMs } = this.#options
     const plan = await planObjects({
-      heldSinceMs,
+      ...{ heldSinceMs, first },
       ...{ files: this.#files, intent: this.#intent, lines: this.#lines, parallel, signal: this.#turn.signal },
       putChunk: async members => {
         const name = `members-${this.#turn.epoch}-${this.#chunks++}`
         await this.#put(name, encode(members))
+        if (this.#atHand.size < CHUNKS_AT_HAND) this.#atHand.set(name, members)
         return name
       },
     })
@@ -188,7 +204,8 @@ class Application {
 
   async *#members({ chunks }: Subtree): AsyncGenerator<Member[]> {
     for (const name of chunks) {
-      const members = await readNote<Member[]>(this.#files.objects, this.#intent, name, this.#turn.signal)
+      const members =
+        this.#atHand.get(name) ?? (await readNote<Member[]>(this.#files.objects, this.#intent, name, this.#turn.signal))
       if (!members) throw new FerryError('NOT_FOUND', { detail: name })
       yield members
     }
@@ -209,7 +226,7 @@ class Application {
   }
 
   async #holdOne(source: Source): Promise<void> {
-    const key = this.#key(source.held!)
+    const key = this.#staged(source.held!)
     try {
       const head = await this.#files.head(source.key, this.#turn.signal)
       // Held already: something else has the key.
@@ -365,10 +382,12 @@ class Application {
   async #removeSubtree(subtree: Subtree): Promise<void> {
     const prefix = prefixOf(subtree.from)
     for await (const members of this.#members(subtree))
-      await this.#each(members, async ({ rest, etag }) => {
-        const path = subtree.from + afterOf(rest.endsWith('/') ? rest.slice(0, -1) : rest)
-        await this.#remove({ key: prefix + rest, etag, path })
-      })
+      await this.#removeMany(
+        members.map(({ rest, etag }) => {
+          const path = subtree.from + afterOf(rest.endsWith('/') ? rest.slice(0, -1) : rest)
+          return { key: prefix + rest, etag, path }
+        }),
+      )
   }
 
   /** Has an object of its own from now on. */
@@ -381,6 +400,27 @@ class Application {
   }
 
   // --- 4. remove
+
+  /** Together where that is cheaper, but for what must be looked at on its own. */
+  async #removeMany(leavers: readonly Leaver[]): Promise<void> {
+    const { signal, guard } = this.#turn
+    const { objects } = this.#files
+    const going = leavers.filter(({ key }) => !this.#stays.has(key))
+    const together = going.filter(({ path }) => !this.#lines.comesAt(path))
+    if (!isManyTogether(objects, together)) return this.#each(going, one => this.#remove(one))
+    await this.#each(
+      going.filter(({ path }) => this.#lines.comesAt(path)),
+      one => this.#remove(one),
+    )
+    try {
+      const others = await removeMatching({ objects, guard, parallel: this.#options.parallel, signal }, together)
+      await this.#each(others, ({ key, path }) => this.#keep(key, path))
+    } catch (error) {
+      if (!isPermanent(error)) throw error
+      // One of them may not go, and is found by going alone.
+      await this.#each(together, one => this.#remove(one))
+    }
+  }
 
   async #remove({ key, etag, path }: Leaver): Promise<void> {
     if (this.#stays.has(key)) return

@@ -24,8 +24,8 @@ export interface ContentOptions {
   objects: Objects
   /** Before each request that changes something. */
   guard: () => Promise<void>
-  /** An upload has begun, and is to be aborted should it be left. */
-  onUpload: (key: Key, upload: string) => Promise<void>
+  /** An upload has begun, and is to be aborted should it be left. @returns what is to be called when it is completed or aborted */
+  onUpload: (key: Key, upload: string) => Promise<() => void>
   signal?: AbortSignal
 }
 
@@ -69,7 +69,7 @@ export class ObjectContent {
     const { key, metadata, contentType, ifAbsent, ifMatch } = target
     await guard()
     const upload = await objects.beginUpload(key, { metadata, contentType }, signal)
-    await onUpload(key, upload)
+    const ended = await onUpload(key, upload)
     const parts: Part[] = []
     try {
       await inParallel(plans, PARTS_AT_ONCE, async ({ at, length, piece }, index) => {
@@ -83,10 +83,12 @@ export class ObjectContent {
       })
       parts.sort((one, other) => one.number - other.number)
       await guard()
-      return await objects.completeUpload(key, upload, parts, { ifAbsent, ifMatch }, signal)
+      const etag = await objects.completeUpload(key, upload, parts, { ifAbsent, ifMatch }, signal)
+      ended()
+      return etag
     } catch (error) {
       // What fails here goes with the stage.
-      await objects.abortUpload(key, upload, signal).catch(() => {})
+      await objects.abortUpload(key, upload, signal).then(ended, () => {})
       throw error
     }
   }

@@ -37,6 +37,8 @@ export interface PlanOptions {
   parallel: number
   /** From then on nobody else has written batches. */
   heldSinceMs: number
+  /** Nobody has begun to apply it: nothing of it is there. */
+  first: boolean
   /** Puts a list of members into the stage. @returns its name */
   putChunk: (members: Member[]) => Promise<string>
   signal?: AbortSignal
@@ -92,8 +94,9 @@ class Planner {
   // --- what goes
 
   async #remove({ path, change }: { path: Path; change: Of<'remove'> }): Promise<void> {
+    const known = this.#options.first && change.expect !== undefined ? this.#known(path, change.expect) : undefined
     const [file, marker] = await Promise.all([
-      this.#files.head(keyOf(path), this.#signal),
+      known ?? this.#files.head(keyOf(path), this.#signal),
       change.expect === undefined ? this.#files.head(directoryKey(path), this.#signal) : null,
     ])
     const old = (head: Known | null) => head !== null && !this.#isOurs(head)
@@ -271,7 +274,9 @@ class Planner {
     let chunk: Member[] = []
     const from = prefixOf(change.from)
     for await (const page of this.#files.below(from, this.#signal))
-      for (const { key, etag, size } of page) {
+      for (const entry of page) {
+        const { key, etag, size } = entry
+        this.#files.confirm(entry)
         const committed = pathOf(key)
         if (this.#lines.goneBy(committed)?.index !== index) continue
         const rest = key.slice(from.length)
@@ -350,13 +355,13 @@ class Planner {
 
   /** Not looked at if it is known as what is expected: should it be another by now, what is made of it meets that. */
   async #expected(path: Path, expect: string | undefined): Promise<Known | null> {
-    const key = keyOf(path)
+    const known = expect === undefined || this.#lines.goneBy(path) ? undefined : this.#known(path, expect)
+    return known ?? this.#files.head(keyOf(path), this.#signal)
+  }
+
+  #known(path: Path, expect: string): Known | undefined {
     const { files, heldSinceMs } = this.#options
-    const known =
-      expect === undefined || this.#lines.goneBy(path)
-        ? undefined
-        : files.askedSince(heldSinceMs, { key, etag: expect })
-    return known ?? this.#files.head(key, this.#signal)
+    return files.askedSince(heldSinceMs, { key: keyOf(path), etag: expect })
   }
 
   async #tagAt(path: Path): Promise<string | null> {

@@ -6,6 +6,7 @@ import { keyOf } from './object-keys.js'
 import type { Key } from './objects.js'
 import type { Shape, Turn } from './rollforward-commits.js'
 import { applyObjects } from './rollforward-objects-apply.js'
+import { StageLedger } from './rollforward-objects-ledger.js'
 import { abortUploadsOf, clearObjects, ObjectPacker } from './rollforward-objects-stage.js'
 import type { RollforwardOptions } from './rollforward-options.js'
 import { isHiddenPath, ORPHANS } from './rollforward-plan.js'
@@ -16,7 +17,10 @@ const REMOVES_MAX = 1_000
 export class ObjectsShape implements Shape<TreeChange> {
   readonly #files: ObjectFiles
   readonly #options: RollforwardOptions
+  readonly #ledger = new StageLedger()
   readonly #packer: ObjectPacker
+  /** Something may lie in the stage that this process has not put there. */
+  #others = true
   /** Versions that files had before the newest batch replaced them by what keeps their bytes. */
   readonly #before = new Map<Path, Version>()
   /** The batch that this process has begun to apply, and before which it knows that nobody has. */
@@ -26,7 +30,7 @@ export class ObjectsShape implements Shape<TreeChange> {
   constructor(files: ObjectFiles, options: RollforwardOptions) {
     this.#files = files
     this.#options = options
-    this.#packer = new ObjectPacker(files.objects)
+    this.#packer = new ObjectPacker(files.objects, this.#ledger)
   }
 
   /**
@@ -40,6 +44,8 @@ export class ObjectsShape implements Shape<TreeChange> {
   /** A request of a former holder that is on its way is not stopped by anything but its conditions. */
   async open(): Promise<boolean> {
     this.#packer.forget()
+    this.#ledger.forget()
+    this.#others = true
     this.#before.clear()
     this.#first = ''
     this.#heldSinceMs = this.#files.nowMs() + 1
@@ -50,6 +56,7 @@ export class ObjectsShape implements Shape<TreeChange> {
     // Nobody has open any more what another writer kept for those who had.
     if (previous?.writer !== claim.writer) await this.#sweepOrphans(guard, signal)
     await clearObjects(this.#files.objects, { epoch, batch: 0 }, signal)
+    this.#others = false
   }
 
   async #sweepOrphans(guard: () => Promise<void>, signal?: AbortSignal): Promise<void> {
@@ -89,18 +96,21 @@ export class ObjectsShape implements Shape<TreeChange> {
   async apply(intent: IntentRecord<TreeChange>, turn: Turn): Promise<Outcome> {
     const { parallel } = this.#options
     // What others, or we ourselves in vain, have begun to upload is not completed any more.
-    if (this.#first !== attemptOf(intent)) {
+    const first = this.#first === attemptOf(intent)
+    if (!first) {
       await turn.check()
       await abortUploadsOf(this.#files.objects, intent, turn.signal)
     }
     this.#first = ''
     const onReplace = (path: Path, version: Version) => this.#before.set(path, version)
-    return applyObjects({ files: this.#files, intent, turn, parallel, heldSinceMs: this.#heldSinceMs, onReplace })
+    const [files, ledger, heldSinceMs] = [this.#files, this.#ledger, this.#heldSinceMs]
+    return applyObjects({ files, intent, turn, parallel, heldSinceMs, first, ledger, onReplace })
   }
 
   async clear({ epoch, batch }: IntentRecord<TreeChange>, signal?: AbortSignal): Promise<void> {
     this.#packer.forget(batch)
-    await clearObjects(this.#files.objects, { epoch, batch }, signal)
+    if (this.#others) await clearObjects(this.#files.objects, { epoch, batch }, signal)
+    await this.#ledger.clear(this.#files.objects, { epoch, batch }, signal)
   }
 }
 

@@ -2,6 +2,7 @@
 import { isFerryError } from '../base/errors.js'
 import { decode, type Packed } from './intent.js'
 import type { Key, Objects } from './objects.js'
+import type { StageLedger } from './rollforward-objects-ledger.js'
 import { inParallel } from './rollforward-parallel.js'
 import { HIDDEN } from './tree.js'
 
@@ -43,10 +44,12 @@ interface Staged {
 /** Bytes of files to come: those of one file lie together, so that a long run of it is one run of a pack. */
 export class ObjectPacker {
   readonly #objects: Objects
+  readonly #ledger: StageLedger
   readonly #batches = new Map<number, Staged>()
 
-  constructor(objects: Objects) {
+  constructor(objects: Objects, ledger: StageLedger) {
     this.#objects = objects
+    this.#ledger = ledger
   }
 
   /** Resolves when the piece is taken; it is durable after `flush`. */
@@ -58,7 +61,11 @@ export class ObjectPacker {
   ): Promise<void> {
     const staged: Staged = this.#batches.get(batch) ?? { pieces: new Map(), open: new Map(), packs: [], count: 0 }
     this.#batches.set(batch, staged)
-    const name = () => `${STAGE}${epoch}/${batch}.pack-${staged.count++}`
+    const name = () => {
+      const free = `${STAGE}${epoch}/${batch}.pack-${staged.count++}`
+      this.#ledger.add(`${HIDDEN}/${free}`, { epoch, batch })
+      return free
+    }
     const pack: Pack = staged.open.get(id) ?? { name: name(), parts: [], bytes: 0, put: null }
     staged.open.set(id, pack)
     staged.pieces.set(`${id} ${at}`, { id, at, length: bytes.byteLength, pack, from: pack.bytes })

@@ -43,6 +43,8 @@ export interface Store {
   put(name: string, bytes: Uint8Array, condition?: PutCondition, signal?: AbortSignal): Promise<string>
   /** Removing what is not there is fine, whatever version was expected; CONFLICT if another version is there. */
   remove(name: string, condition?: { ifVersion?: string }, signal?: AbortSignal): Promise<void>
+  /** Where it costs one request: up to 1,000 names. */
+  removeAll?(names: string[], signal?: AbortSignal): Promise<void>
   /** Names that start with `prefix`, in byte order, at most 1,000 a page; go on with `after` = the last name. */
   list(prefix: string, after?: string, signal?: AbortSignal): Promise<ObjectInfo[]>
   close(): Promise<void>

@@ -28,7 +28,7 @@ const numbersOf = async (store: MemStore) => (await store.list('log/')).map(({ n
 async function commit(lease: Lease<StoreChange>, writer: string, batch: number): Promise<void> {
   await lease.append(intent(writer, batch))
   await lease.append({ kind: 'done', writer, batch })
-  await lease.prune()
+  await lease.prune({ now: true })
 }
 
 describe('the lease', () => {
@@ -185,7 +185,7 @@ describe('the chain', () => {
       const { lease } = opener(store)
       await lease.take(claimOf('y', { pid, takeOver: pid === 3 }))
       await commit(lease, 'y', pid)
-      await lease.prune()
+      await lease.prune({ now: true })
       await lease.release()
     }
     // Two for each of the two, and those of the last epoch.
@@ -207,7 +207,7 @@ describe('the chain', () => {
       const { lease } = opener(store)
       await lease.take(claimOf('y', { pid: i }))
       await commit(lease, 'y', i)
-      await lease.prune()
+      await lease.prune({ now: true })
       if (i < 4) await lease.release()
     }
     expect(await numbersOf(store)).not.toContain(3)
@@ -261,7 +261,7 @@ describe('the chain', () => {
       expect(await lease.take(claimOf('w', { pid: i, takeOver: true }))).toBe(1)
       expect(lease.pending?.record.batch).toBe(1)
       expect(lease.haunted).toBe(i > 0)
-      await lease.prune()
+      await lease.prune({ now: true })
     }
   })
 
