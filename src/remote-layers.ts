@@ -25,7 +25,7 @@ const NICE_MAX = 19
 /** In the thread that calls it, which should be one of its own. `counters`: the memory of a `sharedMeter`. */
 export async function openLayers(
   url: string,
-  { simulate: simulation, deadline: ms, uploadLimit, downloadLimit }: StackSettings,
+  { simulate: simulation, deadline: ms, uploadLimit, downloadLimit, readOnly }: StackSettings,
   counters: SharedArrayBuffer,
 ): Promise<CommittingTree> {
   if (!isMainThread) {
@@ -39,9 +39,9 @@ export async function openLayers(
     const limited = uploadLimit || downloadLimit
     return limited ? throttle(timely, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : timely
   }
-  // Nothing is asked of a server that may be out of reach: the mount is to be usable at once.
+  // A server that may be out of reach is not waited for: the mount is to be usable at once.
   return shapeOfMount(url) === 'objects'
-    ? rollforward(around(await openRemote(url, { shape: 'objects', probe: 'change' })))
+    ? rollforward(around(await openRemote(url, { shape: 'objects', probe: readOnly ? 'change' : 'begin' })))
     : rollforward(around(await openRemote(url, { shape: 'tree' })))
 }
 

@@ -6,16 +6,16 @@ import type { MountSettings } from './options.js'
 import { inWorker } from './remote/in-worker.js'
 import { METER_BYTES, sharedMeter } from './remote/metered.js'
 
-export type StackSettings = Pick<MountSettings, 'deadline' | 'uploadLimit' | 'downloadLimit' | 'simulate'>
+export type StackSettings = Pick<MountSettings, 'deadline' | 'uploadLimit' | 'downloadLimit' | 'simulate' | 'readOnly'>
 
 /** @throws FerryError USAGE, NOT_FOUND, NOT_DIRECTORY and what else `openRemote` throws */
 export async function openStack(
   url: string,
-  { simulate, deadline, uploadLimit, downloadLimit }: StackSettings,
+  { simulate, deadline, uploadLimit, downloadLimit, readOnly }: StackSettings,
 ): Promise<{ tree: CommittingTree; status: () => RemoteStatus }> {
   const memory = new SharedArrayBuffer(METER_BYTES)
   const meter = sharedMeter(memory)
-  const settings: StackSettings = { simulate, deadline, uploadLimit, downloadLimit }
+  const settings: StackSettings = { simulate, deadline, uploadLimit, downloadLimit, readOnly }
   // What lies in this process's memory is known by its name in this thread only, and costs nothing to reach.
   const tree = url.startsWith('mem:')
     ? await (await import('./remote-layers.js')).openLayers(url, settings, memory)

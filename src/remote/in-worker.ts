@@ -53,7 +53,11 @@ class Line {
       log.error('the thread of a remote failed', { error })
       this.#died(new FerryError('UNREACHABLE', { cause: error, detail: `its worker failed: ${error}` }))
     })
-    worker.on('exit', () => this.#died(new FerryError('UNREACHABLE', { detail: 'its worker has ended' })))
+    worker.on('exit', () =>
+      this.#died(
+        this.#closing ? new FerryError('CLOSED') : new FerryError('UNREACHABLE', { detail: 'its worker has ended' }),
+      ),
+    )
   }
 
   get opened(): Promise<Described> {

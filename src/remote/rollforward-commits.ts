@@ -51,6 +51,8 @@ export class ChainCommits<Change> implements Commits<Change> {
   /** The newest batch of the writer that was committed when it claimed. */
   #claimed: { writer: string; batch: number } | null = null
   #settled: { batch: string; outcome: Outcome } | null = null
+  /** What former epochs left is still to go. A claim does not wait for it: the first commit or `settle` does it, or the release. */
+  #unswept: { claim: Claim; previous: Claim | null } | null = null
 
   constructor(shape: Shape<Change>, store: Store, options: RollforwardOptions) {
     this.#shape = shape
@@ -62,6 +64,7 @@ export class ChainCommits<Change> implements Commits<Change> {
     return this.#turns.run('', async () => {
       const batch = await this.lease.take(claim, signal)
       this.#settled = null
+      this.#unswept = null
       this.#claimed = batch === null ? null : { writer: claim.writer, batch }
       const { epoch, graceMs, pending, previous } = this.lease
       const outcome = await this.#unlessLost(async () => {
@@ -69,9 +72,7 @@ export class ChainCommits<Change> implements Commits<Change> {
         const fenced = await this.#shape.open(epoch, signal)
         if (!fenced && graceMs > 0) await this.#sleep(graceMs, signal)
         const done = pending && (await this.#finish(pending.record, signal))
-        await this.#shape.sweep(this.#turn(signal), claim, previous)
-        await this.lease.sweep(signal)
-        await this.lease.prune({ now: true }, signal)
+        this.#unswept = { claim, previous }
         return pending?.record.writer === claim.writer ? done : null
       }, signal)
       const exclusive = this.lease.exclusive ?? true
@@ -79,12 +80,25 @@ export class ChainCommits<Change> implements Commits<Change> {
     })
   }
 
+  async #sweep(signal?: AbortSignal): Promise<void> {
+    if (!this.#unswept) return
+    const { claim, previous } = this.#unswept
+    await this.#unlessLost(() => this.#shape.sweep(this.#turn(signal), claim, previous), signal)
+    await this.lease.sweep(signal)
+    await this.lease.prune({ now: true }, signal)
+    this.#unswept = null
+  }
+
   renew(signal?: AbortSignal): Promise<void> {
     return this.lease.renew(signal)
   }
 
   release(signal?: AbortSignal): Promise<void> {
-    return this.#turns.run('', () => this.lease.release(signal))
+    return this.#turns.run('', async () => {
+      // Whoever comes next will do it otherwise.
+      await this.#sweep(signal).catch(error => log.debug('not swept', { error }))
+      await this.lease.release(signal)
+    })
   }
 
   holder(signal?: AbortSignal): Promise<Holder | null> {
@@ -100,6 +114,7 @@ export class ChainCommits<Change> implements Commits<Change> {
   commit(batch: Batch<Change>, signal?: AbortSignal): Promise<void> {
     return this.#turns.run('', async () => {
       await this.lease.guard(signal)
+      await this.#sweep(signal)
       const { writer, number, cutAtMs, changes } = batch
       if (this.#isCommitted(batch)) return
       const staged = await this.#unlessLost(() => this.#shape.complete(this.lease.epoch, batch, signal), signal)
@@ -114,7 +129,11 @@ export class ChainCommits<Change> implements Commits<Change> {
   }
 
   settle(signal?: AbortSignal): Promise<Outcome> {
-    return this.#turns.run('', () => this.#settle(signal))
+    return this.#turns.run('', async () => {
+      await this.lease.guard(signal)
+      await this.#sweep(signal)
+      return this.#settle(signal)
+    })
   }
 
   async #settle(signal?: AbortSignal): Promise<Outcome> {

@@ -60,10 +60,16 @@ export const tagHeader = (etag: string, { quoted }: { quoted: boolean }): string
 export const unknownYet: Conditions = { ...readOnly, write: true }
 
 /**
- * Some 50 requests, in five round trips. `write: false` where we may not write. Rejects with the SDK's errors. Each probe has an object
- * (or an upload) of its own, so that all of them can be on the way at once.
+ * Some 50 requests, in four round trips, and one more in which what was made goes again, for which nobody waits: `onCleanUp` gets its
+ * end. `write: false` where we may not write. Rejects with the SDK's errors. Each probe has an object (or an upload) of its own, so
+ * that all of them can be on the way at once.
  */
-export async function probeConditions(s3: S3, bucket: string, prefix: string): Promise<Conditions> {
+export async function probeConditions(
+  s3: S3,
+  bucket: string,
+  prefix: string,
+  onCleanUp: (cleaning: Promise<unknown>) => void,
+): Promise<Conditions> {
   const probes = `${prefix}${HIDDEN}/probe-`
   const own = `${probes}${randomBytes(8).toString('hex')}`
   const giveUp = lasting()
@@ -159,6 +165,10 @@ export async function probeConditions(s3: S3, bucket: string, prefix: string): P
     if (giveUp.signal.aborted) throw new FerryError('DEADLINE', { detail: `what ${bucket} can do: no answer` })
     throw error
   } finally {
+    onCleanUp(cleanUp())
+  }
+
+  async function cleanUp() {
     await Promise.allSettled([
       ...[...made, ...(await old)].map(Key => s3.deleteObject({ Bucket: bucket, Key }, sent)),
       ...begun.map(one => s3.abortMultipartUpload(one, sent)),

@@ -1,5 +1,5 @@
 // Objects in a bucket of Amazon S3, or of a server that speaks its protocol.
-import { FerryError, isFerryError } from '../base/errors.js'
+import { FerryError, toFerryError } from '../base/errors.js'
 import type { Objects } from './objects.js'
 import { urlPath } from './path.js'
 import { KEY_BYTES_MAX, PIECE_BYTES_MAX, S3Bucket } from './s3-bucket.js'
@@ -25,9 +25,10 @@ export interface S3Options extends S3ClientOptions {
   write?: boolean
   /**
    * When the server is asked whether we may write, and which conditions it looks at (see s3-conditions.ts). Default 'open'. 'change': by
-   * the first change that has a condition, which waits for it; so opening asks nothing. Until then `capabilities` promise no condition.
+   * the first change that has a condition, which waits for it; so opening asks nothing. 'begin': at once, but nobody waits for it until
+   * that first change. Until then `capabilities` promise no condition.
    */
-  probe?: 'open' | 'change'
+  probe?: 'open' | 'begin' | 'change'
 }
 
 /** Opens what is below `prefix`. Rejects as the methods do: UNREACHABLE for a bucket that is not there. */
@@ -45,8 +46,12 @@ export async function s3Objects({
   if (wire === null) throw new FerryError('INVALID', { detail: `${url}: keys are UTF-8, and so must be the prefix` })
   const s3 = await s3Client(how)
   let known = write ? unknownYet : readOnly
+  let cleaned: Promise<unknown> | undefined
   const probed = askedOnce(async () => {
-    const found = await probeConditions(s3, name, wire).catch(error => Promise.reject(toS3Error(error, url)))
+    const onCleanUp = (cleaning: Promise<unknown>) => {
+      cleaned = cleaning
+    }
+    const found = await probeConditions(s3, name, wire, onCleanUp).catch(error => Promise.reject(toS3Error(error, url)))
     if (!found.write) {
       const detail = `${url}: these credentials may not write there; mount it with --read-only`
       throw new FerryError('FORBIDDEN', { detail })
@@ -54,13 +59,16 @@ export async function s3Objects({
     known = found
     return found
   })
-  if (write && probe === 'open')
-    await probed().catch(error => {
-      known = readOnly
-      if (isFerryError(error, 'FORBIDDEN')) return
+  if (write && probe === 'open') {
+    const failure = await probed().then(() => null, toFerryError)
+    await cleaned
+    if (failure) known = readOnly
+    if (failure && failure.code !== 'FORBIDDEN') {
       s3.destroy()
-      throw error
-    })
+      throw failure
+    }
+  }
+  if (write && probe === 'begin') void probed().catch(() => {}) // who needs it asks again, and hears why
   const bucket = new S3Bucket(s3, name, root, known.write ? probed : async () => readOnly, () => known.digests)
 
   return {
@@ -94,7 +102,10 @@ export async function s3Objects({
       completeUpload(bucket, key, upload, parts, condition, signal),
     abortUpload: (key, upload, signal) => abortUpload(bucket, key, upload, signal),
     uploads: (prefix, signal) => uploads(bucket, prefix, signal),
-    close: async () => s3.destroy(),
+    close: async () => {
+      await cleaned
+      s3.destroy()
+    },
   }
 }
 

@@ -215,6 +215,7 @@ export function flatSuite<R extends Store | Blob, Change>(
           if (committed) expect(batch).toBe(2)
           expect(seen).toEqual(batch === 2 ? after : before)
           expect(await kind.look(writer)).toEqual(seen)
+          await writer.settle()
           expect(await tidy(flat)).toEqual([])
           if (batch === 2) {
             await send(writer, 'w', 3, kind.next(state, random))

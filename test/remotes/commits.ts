@@ -296,7 +296,9 @@ export function treeSuite(name: string, options: TreeSuiteOptions): void {
             expect(picture).toEqual(pictureOf(scene.after))
             for (const [path, version] of outcome.versions) expect([path, versions.get(path)]).toEqual([path, version])
             await insist(() => writer.release())
-            await opener(scene.fixture.tree).claim(claimOf('x'))
+            const next = opener(scene.fixture.tree)
+            await next.claim(claimOf('x'))
+            await next.settle()
             expect(await tidy(scene.fixture.tree)).toEqual([])
           })
           if (steps.count < step) break
@@ -457,6 +459,7 @@ async function recovered(
   expect(seen).toEqual(expected)
   const { picture, versions } = await look(writer)
   expect(withoutRoot(picture)).toEqual(expected)
+  await writer.settle()
   expect(await tidy(tree)).toEqual([])
   // And it goes on from there.
   if (!random.chance(0.2)) return
