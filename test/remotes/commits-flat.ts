@@ -41,7 +41,7 @@ interface Kind<R, Change> {
   next(state: State, random: Random): Net<Change>
   empty(): State
   /** Steps of a former holder that nothing can stop once they have begun. */
-  unfenced(step: string, state: State): boolean
+  unfenced(step: string, state: State, remote: R): boolean
 }
 
 export const storeKind = (open: () => Promise<Flat<Store>>): Kind<Store, StoreChange> => ({
@@ -73,7 +73,11 @@ export const storeKind = (open: () => Promise<Flat<Store>>): Kind<Store, StoreCh
       .map(([name, bytes]) => `${name} ${Buffer.from(bytes).toString('hex')}`),
   empty: () => new Map(),
   // What was not there before, and was made and removed since, is not there as before: no condition can tell.
-  unfenced: (step, state) => step.startsWith('put ') && !state.has(step.slice(4)),
+  unfenced: (step, state, { capabilities }) => {
+    const [, name] = /^(?:put|remove) ((?!\.pageferry\/).*)$/.exec(step) ?? []
+    if (name === undefined) return false
+    return !capabilities.conditionalReplace || (step.startsWith('put ') && !state.has(name))
+  },
   next(state, random) {
     const changes = new Map<string, StoreChange>()
     const staged: Staged[] = []
@@ -269,7 +273,7 @@ export function flatSuite<R extends Store | Blob, Change>(
           if (error) expect((error as FerryError).code).toMatch(/^LEASE_(LOST|HELD)$/)
           // Nothing more is begun that nothing can stop.
           expect(steps.log.slice(count).filter(step => /^(write|trim)/.test(step))).toEqual([])
-          if (!begun.some(step => kind.unfenced(step, state))) expect(await kind.look(heir)).toEqual(seen)
+          if (!begun.some(step => kind.unfenced(step, state, flat.remote))) expect(await kind.look(heir)).toEqual(seen)
           await heir.renew()
           await expect(old.renew()).rejects.toMatchObject({ code: 'LEASE_LOST' })
           await flat.dispose()
