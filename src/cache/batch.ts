@@ -174,11 +174,13 @@ const known = (inode: Inode) =>
 function contentOf(state: TreeState, inode: Inode, which: 'valid' | 'flight', plan: Plan): RemoteContent {
   const { chunks } = state
   const rows = state.chunks.rowsOf(inode.ino).sort((a, b) => chunks.index[a] - chunks.index[b])
-  const runs: Stage['runs'] = []
-  for (const row of rows) addRuns(state, row, which, inode.size, runs)
+  const all: Stage['runs'] = []
+  for (const row of rows) addRuns(state, row, which, inode.size, all)
+  const ahead = which === 'flight' ? state.flightAhead.get(inode.ino) : undefined
+  const runs = ahead ? all.filter(({ at }) => !ahead.has(at / CHUNK_BYTES)) : all
   const bytes = runs.reduce((sum, run) => sum + run.length, 0)
   plan.bytes += bytes
-  if (bytes <= INLINE_BYTES_MAX && plan.bytes <= INTENT_BYTES_MAX) {
+  if (runs.length === all.length && bytes <= INLINE_BYTES_MAX && plan.bytes <= INTENT_BYTES_MAX) {
     return {
       inline: runs.map(run => {
         const into = new Uint8Array(run.length)
@@ -187,10 +189,10 @@ function contentOf(state: TreeState, inode: Inode, which: 'valid' | 'flight', pl
       }),
     }
   }
-  const id = `f${inode.ino}`
+  const id = ahead?.id ?? `f${inode.ino}`
   plan.stages.push({ ino: inode.ino, id, runs, bytes })
   const extents: { at: number; length: number }[] = []
-  for (const run of runs) {
+  for (const run of all) {
     const last = extents.at(-1)
     if (last && last.at + last.length === run.at) last.length += run.length
     else extents.push({ at: run.at, length: run.length })

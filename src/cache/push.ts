@@ -3,6 +3,7 @@ import PQueue from 'p-queue'
 import { type Deferred, deferred, lasting } from '../base/async.js'
 import { FerryError, isPermanent, toFerryError } from '../base/errors.js'
 import type { Claim, Claimed, Outcome } from '../remote/commits.js'
+import { Ahead } from './ahead.js'
 import { type Plan, type PlanContext, planBatch, type Stage } from './batch.js'
 import type { Ino } from './filesystem.js'
 import { Changed } from './inode.js'
@@ -81,6 +82,9 @@ export class Push {
   #loop: Promise<void> | null = null
   readonly #abort = lasting()
   readonly #queue: PQueue
+  readonly #ahead: Ahead
+  /** Files that the last cut left out. */
+  #growing = new Set<Ino>()
   /** Unsent when somebody last asked for everything to be sent. */
   #operationsAtStart = 0
   #progress = { bytesDone: 0, bytesTotal: 0 }
@@ -93,6 +97,7 @@ export class Push {
     readonly memory: MemoryBudget,
   ) {
     this.#queue = new PQueue({ concurrency: options.workers })
+    this.#ahead = new Ahead(remote, state, memory)
   }
 
   /** Take the lease now. LEASE_HELD and the like are the caller's to deal with. */
@@ -228,6 +233,7 @@ export class Push {
     for (const waiter of this.#waiters) waiter.done.reject(new FerryError('CLOSED'))
     if (this.lease.state === 'held') {
       this.lease = { state: 'none' }
+      await this.#ahead.close(AbortSignal.timeout(this.options.leaseMs))
       await this.remote.release(AbortSignal.timeout(this.options.leaseMs)).catch(error => this.#failed(error))
     }
   }
@@ -242,6 +248,7 @@ export class Push {
       this.#due = false
       try {
         await this.#batch()
+        if (this.#held.growing) await this.#ahead.send(this.#growing, this.#abort.signal)
       } catch (error) {
         this.#failed(error)
       }
@@ -292,6 +299,7 @@ export class Push {
       state.append(Kind.cut, record)
       state.cut(number, growing)
     }
+    this.#growing = growing
     this.#held = { operations: state.open.operations, growing: growing.size > 0 }
   }
 
@@ -417,6 +425,7 @@ export class Push {
     ]
     state.append(Kind.committed, record)
     settle(state, record)
+    this.#ahead.settled(this.#abort.signal)
     this.committedCount++
     this.serial++
     this.#committed = this.#settled = this.#cuts

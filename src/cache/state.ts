@@ -2,6 +2,7 @@
 
 import { FerryError } from '../base/errors.js'
 import { CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES, popcount } from '../chunk/geometry.js'
+import type { AheadRun } from './ahead.js'
 import { CHECKPOINTED, ChunkTable, GUESSED, NAMED, type Row, SEALED } from './chunk-table.js'
 import { CleanChunks } from './clean-chunks.js'
 import type { Database } from './database.js'
@@ -65,6 +66,9 @@ export class TreeState {
   nextIno: Ino = ROOT + 1
   inoReserved = 0
   readonly quarantine = new Map<Ino, Quarantined>()
+  /** What was sent of files that grow, before their batch is cut; and of those that the flight has. */
+  readonly ahead = new Map<Ino, AheadRun>()
+  readonly flightAhead = new Map<Ino, AheadRun>()
   conflicts: { path: string; keptAs: string; atMs: number }[] = []
 
   /** Pages whose bytes are in the data file: clean, dirty, and copies that a batch still needs. */
@@ -226,6 +230,7 @@ export class TreeState {
   /** Pages of a row changed: they are valid, dirty, and no longer anybody's guess. */
   dirty(row: Row, mask: number): void {
     const { chunks } = this
+    this.#touch(row)
     this.clean.delete(row)
     this.setValid(row, (chunks.valid[row] | mask) >>> 0)
     const before = chunks.dirty[row]
@@ -234,6 +239,11 @@ export class TreeState {
     chunks.flags[row] = (chunks.flags[row] & ~GUESSED) | NAMED
     this.open.rows.add(row)
     if (before === 0) this.persistRows.add(row)
+  }
+
+  /** What was sent ahead of a chunk is not what it has now. */
+  #touch(row: Row) {
+    if (this.ahead.size > 0) this.ahead.get(this.chunks.ino[row])?.touch(this.chunks.index[row])
   }
 
   #free(slot: number, pages: number) {
@@ -292,6 +302,7 @@ export class TreeState {
   /** Pages of a row are gone (cut off, or replaced at the remote): absent pages are zeros or the remote's. */
   dropPages(row: Row, mask: number): void {
     const { chunks } = this
+    this.#touch(row)
     this.clean.delete(row)
     this.dirtyPages -= popcount(chunks.dirty[row] & mask)
     chunks.dirty[row] &= ~mask
@@ -400,6 +411,9 @@ export class TreeState {
       inode.floor = inode.size
       inode.grownSinceMs = 0
       this.persist(inode)
+      const sent = this.ahead.get(ino)
+      if (sent) this.flightAhead.set(ino, sent)
+      this.ahead.delete(ino)
     }
     for (const [key, change] of flight.names) {
       if (held.has(this.#inoNow(change)) || this.#heldName(change)) {

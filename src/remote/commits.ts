@@ -79,6 +79,14 @@ export interface Commits<Change> {
    * (chars a-z0-9-); bytes at offset `at` of what is staged under it (for a tree: the file's own offsets).
    */
   stage(batch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
+  /**
+   * Bytes of a file that goes on growing, before their batch is known; each call goes on where the last one of this `id` ended. The
+   * batch that names the id as staged has them, and what is staged for that batch lies over them. INVALID if they do not go on
+   * there. After an error they are not to be named, but dropped. Absent where it would gain nothing.
+   */
+  stageAhead?(id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
+  /** What was staged ahead under this id, and no batch has named, is not needed. */
+  dropAhead?(id: string, signal?: AbortSignal): Promise<void>
   /** The batch is committed: one conditional put of its intent. What was staged but is not named by it is dropped later. */
   commit(batch: Batch<Change>, signal?: AbortSignal): Promise<void>
   /** The committed batch is applied, durably. Idempotent; call again after a failure. */

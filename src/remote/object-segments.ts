@@ -2,6 +2,7 @@
 // the parts of an upload, of which all but the last have a smallest size. Pure.
 import type { Packed } from './intent.js'
 import type { Key } from './objects.js'
+import { isAhead } from './rollforward-objects-ahead.js'
 import { type Content, HIDDEN, type TreeChange } from './tree.js'
 
 /** Bytes of an object: `etag` is absent where only we write. */
@@ -65,10 +66,16 @@ const whole = (size: number): Segment[] => (size > 0 ? [{ at: 0, length: size }]
 /** The bytes that a change brings. */
 function segmentsOfContent(content: Content, packed: Packed[]): Segment[] {
   if ('inline' in content) return content.inline.map(({ at, bytes }) => ({ at, length: bytes.byteLength, bytes }))
+  const mine = packed.filter(([id]) => id === content.staged)
+  const ahead = runsOf(mine.filter(isAhead))
+  return lay(lay(content.extents, ahead), runsOf(mine.filter(one => !isAhead(one))))
+}
+
+/** Pieces in their order, none of them over another. */
+function runsOf(packed: Packed[]): Segment[] {
   const pieces: Segment[] = []
   let covered = 0
-  const mine = packed.filter(([id]) => id === content.staged).sort(([, one], [, other]) => one - other)
-  for (const [, at, length, pack, from] of mine) {
+  for (const [, at, length, pack, from] of packed.sort(([, one], [, other]) => one - other)) {
     // A piece that was staged twice is there twice, and the same.
     const start = Math.max(at, covered)
     if (start >= at + length) continue
@@ -76,8 +83,13 @@ function segmentsOfContent(content: Content, packed: Packed[]): Segment[] {
     pieces.push(between(segment, start, at + length))
     covered = at + length
   }
-  return lay(content.extents, pieces)
+  return pieces
 }
+
+/** Whether every byte that a change says is staged is in one of these. */
+export const isStaged = (content: Content, packed: Map<string, Packed[]>): boolean =>
+  'inline' in content ||
+  segmentsOfContent(content, packed.get(content.staged) ?? []).every(({ piece }) => piece !== undefined)
 
 /** A file that is put whole. */
 export const segmentsOfPut = ({ size, content }: Extract<TreeChange, { do: 'put' }>, packed: Packed[]): Segment[] =>

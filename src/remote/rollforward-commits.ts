@@ -1,6 +1,6 @@
 // The commit contract over a chain of records, whatever the shape of what is committed: claim, commit, settle, one after the other.
 import { KeyedMutex } from '../base/async.js'
-import { isFerryError } from '../base/errors.js'
+import { FerryError, isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { Batch, Claim, Claimed, Commits, Holder, Outcome } from './commits.js'
 import type { IntentRecord, Packed, Refusal } from './intent.js'
@@ -27,6 +27,8 @@ export interface Turn {
 export interface Shape<Change> {
   /** Bytes of a batch to come, where nobody sees them. */
   stage(epoch: number, batch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
+  stageAhead?(epoch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
+  dropAhead?(id: string, signal?: AbortSignal): Promise<void>
   /** All that the batch names is staged, complete and durable. */
   complete(epoch: number, batch: Batch<Change>, signal?: AbortSignal): Promise<{ refused: Refusal[]; packed: Packed[] }>
   /** The batch is committed. */
@@ -109,6 +111,18 @@ export class ChainCommits<Change> implements Commits<Change> {
     const { epoch } = this.lease
     await this.lease.guard(signal)
     await this.#unlessLost(() => this.#shape.stage(epoch, batch, id, at, from, signal), signal)
+  }
+
+  /** UNSUPPORTED where the shape cannot. */
+  async stageAhead(id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {
+    const { epoch } = this.lease
+    if (!this.#shape.stageAhead) throw new FerryError('UNSUPPORTED', { detail: 'staging ahead' })
+    await this.lease.guard(signal)
+    await this.#unlessLost(() => this.#shape.stageAhead!(epoch, id, at, from, signal), signal)
+  }
+
+  async dropAhead(id: string, signal?: AbortSignal): Promise<void> {
+    await this.#shape.dropAhead?.(id, signal)
   }
 
   commit(batch: Batch<Change>, signal?: AbortSignal): Promise<void> {

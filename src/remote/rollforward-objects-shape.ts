@@ -1,14 +1,18 @@
 // What a bucket does with a batch: staged bytes are packed into objects of the stage, and the server makes files of them.
+import { FerryError } from '../base/errors.js'
 import type { Batch, Claim, Outcome } from './commits.js'
-import type { IntentRecord, Refusal } from './intent.js'
+import type { IntentRecord, Packed, Refusal } from './intent.js'
 import type { ObjectFiles } from './object-files.js'
 import { keyOf } from './object-keys.js'
+import { isStaged } from './object-segments.js'
 import type { Key } from './objects.js'
 import type { Shape, Turn } from './rollforward-commits.js'
+import { AheadUploads } from './rollforward-objects-ahead.js'
 import { applyObjects } from './rollforward-objects-apply.js'
 import { StageLedger } from './rollforward-objects-ledger.js'
-import { abortUploadsOf, clearObjects, ObjectPacker } from './rollforward-objects-stage.js'
+import { abortStaged, abortUploadsOf, clearObjects, ObjectPacker } from './rollforward-objects-stage.js'
 import type { RollforwardOptions } from './rollforward-options.js'
+import { inParallel } from './rollforward-parallel.js'
 import { isHiddenPath, ORPHANS } from './rollforward-plan.js'
 import type { Path, TreeChange, Version } from './tree.js'
 
@@ -19,6 +23,7 @@ export class ObjectsShape implements Shape<TreeChange> {
   readonly #options: RollforwardOptions
   readonly #ledger = new StageLedger()
   readonly #packer: ObjectPacker
+  readonly #ahead: AheadUploads
   /** Something may lie in the stage that this process has not put there. */
   #others = true
   /** Versions that files had before the newest batch replaced them by what keeps their bytes. */
@@ -31,6 +36,7 @@ export class ObjectsShape implements Shape<TreeChange> {
     this.#files = files
     this.#options = options
     this.#packer = new ObjectPacker(files.objects, this.#ledger)
+    this.#ahead = new AheadUploads(files.objects, this.#ledger)
   }
 
   /**
@@ -44,6 +50,7 @@ export class ObjectsShape implements Shape<TreeChange> {
   /** A request of a former holder that is on its way is not stopped by anything but its conditions. */
   async open(): Promise<boolean> {
     this.#packer.forget()
+    this.#ahead.forget()
     this.#ledger.forget()
     this.#others = true
     this.#before.clear()
@@ -56,6 +63,7 @@ export class ObjectsShape implements Shape<TreeChange> {
     // Nobody has open any more what another writer kept for those who had.
     if (previous?.writer !== claim.writer) await this.#sweepOrphans(guard, signal)
     await clearObjects(this.#files.objects, { epoch, batch: 0 }, signal)
+    await abortStaged(this.#files.objects, epoch, signal)
     this.#others = false
   }
 
@@ -72,12 +80,33 @@ export class ObjectsShape implements Shape<TreeChange> {
     return this.#packer.add(epoch, batch, { id, at, bytes: from }, signal)
   }
 
+  stageAhead(epoch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {
+    return this.#ahead.add(epoch, id, at, from, signal)
+  }
+
+  dropAhead(id: string, signal?: AbortSignal): Promise<void> {
+    return this.#ahead.drop(id, signal)
+  }
+
   async complete(epoch: number, { number, changes }: Batch<TreeChange>, signal?: AbortSignal) {
     const staged = changes.flatMap(change =>
       (change.do === 'put' || change.do === 'patch') && 'staged' in change.content ? [change.content.staged] : [],
     )
     const named = new Set(staged)
     const packed = (await this.#packer.flush(number, signal)).filter(([id]) => named.has(id))
+    await inParallel([...named], this.#options.parallel, async id => {
+      const ahead = await this.#ahead.finish(id, { epoch, batch: number }, signal)
+      if (ahead) packed.push(ahead)
+    })
+    const pieces = new Map<string, Packed[]>()
+    for (const one of packed) {
+      const same = pieces.get(one[0])
+      if (same) same.push(one)
+      else pieces.set(one[0], [one])
+    }
+    for (const change of changes)
+      if ((change.do === 'put' || change.do === 'patch') && !isStaged(change.content, pieces))
+        throw new FerryError('INVALID', { detail: `${change.path}: not all of it was staged` })
     const refused = changes.flatMap((change, index): Refusal[] => {
       if (change.do === 'link') return [[index, 'UNSUPPORTED', 'a bucket has no hard links']]
       const kept = namesOf(change).find(isHiddenPath)
@@ -109,6 +138,7 @@ export class ObjectsShape implements Shape<TreeChange> {
 
   async clear({ epoch, batch }: IntentRecord<TreeChange>, signal?: AbortSignal): Promise<void> {
     this.#packer.forget(batch)
+    this.#ahead.forget(batch)
     if (this.#others) await clearObjects(this.#files.objects, { epoch, batch }, signal)
     await this.#ledger.clear(this.#files.objects, { epoch, batch }, signal)
   }

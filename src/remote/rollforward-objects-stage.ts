@@ -155,7 +155,7 @@ export async function clearObjects(
 ): Promise<void> {
   const going: Key[] = []
   for await (const key of stagedKeys(objects, signal)) {
-    const [, begun, number] = /\/(\d+)\/(\d+)\.[^/]*$/.exec(key) ?? []
+    const [, begun, number] = /\/(\d+)\/(\d+|ahead)\.[^/]*$/.exec(key) ?? []
     if (Number(begun) < epoch || (Number(begun) === epoch && Number(number) <= batch)) going.push(key)
   }
   for (let from = 0; from < going.length; from += REMOVES_MAX) {
@@ -163,6 +163,15 @@ export async function clearObjects(
     await abortUploads(objects, some, signal)
     await objects.removeAll(some, signal)
   }
+}
+
+/** Uploads of former epochs that were staged ahead, and that no batch took. */
+export async function abortStaged(objects: Objects, epoch: number, signal?: AbortSignal): Promise<void> {
+  const prefix = `${HIDDEN}/${STAGE}`
+  const left = (await objects.uploads(prefix, signal)).filter(
+    ({ key }) => Number.parseInt(key.slice(prefix.length), 10) < epoch,
+  )
+  await inParallel(left, PUTS_AT_ONCE, ({ key, upload }) => objects.abortUpload(key, upload, signal))
 }
 
 /** No upload of this batch can be completed any more by whoever began it. */

@@ -98,6 +98,14 @@ export class RollforwardObjects extends Committing<TreeChange> implements Tree {
     return this.#views.read(view => (view ?? this.#files).xattrs(path, signal), signal)
   }
 
+  stageAhead(id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {
+    return this.commits.stageAhead(id, at, from, signal)
+  }
+
+  dropAhead(id: string, signal?: AbortSignal): Promise<void> {
+    return this.commits.dropAhead(id, signal)
+  }
+
   async usage(): Promise<Usage | null> {
     return null
   }

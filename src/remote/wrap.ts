@@ -50,6 +50,8 @@ const commits: Record<string, Method> = {
   release: { ...sets(0), compound: true },
   holder: { ...reads(0), compound: true },
   stage: { ...sets(4, 3), compound: true },
+  stageAhead: { ...changes(3, never), bytesAt: 2, compound: true },
+  dropAhead: { ...sets(1), compound: true },
   commit: { ...sets(1), compound: true },
   settle: { ...sets(0), compound: true },
 }
