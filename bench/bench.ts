@@ -3,7 +3,10 @@ import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import { cleanUp, machine, root } from './harness.js'
-import { type Result, rows } from './rows.js'
+import { rows as mountRows, type Result } from './rows.js'
+import { closeWorld, s3Rows } from './s3-rows.js'
+
+const rows = { ...mountRows, ...s3Rows }
 
 const wanted = process.argv.slice(2)
 const unknown = wanted.filter(name => !(name in rows))
@@ -31,6 +34,7 @@ try {
     }
   }
 } finally {
+  await closeWorld()
   cleanUp()
 }
 fs.mkdirSync(path.dirname(file), { recursive: true })
