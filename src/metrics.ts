@@ -21,6 +21,7 @@ const rows: Row[] = [
   ['memory_bytes_max', Gauge, 'Bytes in such buffers, at most', ({ memory }) => memory.bytesMax],
   ['read_hits_total', Counter, 'Reads answered from the cache', ({ reads }) => reads.hits],
   ['read_misses_total', Counter, 'Reads that waited for the remote', ({ reads }) => reads.misses],
+  ['hedged_reads_total', Counter, 'Reads that were asked for a second time', ({ hedged }) => hedged.asked],
   ['remote_requests_total', Counter, 'Requests to the remote', ({ remote }) => remote.requests],
   ['remote_errors_total', Counter, 'Requests to the remote that failed', ({ remote }) => remote.errors],
   ['remote_read_bytes_total', Counter, 'Bytes from the remote', ({ remote }) => remote.bytesRead],

@@ -148,7 +148,7 @@ const mountTable = {
   fetchSize: defaulted(
     'remote',
     size({ min: '128K', max: '8M', like: '1M' }),
-    '1M',
+    '4M',
     'one request to the remote, at most',
   ),
   uploadLimit: optional('remote', anySize('10M'), 'bytes per second to the remote, at most'),

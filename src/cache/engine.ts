@@ -933,6 +933,7 @@ class Engine implements TreeCache {
       memory: { bytes: this.#memory.bytes, bytesMax: options.memoryBytesMax },
       reads: { hits: this.content.hits, misses: this.content.misses, bytes: this.content.bytesRead },
       prefetch: { bytes: this.pullQueue.guessedBytes, usedBytes: this.content.guessedBytesUsed },
+      hedged: { asked: this.pullQueue.hedge.asked, won: this.pullQueue.hedge.won },
       batches: {
         committed: push.committedCount,
         inFlight: state.flight ? state.flightBatch : null,

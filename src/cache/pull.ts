@@ -18,15 +18,21 @@ import {
 import type { Tree } from '../remote/tree.js'
 import { GUESSED, VERIFIED } from './chunk-table.js'
 import { FormatPull } from './format-pull.js'
+import { Hedge } from './hedge.js'
 import type { Inode } from './inode.js'
+import { Link } from './link.js'
 import type { MemoryBudget } from './memory-budget.js'
 import { type Guess, Heads } from './prefetch.js'
 import { type TreeState, UNKNOWN_VERSION } from './state.js'
 
 /** Requests that somebody waits for, at once. */
 const DEMAND_REQUESTS_MAX = 64
+/** Guesses at once, however narrow the line. */
+const GUESSES_MIN = 2
 /** What a random reader pays beyond what it asked for: its miss is widened to this. */
 const DEMAND_BYTES_MIN = 16 * 1024
+/** Who has not read on for so long does not share the line. */
+const STREAM_MS = 2_000
 /** A miss whose version went away is looked at this often again before it is an error. */
 const TRIES_MAX = 6
 
@@ -63,10 +69,14 @@ interface Fetch {
   from: number
   to: number
   demand: boolean
+  /** Somebody waits for it, whether or not it began as a guess. */
+  awaited: boolean
   version: string
   done: Promise<void>
   start: () => void
   started: boolean
+  /** It is not worth it any more, and ends without having begun. */
+  dropped: boolean
 }
 
 export class Pull {
@@ -74,6 +84,10 @@ export class Pull {
   readonly #guesses: PQueue
   readonly #fetches = new Map<Inode, Set<Fetch>>()
   readonly #abort = lasting()
+  readonly #link: Link
+  readonly hedge = new Hedge()
+  /** Files of which somebody reads on and on, and when that was seen last. */
+  readonly #streams = new Map<Inode, number>()
   guessedBytes = 0
   #guessedInFlight = 0
 
@@ -85,6 +99,7 @@ export class Pull {
     readonly memory: MemoryBudget,
   ) {
     this.#guesses = new PQueue({ concurrency: Math.max(1, options.workers) })
+    this.#link = new Link(options.fetchBytesMax)
   }
 
   /** Every read passes here, hit or miss: learn its pattern, fetch ahead. */
@@ -93,7 +108,12 @@ export class Pull {
     inode.reading ??= this.#reading(inode)
     const { heads, format } = inode.reading as Reading
     const { begun } = heads
-    for (const guess of heads.observe(at, length, this.#windowBytesMax)) this.guess(inode, guess)
+    const isKnown = heads.begun > 0
+    for (const guess of heads.observe(at, length, this.#windowBytesMax)) {
+      this.#streams.set(inode, performance.now())
+      this.guess(inode, guess)
+    }
+    if (isKnown && heads.begun !== begun) this.#forgetGuesses(inode)
     format.observe(at, length, heads.begun !== begun)
   }
 
@@ -112,18 +132,39 @@ export class Pull {
     return reading
   }
 
-  /** A quarter of what may be in flight, so that four readers can stream side by side. */
+  /** What fills the line, but no more than this file's share of what may be guessed. */
   get #windowBytesMax() {
-    return Math.min(32 * 1024 * 1024, this.options.memoryBytesMax / 8)
+    const since = performance.now() - STREAM_MS
+    for (const [inode, atMs] of this.#streams) if (atMs < since) this.#streams.delete(inode)
+    const share = this.options.memoryBytesMax / 4 / Math.max(1, this.#streams.size)
+    return Math.min(this.#link.windowBytes, share)
+  }
+
+  /** No more of them at once than fill the line: those that are wanted first arrive first. */
+  #limitGuesses() {
+    const { requestBytes, windowBytes } = this.#link
+    const wanted = Math.ceil(windowBytes / requestBytes) * Math.max(1, this.#streams.size)
+    this.#guesses.concurrency = Math.min(Math.max(1, this.options.workers), Math.max(GUESSES_MIN, wanted))
+  }
+
+  /** Somebody reads elsewhere now: what was guessed for him, and is not on its way yet, is not worth it any more. */
+  #forgetGuesses(inode: Inode) {
+    for (const fetch of this.#fetches.get(inode) ?? [])
+      if (!fetch.started && !fetch.demand) {
+        fetch.dropped = true
+        fetch.start()
+      }
   }
 
   /** Fetch in the background what of these bytes is neither here nor on its way; dropped without a word when there is no room. */
   guess(inode: Inode, { from, to }: Guess): Promise<void>[] {
     const started: Promise<void>[] = []
     const end = Math.min(to, inode.baseSize)
+    const step = this.#link.requestBytes
+    this.#limitGuesses()
     for (const gap of this.#gaps(inode, from, end)) {
-      for (let at = gap.from; at < gap.to; at += this.options.fetchBytesMax) {
-        const until = Math.min(gap.to, at + this.options.fetchBytesMax)
+      for (let at = gap.from; at < gap.to; at += step) {
+        const until = Math.min(gap.to, at + step)
         if (this.#guessedInFlight + until - at > this.options.memoryBytesMax / 2) return started
         const fetch = this.#fetch(inode, at, until, false)
         fetch.done.catch(() => {})
@@ -141,9 +182,9 @@ export class Pull {
       const waiting = this.#joined(inode, at, end)
       for (const gap of this.#gaps(inode, at, end)) {
         const wide = this.#widened(inode, gap)
-        for (let from = wide.from; from < wide.to; from += this.options.fetchBytesMax) {
-          waiting.push(this.#fetch(inode, from, Math.min(wide.to, from + this.options.fetchBytesMax), true).done)
-        }
+        const step = this.options.fetchBytesMax
+        for (let from = wide.from; from < wide.to; from += step)
+          waiting.push(this.#fetch(inode, from, Math.min(wide.to, from + step), true).done)
       }
       if (waiting.length === 0) return
       const results = await Promise.allSettled(waiting)
@@ -181,6 +222,7 @@ export class Pull {
         !this.#absent(inode, Math.max(from, fetch.from), Math.min(to, fetch.to))
       )
         continue
+      fetch.awaited = true
       if (!fetch.started) {
         fetch.demand = true
         void this.#demand.add(async () => fetch.start())
@@ -254,10 +296,12 @@ export class Pull {
       from,
       to,
       demand,
+      awaited: demand,
       version: inode.version ?? '',
       done: Promise.resolve(),
       start: () => {},
       started: false,
+      dropped: false,
     }
     fetch.start = () => {
       fetch.started = true
@@ -283,6 +327,7 @@ export class Pull {
 
   async #run(inode: Inode, fetch: Fetch): Promise<void> {
     const { state } = this
+    if (fetch.dropped) return
     const path = state.remotePath(inode)
     if (path === null || inode.stale)
       throw new FerryError('STALE', { detail: state.path(inode) ?? `inode ${inode.ino}` })
@@ -294,11 +339,17 @@ export class Pull {
     await this.memory.take(length, fetch.demand)
     try {
       await this.hooks.makeRoom(fetch.to - fetch.from + CHUNK_BYTES)
-      const bytes = await readExactly({ at: fetch.from, length, what: path }, (at, count) =>
-        this.remote.read(path, { at, length: count, version }, this.#abort.signal),
-      )
+      const begun = this.#link.begin()
+      const read = (signal: AbortSignal) =>
+        readExactly({ at: fetch.from, length, what: path }, (at, count) =>
+          this.remote.read(path, { at, length: count, version }, signal),
+        )
+      const { signal } = this.#abort
+      const bytes = await this.hedge.read({ bytes: length, isAwaited: () => fetch.awaited, signal }, read)
+      this.#link.end(begun, length)
       if ((inode.version ?? '') !== fetch.version) throw new FerryError('STALE', { detail: path })
       await this.#keep(inode, fetch, bytes)
+      this.remote.giveBack?.(bytes)
     } finally {
       this.memory.give(length)
     }

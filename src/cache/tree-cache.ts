@@ -19,7 +19,7 @@ export interface TreeCacheOptions {
   cacheBytesFreeMin: number
   /** Buffers of fetches and pushes in flight, at most. Default 256 MiB. */
   memoryBytesMax: number
-  /** One request to the remote, at most. Default 1 MiB, at most 8 MiB. */
+  /** One request to the remote, at most. Default 4 MiB, at most 8 MiB. */
   fetchBytesMax: number
   fsync: 'local' | 'remote'
   /** A cut is due this long after the first change. Default 2,000 ms. */
@@ -71,6 +71,8 @@ export interface TreeCacheStatus {
   memory: { bytes: number; bytesMax: number }
   reads: { hits: number; misses: number; bytes: number }
   prefetch: { bytes: number; usedBytes: number }
+  /** Reads that were silent for too long and were asked for a second time; of those, what the second request brought first. */
+  hedged: { asked: number; won: number }
   batches: { committed: number; inFlight: number | null; lastError: string | null }
   lease: { holder: string; epoch: number } | null
   conflicts: Conflict[]

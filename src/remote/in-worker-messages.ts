@@ -1,4 +1,5 @@
 // What the two threads of a remote in a worker say to each other, and how bytes and errors cross over.
+import { isTaken } from '../base/buffers.js'
 import { type Code, codes, FerryError, toFerryError } from '../base/errors.js'
 import type { LogRecord } from '../base/log.js'
 import { isMap, methods, type Remote, type Shape } from './wrap.js'
@@ -26,6 +27,7 @@ export type Request =
   | { id: number; hidden: boolean; method: string; args: unknown[] }
   | { id: number; cancel: true }
   | { id: number; close: true }
+  | { give: ArrayBuffer }
 
 export type Reply =
   | { log: LogRecord }
@@ -68,7 +70,7 @@ export function pack(value: unknown, { copy }: { copy: boolean }): { value: unkn
   const transfer = new Set<ArrayBuffer>()
   const packBytes = (bytes: Uint8Array): Uint8Array => {
     if (!(bytes.buffer instanceof ArrayBuffer)) return bytes
-    const alone = bytes.byteLength === bytes.buffer.byteLength && !transfer.has(bytes.buffer)
+    const alone = (bytes.byteLength === bytes.buffer.byteLength || isTaken(bytes)) && !transfer.has(bytes.buffer)
     // Never a Buffer's own slice(), which would not copy.
     const mine = alone && !copy ? bytes : new Uint8Array(bytes)
     transfer.add(mine.buffer as ArrayBuffer)

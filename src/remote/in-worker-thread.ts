@@ -1,6 +1,8 @@
 // The worker's side of in-worker.ts: opens the remote, makes the calls that are asked for, and cancels those that are called off.
+
 import { parentPort, workerData } from 'node:worker_threads'
 import { lasting } from '../base/async.js'
+import { giveBytes } from '../base/buffers.js'
 import { FerryError } from '../base/errors.js'
 import { onLog } from '../base/log.js'
 import { describe, type Opener, pack, packError, type Reply, type Request } from './in-worker-messages.js'
@@ -50,7 +52,8 @@ try {
   const exported = (await import(module)) as Record<string, (...args: unknown[]) => Promise<Remote>>
   const remote = await exported[name](...args)
   port.on('message', (request: Request) => {
-    if ('cancel' in request) running.get(request.id)?.abort()
+    if ('give' in request) giveBytes(request.give)
+    else if ('cancel' in request) running.get(request.id)?.abort()
     else if ('close' in request) void close(remote, request.id)
     else void call(request.hidden && remote.shape === 'tree' ? remote.hidden : remote, request)
   })

@@ -39,6 +39,9 @@ interface Pending {
   cleanUp: () => void
 }
 
+/** To give back less is not worth a message. */
+const BYTES_KEPT_MIN = 128 * 1024
+
 /** The calls that are on their way to one worker. */
 class Line {
   readonly #opened = deferred<Described>()
@@ -77,6 +80,7 @@ class Line {
     return {
       ...properties,
       ...Object.fromEntries(calls),
+      ...(described.shape === 'tree' && { giveBack: (bytes: Uint8Array) => this.#giveBack(bytes) }),
       ...(described.hidden && { hidden: this.remote(described.hidden, true) }),
       close: hidden ? async () => {} : () => (this.#closing ??= this.#close()),
     }
@@ -110,6 +114,12 @@ class Line {
     if (this.#pending.size === 1) this.worker.ref()
     this.#post({ ...request, id }, transfer)
     return done.promise
+  }
+
+  #giveBack({ buffer }: Uint8Array): void {
+    // What came over from the other thread came with all of its memory.
+    if (this.#dead || !(buffer instanceof ArrayBuffer) || buffer.byteLength < BYTES_KEPT_MIN) return
+    this.#post({ give: buffer }, [buffer])
   }
 
   #post(request: Request, transfer: ArrayBuffer[] = []): void {

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto'
 import { Readable } from 'node:stream'
 import type { GetObjectCommandOutput } from '@aws-sdk/client-s3'
 import { abortReason } from '../base/async.js'
+import { takeBytes } from '../base/buffers.js'
 import { FerryError } from '../base/errors.js'
 
 /** The largest object that is read whole, in one piece of memory. */
@@ -25,7 +26,7 @@ export async function readBody(
   const stream = Body instanceof Readable ? Body : Readable.from([])
   try {
     const length = expectedLength(ContentLength, ContentRange, range, doing)
-    const bytes = new Uint8Array(length)
+    const bytes = takeBytes(length)
     let at = 0
     for await (const piece of stream as AsyncIterable<Uint8Array>) {
       if (at + piece.byteLength > length)

@@ -100,6 +100,8 @@ export interface Tree {
   /** Bytes of a file; fewer only at its end. With `version`: STALE if the file is another version now. */
   read(path: Path, range: { at: number; length: number; version?: Version }, signal?: AbortSignal): Promise<Uint8Array>
   /** Of the name spaces `user.` and `trusted.`: those that we may read. */
+  /** Bytes that `read` resolved with, of which nobody has a view any more: their memory is used again. */
+  giveBack?(bytes: Uint8Array): void
   xattrs(path: Path, signal?: AbortSignal): Promise<Xattrs>
   usage(signal?: AbortSignal): Promise<Usage | null>
   close(): Promise<void>

@@ -159,6 +159,46 @@ describe('reads', () => {
     await Promise.all([guess, demand])
   })
 
+  test('a read that hangs is asked for again, and the one that hangs is given up', async () => {
+    const { remote } = await countedRemote(pattern(4 * MiB))
+    let hangs = false
+    const givenUp: string[] = []
+    const sometimes = wrap(remote, (call, next) => {
+      if (call.method !== 'read' || !hangs) return next()
+      hangs = false
+      return new Promise((_, reject) =>
+        call.signal?.addEventListener('abort', () => {
+          givenUp.push(call.method)
+          reject(new Error('given up'))
+        }),
+      )
+    })
+    const { cache, ino } = await cacheOf(sometimes, { prefetch: 'off', deadlineMs: 60_000 })
+    const into = new Uint8Array(4096)
+    for (let n = 0; n < 100; n++) await cache.read(ino, n * 32 * KiB, into)
+    hangs = true
+    expect(await cache.read(ino, 3_500_000, into)).toBe(4096)
+    expect(Buffer.compare(into, pattern(4 * MiB).subarray(3_500_000, 3_504_096))).toBe(0)
+    expect(givenUp).toEqual(['read'])
+    expect(cache.status().hedged).toEqual({ asked: 1, won: 1 })
+  })
+
+  test('what was guessed for a reader who reads elsewhere now is forgotten, if it is not on its way yet', async () => {
+    const { remote, reads, hold, release } = await countedRemote(pattern(40 * MiB))
+    const { cache, ino } = await cacheOf(remote, { pullWorkers: 2 })
+    const into = new Uint8Array(128 * KiB)
+    for (let at = 0; at < 8 * MiB; at += into.length) await cache.read(ino, at, into)
+    hold()
+    const begun = reads.length
+    const on = cache.read(ino, 8 * MiB, into)
+    const elsewhere = cache.read(ino, 30 * MiB, into)
+    release()
+    await Promise.all([on, elsewhere])
+    await new Promise(resolve => setTimeout(resolve, 200))
+    const bytes = reads.slice(begun).reduce((sum, { length }) => sum + length, 0)
+    expect(bytes).toBeLessThan(12 * MiB)
+  })
+
   test('within its disk budget clean chunks leave, and what was read twice stays longer', async () => {
     const { remote } = await countedRemote(pattern(32 * MiB))
     const { cache, ino } = await cacheOf(remote, { cacheBytesMax: 9 * MiB, prefetch: 'off', kernelBytesMax: MiB })

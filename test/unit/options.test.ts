@@ -37,7 +37,7 @@ describe('what is given', () => {
     expect(mountSettings()).toMatchObject({
       cacheSize: 10 * 2 ** 30,
       memory: 256 * 2 ** 20,
-      fetchSize: 2 ** 20,
+      fetchSize: 4 * 2 ** 20,
       dirtyLimit: 2 ** 30,
       flushInterval: 2000,
       deadline: 30_000,

@@ -37,7 +37,7 @@ async function listAll(tree: Pick<Tree, 'list'>, path: string): Promise<Entry[]>
 }
 const names = async (tree: Tree, path: string) => (await listAll(tree, path)).map(({ name }) => name).sort()
 
-const opened = async (objects: Objects, epochs: { now?: () => number } = {}) => {
+const opened = async (objects: Objects, epochs: { now?: () => number; wallMs?: () => number } = {}) => {
   const tree = rollforward(objects, { now: () => 0, alive: () => false, refreshMs: 0, ...epochs })
   await tree.claim(claimOf('w'))
   let number = 0
@@ -158,9 +158,11 @@ describe('what a batch sends', () => {
 
   test('a small file that is known costs one request, new or not, besides those of the chain', async () => {
     const { remote, requests } = counted(memObjects())
-    const { commit } = await opened(remote)
+    let nowMs = 1e12
+    const { commit } = await opened(remote, { wallMs: () => nowMs })
     let version: string | null = null
     for (const text of ['new', 'old', 'older']) {
+      nowMs += 10
       for (const method of Object.keys(requests)) requests[method] = 0
       const { versions } = await commit(put('a', text, { expect: version }))
       version = versions[0][1]
