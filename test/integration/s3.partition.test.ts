@@ -21,7 +21,7 @@ const FILE_BYTES = 32 * 1024
 
 /** Reads what is here again and again, until it is told to end. */
 const reader = `
-import os, sys
+import os, sys, time
 loops = 0
 while not os.path.exists(sys.argv[1]):
     for n in range(20):
@@ -29,6 +29,7 @@ while not os.path.exists(sys.argv[1]):
         os.stat(f'here/{n}')
     assert len(os.listdir('here')) == 20
     loops += 1
+    time.sleep(0.05)
 print(loops)
 `
 /** One file after the other, each noted when it was closed. */
@@ -39,7 +40,7 @@ while not os.path.exists(sys.argv[1]):
     with open(f'w/{n:06d}', 'wb') as f: f.write((b'%06d\\n' % n * ${FILE_BYTES})[:${FILE_BYTES}])
     notes.write(f'{n}\\n')
     n += 1
-    time.sleep(0.01)
+    time.sleep(0.02)
 print(n)
 `
 const check = `
@@ -69,7 +70,10 @@ rgw.describe('a bucket behind a line that is cut', () => {
       const inside = { cwd: place.mountpoint, timeoutMs: PARTITION_MS + 120_000 }
       await run('sh', ['-c', 'mkdir here w; for n in $(seq 0 19); do yes $n | head -1000 > here/$n; done'], inside)
       await daemon.sync()
+      writeFileSync(notes, '')
       const [reading, writing] = [reader, writer].map(program => run('python3', ['-c', program, stop, notes], inside))
+      // What fails first is what is told.
+      for (const one of [reading, writing]) one.catch(() => {})
       const noted = () => readFileSync(notes, 'utf8').split('\n').length - 1
       await eventually('it writes', () => noted() > 50)
 
@@ -84,15 +88,15 @@ rgw.describe('a bucket behind a line that is cut', () => {
       // Somebody who looks meanwhile finds what was written up to some moment, and nothing that is newer.
       const other = await placeOnRgw(server, url)
       const looking = await other.mount('--read-only', '--dir-ttl', '0s')
-      proxy.set({ partition: 'none' })
-      for (let n = 0; n < 10; n++) {
-        const names = (await run('ls', ['w'], { cwd: other.mountpoint })).split('\n').filter(Boolean)
-        expect(names).toEqual(names.map((_, i) => String(i).padStart(6, '0')))
-        await sleep(300)
-      }
       writeFileSync(stop, '')
+      proxy.set({ partition: 'none' })
       const [loops, count] = (await Promise.all([reading, writing])).map(Number)
       expect(loops).toBeGreaterThan(0)
+      await eventually('all has arrived, in order', async () => {
+        const names = (await run('ls', ['w'], { cwd: other.mountpoint })).split('\n').filter(Boolean)
+        expect(names).toEqual(names.map((_, i) => String(i).padStart(6, '0')))
+        return names.length === count
+      })
       await daemon.sync()
       expect([await looking.unmount(), await daemon.unmount()]).toEqual([0, 0])
       place.loseCache()
