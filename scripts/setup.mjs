@@ -40,6 +40,8 @@ const debian = [
   { name: 'awscli', has: () => program('aws'), goals: ['test'] },
   { name: 'rclone', has: () => program('rclone'), goals: ['test', 'bench'] },
   { name: 's3fs', has: () => program('s3fs'), goals: ['test', 'bench'] },
+  // A browser that plays films.
+  { name: 'chromium', has: () => program('chromium'), goals: ['test'] },
   { name: 'git', has: () => program('git'), goals: ['test'] },
   { name: 'rsync', has: () => program('rsync'), goals: ['test'] },
   { name: 'attr', has: () => program('getfattr'), goals: ['test'] },
