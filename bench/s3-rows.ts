@@ -7,6 +7,7 @@ import type { Result } from './rows.js'
 import {
   type Contestant,
   each,
+  empty,
   pageferry,
   parallelGets,
   put,
@@ -155,15 +156,15 @@ fd = os.open(sys.argv[1], os.O_WRONLY); os.pwrite(fd, b'Z' * 4096, int(sys.argv[
   return [took, (await one.counters()).upBytes - before]
 }
 
-async function movie(one: World): Promise<{ key: string; bytes: number }> {
+async function movie(one: World): Promise<{ key: string; bytes: number; seconds: number }> {
   const made = path.join(directory('movie'), 'film.mp4')
-  const frames = counted(2700)
-  const source = ['-f', 'lavfi', '-i', `testsrc2=s=1280x720:r=25,noise=alls=40:allf=t`, '-frames:v', String(frames)]
+  const frames = counted(2000)
+  const source = ['-f', 'lavfi', '-i', `testsrc2=s=640x360:r=25,noise=alls=40:allf=t`, '-frames:v', String(frames)]
   run('ffmpeg', ['-v', 'error', '-y', ...source, '-c:v', 'mjpeg', '-q:v', '3', '-pix_fmt', 'yuvj420p', made])
   await putFile(one, 'movie/film.mp4', made)
   const { size: bytes } = fs.statSync(made)
   fs.rmSync(made)
-  return { key: 'movie/film.mp4', bytes }
+  return { key: 'movie/film.mp4', bytes, seconds: frames / 25 }
 }
 
 const frameAt = (contestant: Contestant, second: number) =>
@@ -181,7 +182,7 @@ const frameAt = (contestant: Contestant, second: number) =>
     '-',
   ])
 
-export const s3Rows: Record<string, () => Promise<Result[]>> = {
+const measured: Record<string, () => Promise<Result[]>> = {
   's3-sequential-far': () => sequential(20, 3),
   's3-sequential-near': () => sequential(0, 1),
 
@@ -287,16 +288,16 @@ export const s3Rows: Record<string, () => Promise<Result[]>> = {
 
   's3-movie': async () => {
     const one = await here()
-    const { key, bytes } = await movie(one)
+    const { key, bytes, seconds: length } = await movie(one)
     const wide = { delayMs: 20, downPerSecond: 50e6 / 8, upPerSecond: 50e6 / 8 }
     await one.line(wide)
     const fetched: Record<string, number> = {}
     const seeks: Record<string, number> = {}
     const starts = await each(one, 'movie', async contestant => {
+      run('ffmpeg', ['-version'])
       const before = (await one.counters()).downBytes
       const first = await seconds(() => frameAt(contestant, 0))
       fetched[contestant.name] = (await one.counters()).downBytes - before
-      const length = (bytes / 300e6) * 108
       seeks[contestant.name] = await seconds(() => {
         for (const part of [0.5, 0.2, 0.8, 0.35, 0.65]) frameAt(contestant, part * length)
       })
@@ -353,6 +354,7 @@ export const s3Rows: Record<string, () => Promise<Result[]>> = {
     const start = async (options: string[]) => {
       const ours = pageferry(one, 'movie', options)
       await sleep(1_000)
+      run('ffmpeg', ['-version'])
       const took = await seconds(() => frameAt(ours, 0))
       ours.unmount()
       return took
@@ -454,3 +456,19 @@ export const s3Rows: Record<string, () => Promise<Result[]>> = {
     ]
   },
 }
+
+export const s3Rows = Object.fromEntries(
+  Object.entries(measured).map(([name, measure]) => [
+    name,
+    async () => {
+      const one = await here()
+      try {
+        return await measure()
+      } finally {
+        await one.line({})
+        await empty(one)
+        await sleep(3_000)
+      }
+    },
+  ]),
+)

@@ -47,7 +47,7 @@ export function benchTable({ machine, results }) {
     '|---|---|---|---|---|',
     ...rows,
     '',
-    `Measured side by side in one run: ${on}. To measure again: \`npm run bench\`.`,
+    `Each row measured side by side in one run: ${on}. To measure again: \`npm run bench\`.`,
   ].join('\n')
 }
 
