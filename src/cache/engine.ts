@@ -425,7 +425,7 @@ class Engine implements TreeCache {
 
   lookup(parent: Ino, name: string): Maybe<InodeAttributes | null> {
     const directory = this.state.directory(parent)
-    const wait = this.listing.fresh(directory)
+    const wait = this.listing.freshName(directory, name)
     return wait ? wait.then(() => this.state.child(directory, name)) : this.state.child(directory, name)
   }
 

@@ -1,13 +1,18 @@
 // What the remote has, told to the namespace: directories listed when first needed, looked at again when their time is up.
+import { LRUCache } from 'lru-cache'
 import { lasting, orAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import type { Entry, Tree } from '../remote/tree.js'
 import type { Ino, KernelCache, Maybe } from './filesystem.js'
 import { Changed, Inode, S_IFMT } from './inode.js'
-import { nameKey, type TreeState, UNKNOWN_VERSION } from './state.js'
+import { join, nameKey, type TreeState, UNKNOWN_VERSION } from './state.js'
 
 /** A listing during which a batch was settled is old news; look again this often. */
 const TRIES_MAX = 5
+/** Of a directory whose listing costs a request for each name, so many names are asked for one by one before it is listed. */
+const NAMES_ASKED_MAX = 8
+/** Directories of which that is counted. */
+const ASKED_MAX = 10_000
 
 export interface ListingOptions {
   ttlMs: number
@@ -26,6 +31,8 @@ export interface ListingHooks {
 
 export class Listing {
   readonly #running = new Map<Ino, Promise<void>>()
+  /** How many names of a directory were asked for. */
+  readonly #asked = new LRUCache<Ino, number>({ max: ASKED_MAX })
   readonly #abort = lasting()
   /** Wall of the last failure to reach the remote; listings at hand serve meanwhile. */
   unreachable: FerryError | null = null
@@ -56,6 +63,43 @@ export class Listing {
     return looked.catch(error => {
       if (!isFerryError(error, 'UNREACHABLE', 'DEADLINE', 'IO', 'ABORTED')) throw error
     })
+  }
+
+  /** What is known of this name is not too old; of the others only if that costs no more. */
+  freshName(directory: Inode, name: string): Maybe<void> {
+    const { ino, listed, remoteParent } = directory
+    const asked = this.#asked.get(ino) ?? 0
+    const isDear = this.remote.capabilities.listingAsksEach === true
+    if (!isDear || listed || remoteParent <= 0 || this.#running.has(ino) || asked >= NAMES_ASKED_MAX)
+      return this.fresh(directory)
+    if (this.#isOurs(directory, name)) return
+    this.#asked.set(ino, asked + 1)
+    const isKnown = this.state.child(directory, name) !== null
+    return this.#name(directory, name).catch(error => {
+      if (!isKnown || !isFerryError(error, 'UNREACHABLE', 'DEADLINE', 'IO', 'ABORTED')) throw error
+    })
+  }
+
+  async #name(directory: Inode, name: string): Promise<void> {
+    const serial = this.hooks.serial()
+    const path = this.hooks.settled() ? null : this.state.remotePath(directory)
+    let entry: Entry | null = null
+    try {
+      // Nothing can be there that has too long a path.
+      if (path !== null && join(path, name).length <= this.remote.capabilities.pathBytesMax)
+        entry = await this.remote.stat(join(path, name), this.#abort.signal)
+    } catch (caught) {
+      const error = toFerryError(caught)
+      if (isFerryError(error, 'UNREACHABLE', 'DEADLINE')) this.unreachable = error
+      throw error
+    }
+    // What a batch has to do with it, a listing finds out.
+    if (path === null || serial !== this.hooks.serial() || this.hooks.settled()) return this.look(directory)
+    if (directory.listed || this.#isOurs(directory, name)) return
+    this.unreachable = null
+    const known = this.state.child(directory, name)
+    if (entry) this.take(directory, { ...entry, name })
+    else if (known) this.#forget(directory, name, known)
   }
 
   /** List it now; concurrent callers share one listing. */

@@ -54,7 +54,7 @@ export class RollforwardObjects extends Committing<TreeChange> implements Tree {
     this.#shape = shape
     this.url = objects.url
     this.hidden = hidden
-    this.capabilities = capabilitiesOf(objects)
+    this.capabilities = { ...capabilitiesOf(objects), listingAsksEach: options.attributes === 'full' }
     this.#views = new Views(
       this.commits.lease,
       (intent, stillPending) => new ThroughObjects(files, intent, stillPending),

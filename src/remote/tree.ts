@@ -57,6 +57,8 @@ export interface TreeCapabilities {
   fileBytesMax: number
   /** Part of a file can be changed in place. Otherwise every change sends the file whole. */
   patch: boolean
+  /** A page of a listing costs a request for each of its entries: who wants one of them asks for that one. */
+  listingAsksEach?: boolean
 }
 
 /** Extended attributes by name; names and values are bytes. */

@@ -2,7 +2,9 @@
 import fs from 'node:fs'
 import { afterEach, describe, expect, test } from '@jest/globals'
 import type { TreeCache } from '../../src/cache/tree-cache.js'
+import { memObjects } from '../../src/remote/mem-objects.js'
 import { memTree } from '../../src/remote/mem-tree.js'
+import type { Objects } from '../../src/remote/objects.js'
 import type { Tree } from '../../src/remote/tree.js'
 import { wrap } from '../../src/remote/wrap.js'
 import { openEngine, temporaryDirectory } from './engine-harness.js'
@@ -61,6 +63,31 @@ async function cacheOf(remote: Tree, changes: Parameters<typeof openEngine>[2] =
 }
 
 const turns = () => new Promise(resolve => setTimeout(resolve, 20))
+
+test('in a bucket one name costs no listing, until several were asked for', async () => {
+  const objects = memObjects()
+  for (let n = 0; n < 50; n++) await objects.put(`d/${n}`, Buffer.from(String(n)))
+  const counts = { list: 0, head: 0 }
+  const counted = wrap(objects as Objects, (call, next) => {
+    if (call.method === 'list' || call.method === 'head') counts[call.method]++
+    return next()
+  })
+  const directory = temporaryDirectory()
+  directories.push(directory)
+  const cache = await openEngine(counted, directory)
+  opened.push(cache)
+  Object.assign(counts, { list: 0, head: 0 })
+  const d = (await cache.lookup(1, 'd'))!
+  expect((await cache.lookup(d.ino, '7'))!.size).toBe(1)
+  expect(await cache.lookup(d.ino, 'none')).toBeNull()
+  // Each is looked for as a file and as a directory; 'd' and 'none' are neither, and a listing says whether something is below them.
+  expect(counts).toEqual({ list: 2, head: 6 })
+  for (let n = 10; n < 30; n++) expect((await cache.lookup(d.ino, String(n)))!.size).toBe(2)
+  expect(counts.list).toBe(3)
+  expect((await cache.entries(d.ino, 0, 100)).map(({ name }) => name).sort()).toEqual(
+    Array.from({ length: 50 }, (_, n) => String(n)).sort(),
+  )
+})
 
 describe('reads', () => {
   test('concurrent misses on the same bytes cost one request', async () => {
