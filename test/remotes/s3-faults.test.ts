@@ -98,9 +98,9 @@ rgw.describe('a gateway behind a bad line', () => {
     const own = randomUUID()
     const key = (name: string) => `${own}/${name}`
     const isThere = async (name: string) => expect(text(await clean.get(key(name)))).toBe(text(content))
-    const [etag, first, second, third] = await Promise.all([
+    const [etag, first, second, third, fourth] = await Promise.all([
       clean.put(key('a'), content),
-      ...['first', 'second', 'third'].map(name => clean.beginUpload(key(name))),
+      ...['first', 'second', 'third', 'fourth'].map(name => clean.beginUpload(key(name))),
       ...['b', 'c', 'd'].map(name => clean.put(key(name), content)),
       clean.put(key('empty'), bytes('')),
     ])
@@ -187,8 +187,8 @@ rgw.describe('a gateway behind a bad line', () => {
       },
       {
         kind: 'uploads',
-        call: objects => objects.uploads(key('third')),
-        right: found => expect(found).toMatchObject([{ upload: third }]),
+        call: objects => objects.uploads(key('fourth')),
+        right: found => expect(found).toMatchObject([{ upload: fourth }]),
       },
     ]
   }
