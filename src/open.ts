@@ -77,9 +77,12 @@ const schemes: Record<string, Scheme> = {
   https: web,
   http: web,
   s3: {
-    query: { objects: s3Query, store: s3Query, blob: s3Query },
+    query: { objects: [...s3Query, 'attributes'], store: s3Query, blob: s3Query },
     open: {
-      objects: location => openS3(location, { probe: location.probe }),
+      objects: location => {
+        attributesAsked(location)
+        return openS3(location, { probe: location.probe })
+      },
       store: async location => objectStore(await openS3(location)),
       blob: async location => {
         const [, bucket, key] = /^(\/\/[^/]+)\/(.+)$/s.exec(location.path) ?? []
@@ -105,6 +108,15 @@ async function openS3(
     ...{ endpoint: query.get('endpoint') ?? undefined, region: query.get('region') ?? undefined },
     ...(pathStyle !== null && { pathStyle: pathStyle === '1' }),
   })
+}
+
+/** What `attributes=` says of the metadata of a bucket's objects; see object-files.ts. Default 'full'. */
+export const attributesOfUrl = (url: string): 'full' | 'listed' => attributesAsked(parse(url).location)
+
+function attributesAsked({ shown, query }: Location): 'full' | 'listed' {
+  const attributes = query.get('attributes') ?? 'full'
+  if (attributes !== 'full' && attributes !== 'listed') throw usage(`${shown}: attributes is full or listed`)
+  return attributes
 }
 
 const bytes = (path: string) => Buffer.from(path, 'latin1')

@@ -4,7 +4,7 @@ import { getPriority, setPriority } from 'node:os'
 import { isMainThread } from 'node:worker_threads'
 import type { CommittingTree } from './cache/tree-cache.js'
 import { setIoFlusher } from './linux/process.js'
-import { openRemote, shapeOfMount } from './open.js'
+import { attributesOfUrl, openRemote, shapeOfMount } from './open.js'
 import { deadline } from './remote/deadline.js'
 import { metered, sharedMeter } from './remote/metered.js'
 import type { Objects } from './remote/objects.js'
@@ -41,7 +41,9 @@ export async function openLayers(
   }
   // A server that may be out of reach is not waited for: the mount is to be usable at once.
   return shapeOfMount(url) === 'objects'
-    ? rollforward(around(await openRemote(url, { shape: 'objects', probe: readOnly ? 'change' : 'begin' })))
+    ? rollforward(around(await openRemote(url, { shape: 'objects', probe: readOnly ? 'change' : 'begin' })), {
+        attributes: attributesOfUrl(url),
+      })
     : rollforward(around(await openRemote(url, { shape: 'tree' })))
 }
 

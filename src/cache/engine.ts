@@ -6,6 +6,7 @@ import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { PAGE_BYTES } from '../chunk/geometry.js'
 import { HIDDEN, type Usage } from '../remote/tree.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
+import { Completion } from './completion.js'
 import { Content, FILE_BYTES_MAX, nowNs } from './content.js'
 import { Database, damageOf, type Meta } from './database.js'
 import { Durability } from './durability.js'
@@ -111,6 +112,7 @@ class Engine implements TreeCache {
   readonly #durability: Durability
   readonly #memory: MemoryBudget
   readonly #room: Room
+  readonly #completion: Completion
   readonly #subtrees: Subtrees
   replayed: Promise<void> = Promise.resolve()
   #isReplayed = false
@@ -219,6 +221,7 @@ class Engine implements TreeCache {
         settled: () => this.push.applying,
       },
     )
+    this.#completion = new Completion(remote, this.state, this.listing, this.#stop.signal)
     this.#subtrees = new Subtrees(this.state, this.listing, this.pullQueue, options)
     this.#profile = options.record ? new Profile(options.record) : null
   }
@@ -401,7 +404,7 @@ class Engine implements TreeCache {
     this.#subtrees.close()
     await this.replayed.catch(() => {})
     await this.#background
-    await Promise.all([this.pullQueue.close(), this.listing.close(), this.push.close()])
+    await Promise.all([this.pullQueue.close(), this.listing.close(), this.#completion.close(), this.push.close()])
     await this.#checkpointing
     try {
       // Half of a journal is no state that anybody should find.
@@ -426,7 +429,19 @@ class Engine implements TreeCache {
   lookup(parent: Ino, name: string): Maybe<InodeAttributes | null> {
     const directory = this.state.directory(parent)
     const wait = this.listing.freshName(directory, name)
-    return wait ? wait.then(() => this.state.child(directory, name)) : this.state.child(directory, name)
+    return wait ? wait.then(() => this.#whole(directory, name)) : this.#whole(directory, name)
+  }
+
+  /** With its attributes: what a listing has told may turn out to be gone. */
+  #whole(directory: Inode, name: string): Maybe<Inode | null> {
+    const inode = this.state.child(directory, name)
+    const wait = inode && this.#completion.of(inode)
+    return wait ? wait.then(() => this.state.child(directory, name)) : inode
+  }
+
+  atHand(ino: Ino): InodeAttributes | null {
+    const inode = this.state.inode(ino)
+    return inode.partial ? null : inode
   }
 
   attributes(ino: Ino): InodeAttributes {
@@ -435,7 +450,8 @@ class Engine implements TreeCache {
 
   examine(ino: Ino): Maybe<InodeAttributes> {
     const inode = this.state.inode(ino)
-    const wait = inode.isDirectory && inode.listed ? this.listing.fresh(inode) : undefined
+    const listed = inode.isDirectory && inode.listed ? this.listing.fresh(inode) : undefined
+    const wait = listed ? listed.then(() => this.#completion.of(inode)) : this.#completion.of(inode)
     // Gone at the remote, it is still what this inode was.
     return wait
       ? wait.then(
@@ -466,8 +482,18 @@ class Engine implements TreeCache {
 
   entries(ino: Ino, after: number, countMax: number): Maybe<DirectoryEntry[]> {
     const directory = this.state.directory(ino)
+    if (!this.listing.isListed(directory)) return this.#entriesSoFar(directory, after, countMax)
     const wait = this.listing.fresh(directory)
     return wait ? wait.then(() => this.#entries(directory, after, countMax)) : this.#entries(directory, after, countMax)
+  }
+
+  /** Of a directory that is being listed: page by page, as they come. */
+  async #entriesSoFar(directory: Inode, after: number, countMax: number): Promise<DirectoryEntry[]> {
+    for (let last = after; ; last = directory.nextCookie - 1) {
+      const isMore = await this.listing.more(directory, last)
+      const entries = this.#entries(directory, after, countMax)
+      if (entries.length > 0 || !isMore) return entries
+    }
   }
 
   /** A listing goes on where it stopped; a Map's iterator lives on while names come and go. */
@@ -636,8 +662,10 @@ class Engine implements TreeCache {
       }
       return inode
     }
-    const wait = this.#room.forChange(0)
-    return wait ? wait.then(() => this.#done(apply())) : this.#done(apply())
+    const known = inode.guessed ? this.#completion.of(inode) : undefined
+    const room = this.#room.forChange(0)
+    if (known || room) return Promise.all([known, room]).then(() => this.#done(apply()))
+    return this.#done(apply())
   }
 
   getXattr(ino: Ino, name: string): Maybe<Uint8Array> {

@@ -89,6 +89,8 @@ export interface FileSystem {
   /** null: known not to be there. */
   lookup(parent: Ino, name: string): Maybe<InodeAttributes | null>
   attributes(ino: Ino): Maybe<InodeAttributes>
+  /** null: it would have to be waited for. */
+  atHand?(ino: Ino): InodeAttributes | null
   /** The same for a program that asks: a directory whose names are known is looked at again first, when its time is up. */
   examine?(ino: Ino): Maybe<InodeAttributes>
   setAttributes(ino: Ino, change: AttributeChange): Maybe<InodeAttributes>

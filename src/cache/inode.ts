@@ -15,7 +15,7 @@ export const ORPHANS: Ino = -1
 
 export interface Dentry {
   ino: Ino
-  /** S_IFMT bits. */
+  /** S_IFMT bits; 0: unknown until its attributes are asked for. */
   type: number
   cookie: number
 }
@@ -47,7 +47,11 @@ export type InodeRecord = [
   nextCookie: number,
   id: string | null,
   allocated: number,
+  guessed: boolean,
 ]
+
+/** Longer ones are no targets of symlinks (PATH_MAX). */
+const LINK_BYTES_MAX = 4_096
 
 /** The first cookies belong to `.` and `..`. */
 const COOKIE_FIRST = 3
@@ -97,6 +101,8 @@ export class Inode implements InodeAttributes {
   /** Of a directory: every name is known (as of some listing). */
   listed = false
   listedAtMs = -Infinity
+  /** How long that took, ms; 0 if it was one request. */
+  listingMs = 0
   nextCookie = COOKIE_FIRST
   /** Of a directory: its names, loaded from the database when first needed. */
   children: Map<string, Dentry> | null = null
@@ -111,6 +117,10 @@ export class Inode implements InodeAttributes {
   growing = false
   /** Wall clock of the first change since then that no batch has taken, ms; 0: none. */
   grownSinceMs = 0
+  /** A listing named it, and nobody asked for its attributes yet: these are guesses, and a small file may be a symlink. */
+  guessed = false
+  /** A listing has named it again, and could not tell whether its attributes are the same. */
+  outdated = false
   /** Its pages at the remote are gone: somebody else replaced them while it was open here. */
   stale = false
   /** Of a file: what the pull knows of how it is read, while it is open. */
@@ -124,6 +134,16 @@ export class Inode implements InodeAttributes {
 
   get isFile() {
     return (this.mode & S_IFMT) === S_IFREG
+  }
+
+  /** Its attributes are to be asked for, unless there are changes of ours, which the remote is going to have. */
+  get partial() {
+    return this.guessed || (this.outdated && this.changed === 0 && this.flight === 0)
+  }
+
+  /** S_IFMT bits; 0: nobody knows yet. */
+  get type() {
+    return this.guessed && this.isFile && this.size <= LINK_BYTES_MAX ? 0 : this.mode & S_IFMT
   }
 
   /** Units of 512 B. None at all would mean to some programs (tar) that the file is one hole: the kernel may have pages for it. */
@@ -163,6 +183,8 @@ export class Inode implements InodeAttributes {
     this.floor = entry.size
     this.id = entry.id ?? null
     this.stale = false
+    this.guessed = entry.partial ?? false
+    this.outdated = false
   }
 
   toRecord(): InodeRecord {
@@ -192,6 +214,7 @@ export class Inode implements InodeAttributes {
       this.nextCookie,
       this.id,
       this.allocated,
+      this.guessed,
     ]
   }
 
@@ -230,6 +253,7 @@ export class Inode implements InodeAttributes {
       this.nextCookie,
       this.id,
       this.allocated = this.size,
+      this.guessed = false,
     ] = record
     this.atimeNs = BigInt(this.atimeNs)
     this.mtimeNs = BigInt(this.mtimeNs)

@@ -1,15 +1,17 @@
 // What the remote has, told to the namespace: directories listed when first needed, looked at again when their time is up.
 import { LRUCache } from 'lru-cache'
-import { lasting, orAborted } from '../base/async.js'
+import { type Deferred, deferred, lasting, orAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import type { Entry, Tree } from '../remote/tree.js'
 import type { Ino, KernelCache, Maybe } from './filesystem.js'
-import { Changed, Inode, S_IFMT } from './inode.js'
+import { Changed, Inode, S_IFDIR, S_IFMT } from './inode.js'
 import { join, nameKey, type TreeState, UNKNOWN_VERSION } from './state.js'
 
-/** A listing during which a batch was settled is old news; look again this often. */
+/** A page during which a batch was settled is old news; look again this often. */
 const TRIES_MAX = 5
-/** Of a directory whose listing costs a request for each name, so many names are asked for one by one before it is listed. */
+/** A directory of several pages is believed for so many times as long as its last listing took, if that is longer than its time. */
+const LISTING_TTL = 10
+/** Of a directory that was never listed, so many names are asked for one by one before it is. */
 const NAMES_ASKED_MAX = 8
 /** Directories of which that is counted. */
 const ASKED_MAX = 10_000
@@ -29,8 +31,20 @@ export interface ListingHooks {
   settled(): Promise<void> | null
 }
 
+/** A listing that is under way. */
+interface Run {
+  done: Promise<void>
+  /** Names that it has told. */
+  seen: Set<string>
+  /** Resolves with the next page. */
+  page: Deferred<void>
+}
+
+/** A page as of a serial; or it was old news when it came; or the directory is at another place, or the listing cannot go on at its cursor. */
+type Asked = { page: { entries: Entry[]; cursor?: string }; path: string; serial: number } | 'old' | 'moved' | 'nowhere'
+
 export class Listing {
-  readonly #running = new Map<Ino, Promise<void>>()
+  readonly #running = new Map<Ino, Run>()
   /** How many names of a directory were asked for. */
   readonly #asked = new LRUCache<Ino, number>({ max: ASKED_MAX })
   readonly #abort = lasting()
@@ -49,12 +63,12 @@ export class Listing {
     const { state, options } = this
     if (directory.remoteParent <= 0) return
     const age = state.now.ms() - directory.listedAtMs
-    if (directory.listed && age < options.ttlMs) {
-      if (age > options.ttlMs / 2) void this.look(directory).catch(() => {})
+    const ttlMs = Math.max(options.ttlMs, directory.listingMs * LISTING_TTL)
+    if (directory.listed && age < ttlMs) {
+      if (age > ttlMs / 2) void this.look(directory).catch(() => {})
       return
     }
-    // Not to be waited for: a remote out of reach, or a batch that is being applied there, which may take as long.
-    if (directory.listed && (this.unreachable || this.hooks.settled())) {
+    if (directory.listed && this.isBusy) {
       void this.look(directory).catch(() => {})
       return
     }
@@ -68,11 +82,13 @@ export class Listing {
   /** What is known of this name is not too old; of the others only if that costs no more. */
   freshName(directory: Inode, name: string): Maybe<void> {
     const { ino, listed, remoteParent } = directory
+    // Where a listing leaves questions open, it is the dearer way to one name.
+    const isDear = this.remote.complete !== undefined
+    if (!isDear || listed || remoteParent <= 0) return this.fresh(directory)
+    const told = this.#running.get(ino)?.seen
+    if (told?.has(name) || this.#isOurs(directory, name)) return
     const asked = this.#asked.get(ino) ?? 0
-    const isDear = this.remote.capabilities.listingAsksEach === true
-    if (!isDear || listed || remoteParent <= 0 || this.#running.has(ino) || asked >= NAMES_ASKED_MAX)
-      return this.fresh(directory)
-    if (this.#isOurs(directory, name)) return
+    if (asked >= NAMES_ASKED_MAX && !told?.size) return this.fresh(directory)
     this.#asked.set(ino, asked + 1)
     const isKnown = this.state.child(directory, name) !== null
     return this.#name(directory, name).catch(error => {
@@ -105,46 +121,116 @@ export class Listing {
   /** List it now; concurrent callers share one listing. */
   look(directory: Inode): Promise<void> {
     const running = this.#running.get(directory.ino)
-    if (running) return running
-    const looking = this.#list(directory).finally(() => this.#running.delete(directory.ino))
-    this.#running.set(directory.ino, looking)
-    return looking
+    if (running) return running.done
+    const run: Run = { done: Promise.resolve(), seen: new Set(), page: deferred() }
+    this.state.settledNames ??= new Set()
+    run.done = this.#list(directory, run).finally(() => {
+      this.#running.delete(directory.ino)
+      if (this.#running.size === 0) this.state.settledNames = null
+    })
+    this.#running.set(directory.ino, run)
+    return run.done
+  }
+
+  /**
+   * Waits for names beyond a cookie in a directory that was never listed: those of the next page are enough.
+   * @returns false: it has told all there are
+   */
+  async more(directory: Inode, after: number): Promise<boolean> {
+    const running = this.#running.get(directory.ino)
+    const done = running?.done ?? this.look(directory)
+    if (running && directory.nextCookie - 1 > after) return true
+    const { page } = this.#running.get(directory.ino)!
+    await Promise.race([done, page.promise])
+    return !directory.listed && this.#running.has(directory.ino)
+  }
+
+  isListed({ listed, remoteParent }: Inode): boolean {
+    return listed || remoteParent <= 0
   }
 
   async close(): Promise<void> {
     this.#abort.abort()
-    await Promise.allSettled(this.#running.values())
+    await Promise.allSettled([...this.#running.values()].map(({ done }) => done))
   }
 
-  async #list(directory: Inode): Promise<void> {
+  async #list(directory: Inode, run: Run): Promise<void> {
     for (let tries = 0; tries < TRIES_MAX; tries++) {
-      let serial = this.hooks.serial()
-      let entries: Entry[]
-      let path: string | null = null
-      try {
-        await this.#untilSettled()
-        path = this.state.remotePath(directory)
-        if (path === null) return
-        serial = this.hooks.serial()
-        entries = await this.#pages(path)
-        this.unreachable = null
-      } catch (caught) {
-        const error = toFerryError(caught)
-        if (isFerryError(error, 'UNREACHABLE', 'DEADLINE')) this.unreachable = error
-        if (isFerryError(error, 'NOT_FOUND', 'NOT_DIRECTORY')) {
-          if (serial !== this.hooks.serial() || this.hooks.settled()) continue
-          this.#gone(directory)
-          throw new FerryError('NOT_FOUND', { cause: error, detail: path ?? undefined })
-        }
-        throw error
-      }
-      if (serial !== this.hooks.serial() || this.hooks.settled()) continue
-      if (this.#merge(directory, entries)) await this.#takeTimes(directory, path)
+      const beganMs = performance.now()
+      const pages = await this.#pages(directory, run)
+      if (pages === null) continue
+      directory.listingMs = pages > 1 ? performance.now() - beganMs : 0
       return
     }
     // Batches are settled faster than this directory can be listed: what is known of it serves.
     if (!directory.listed)
       throw new FerryError('BUSY', { detail: 'the directory changes faster than it can be listed' })
+  }
+
+  /**
+   * Page after page into the namespace, each of them as it comes, while the next one is asked for. What no page had is gone, unless
+   * its name is ours, or was so since the first page.
+   * @returns the number of pages; null: the directory moved about, or a page was old news whenever it came
+   */
+  async #pages(directory: Inode, run: Run): Promise<number | null> {
+    const { state } = this
+    const children = state.children(directory)
+    const before = { cookie: directory.nextCookie, count: children.size }
+    const seen = new Set<string>()
+    run.seen = seen
+    let tries = 0
+    let pages = 0
+    let asking = this.#ask(directory, undefined)
+    for (let cursor: string | undefined; ; ) {
+      const asked = await asking
+      if (asked === 'nowhere') return pages
+      if (asked === 'moved') return null
+      const isOld = asked === 'old' || asked.serial !== this.hooks.serial() || this.hooks.settled() !== null
+      if (isOld) {
+        if (++tries === TRIES_MAX) return null
+        asking = this.#ask(directory, cursor)
+        continue
+      }
+      const { page, path } = asked
+      if (path !== state.remotePath(directory)) return null
+      pages++
+      cursor = page.cursor
+      if (cursor !== undefined) {
+        asking = this.#ask(directory, cursor)
+        asking.catch(() => {})
+      }
+      for (const entry of page.entries) {
+        seen.add(entry.name)
+        if (!this.#isOurs(directory, entry.name)) this.take(directory, entry)
+      }
+      run.page.resolve()
+      run.page = deferred()
+      if (cursor !== undefined) continue
+      if (this.#listed(directory, seen, before)) await this.#takeTimes(directory, path)
+      return pages
+    }
+  }
+
+  async #ask(directory: Inode, cursor: string | undefined): Promise<Asked> {
+    let serial = this.hooks.serial()
+    let path: string | null = null
+    try {
+      await this.#untilSettled()
+      path = this.state.remotePath(directory)
+      if (path === null) return 'nowhere'
+      serial = this.hooks.serial()
+      const page = await this.remote.list(path, cursor, this.#abort.signal)
+      this.unreachable = null
+      return { page, path, serial }
+    } catch (caught) {
+      const error = toFerryError(caught)
+      if (isFerryError(error, 'UNREACHABLE', 'DEADLINE')) this.unreachable = error
+      if (error.code === 'STALE' && cursor !== undefined) return 'moved'
+      if (!isFerryError(error, 'NOT_FOUND', 'NOT_DIRECTORY')) throw error
+      if (serial !== this.hooks.serial() || this.hooks.settled()) return 'old'
+      this.#listed(directory, new Set(), { cookie: 0, count: 0 })
+      throw new FerryError('NOT_FOUND', { cause: error, detail: path ?? undefined })
+    }
   }
 
   /** A remote that was lost in the middle of a batch may stay so: nobody waits for it longer than for any call. */
@@ -163,21 +249,6 @@ export class Listing {
     }
   }
 
-  async #pages(path: string): Promise<Entry[]> {
-    const entries: Entry[] = []
-    for (let cursor: string | undefined; ; ) {
-      const page = await this.remote.list(path, cursor, this.#abort.signal)
-      for (const entry of page.entries) entries.push(entry)
-      cursor = page.cursor
-      if (cursor === undefined) return entries
-    }
-  }
-
-  /** The directory itself is gone at the remote: its names that are not ours go with it. */
-  #gone(directory: Inode) {
-    this.#merge(directory, [])
-  }
-
   /** Others changed names in it: so did its times, by which the kernel knows that its own listing is old. */
   async #takeTimes(directory: Inode, path: string) {
     const serial = this.hooks.serial()
@@ -186,26 +257,19 @@ export class Listing {
     this.#takeAttributes(directory, entry)
   }
 
-  /** @returns whether others changed names that were known */
-  #merge(directory: Inode, entries: Entry[]): boolean {
+  /** All its names were seen. @returns whether others changed names that were known */
+  #listed(directory: Inode, seen: Set<string>, before: { cookie: number; count: number }): boolean {
     const { state } = this
     const children = state.children(directory)
-    const cookie = directory.nextCookie
-    const count = children.size
     const wasListed = directory.listed
-    const seen = new Set<string>()
-    for (const entry of entries) {
-      seen.add(entry.name)
-      if (!this.#isOurs(directory, entry.name)) this.take(directory, entry)
-    }
     for (const [name, dentry] of [...children]) {
-      if (seen.has(name) || this.#isOurs(directory, name)) continue
-      this.#forget(directory, name, state.inode(dentry.ino))
+      const isOurs = this.#isOurs(directory, name) || state.settledNames?.has(nameKey(directory.ino, name))
+      if (!seen.has(name) && !isOurs) this.#forget(directory, name, state.inode(dentry.ino))
     }
-    if (!directory.listed) state.persist(directory)
+    if (!wasListed) state.persist(directory)
     directory.listed = true
     directory.listedAtMs = state.now.ms()
-    return wasListed && (directory.nextCookie !== cookie || children.size !== count)
+    return wasListed && (directory.nextCookie !== before.cookie || children.size !== before.count)
   }
 
   /** Is the name's fate decided here, by a change that the remote has not seen yet? */
@@ -215,10 +279,43 @@ export class Listing {
     return state.open.names.has(key) || (state.flight?.names.has(key) ?? false) || state.isLocalOnly(name)
   }
 
+  /** Not to be waited for by who can do without: a remote out of reach, or a batch that is being applied there. */
+  get isBusy(): boolean {
+    return this.unreachable !== null || this.hooks.settled() !== null
+  }
+
+  /** What became of a name when the remote was asked for it; null: it is not there. */
+  tell(directory: Inode, name: string, inode: Inode, entry: Entry | null): void {
+    const isHere = !this.#isOurs(directory, name) && this.state.child(directory, name) === inode
+    if (isHere && entry) this.take(directory, { ...entry, name })
+    else if (isHere) this.#forget(directory, name, inode)
+    // It has another name by now, which the remote does not know yet.
+    else if (entry && inode.guessed && this.#isGuessOf(inode, entry)) this.#guessed(inode, entry)
+  }
+
+  /** The entry tells what the guess was about, rather than of another file that has its name now. */
+  #isGuessOf(inode: Inode, entry: Entry): boolean {
+    return inode.isDirectory ? (entry.mode & S_IFMT) === S_IFDIR : inode.version === entry.version
+  }
+
+  #guessed(inode: Inode, entry: Entry) {
+    const { state } = this
+    const { mode, uid, gid, atimeNs, mtimeNs, ctimeNs, link = '' } = entry
+    Object.assign(inode, { mode, uid, gid, atimeNs, mtimeNs, ctimeNs, link, guessed: false, durable: false })
+    const directory = inode.parent ? state.inode(inode.parent) : null
+    const dentry = directory && state.children(directory).get(inode.name)
+    if (dentry?.ino === inode.ino && dentry.type !== inode.type) state.setType(directory!, inode.name, inode)
+    state.persist(inode)
+  }
+
   /** One entry of the remote, into the namespace. */
   take(directory: Inode, entry: Entry): Inode {
     const { state } = this
     const known = state.child(directory, entry.name)
+    if (known?.guessed && !entry.partial && !known.isDirectory && (entry.mode & S_IFMT) !== S_IFDIR) {
+      this.#completed(directory, known, entry)
+      return known
+    }
     if (known && this.#same(known, entry)) {
       if (!known.changed && !known.flight) this.#takeAttributes(known, entry)
       return known
@@ -233,13 +330,36 @@ export class Listing {
   }
 
   #same(inode: Inode, entry: Entry): boolean {
+    // Whether a file is a symlink its version tells as well.
+    if (entry.partial && !inode.isDirectory && inode.version === entry.version) return true
     if ((inode.mode & S_IFMT) !== (entry.mode & S_IFMT)) return false
     if (inode.isDirectory) return true
     if (inode.version === UNKNOWN_VERSION && inode.size === entry.size) inode.version = entry.version
     return inode.version === entry.version || (!inode.isFile && inode.link === (entry.link ?? ''))
   }
 
+  /** What a guess was about. Nobody has seen it yet: it may become a symlink. */
+  #completed(directory: Inode, inode: Inode, entry: Entry) {
+    const { state } = this
+    const dentry = state.children(directory).get(entry.name)!
+    if (inode.version !== entry.version || (entry.mode & S_IFMT) !== (inode.mode & S_IFMT))
+      for (const row of state.chunks.rowsOf(inode.ino)) state.dropRow(row)
+    inode.takeEntry(entry)
+    inode.durable = false
+    if (dentry.type !== inode.type) state.setType(directory, entry.name, inode)
+    state.persist(inode)
+  }
+
   #takeAttributes(inode: Inode, entry: Entry) {
+    if (entry.partial) {
+      inode.outdated = true
+      return
+    }
+    inode.outdated = false
+    if (inode.guessed) {
+      inode.guessed = false
+      this.state.persist(inode)
+    }
     const size = inode.isDirectory ? inode.size : entry.size
     const same =
       inode.mode === entry.mode &&

@@ -8,7 +8,7 @@ import { CleanChunks } from './clean-chunks.js'
 import type { Database } from './database.js'
 import type { Ino } from './filesystem.js'
 import { ROOT } from './filesystem.js'
-import { Changed, type Dentry, Inode, S_IFDIR, S_IFMT } from './inode.js'
+import { Changed, type Dentry, Inode, S_IFDIR } from './inode.js'
 import type { Journal } from './journal.js'
 import { Kind, packRecord } from './records.js'
 import type { Slots } from './slots.js'
@@ -70,6 +70,8 @@ export class TreeState {
   readonly ahead = new Map<Ino, AheadRun>()
   readonly flightAhead = new Map<Ino, AheadRun>()
   conflicts: { path: string; keptAs: string; atMs: number }[] = []
+  /** Names that batches have settled while directories are being listed; null: none is. */
+  settledNames: Set<string> | null = null
 
   /** Pages whose bytes are in the data file: clean, dirty, and copies that a batch still needs. */
   pages = 0
@@ -143,7 +145,13 @@ export class TreeState {
   setDentry(directory: Inode, name: string, inode: Inode, cookie = directory.nextCookie++): void {
     const children = this.children(directory)
     children.delete(name)
-    children.set(name, { ino: inode.ino, type: inode.mode & S_IFMT, cookie })
+    children.set(name, { ino: inode.ino, type: inode.type, cookie })
+    this.#persistDentry(directory, name)
+  }
+
+  /** What kind of thing the name stands for turned out; its place in listings stays. */
+  setType(directory: Inode, name: string, inode: Inode): void {
+    this.children(directory).get(name)!.type = inode.type
     this.#persistDentry(directory, name)
   }
 
@@ -517,6 +525,7 @@ export class TreeState {
         this.persist(inode)
       }
     }
+    for (const key of flight.names.keys()) this.settledNames?.add(key)
     this.flight = null
     this.flightBatch = 0
     this.changesPersisted = false

@@ -397,6 +397,7 @@ function replyEntriesPlus(door: Door, entries: DirectoryEntry[], request: Listin
 /** Attributes if they need not be waited for: a listing does not wait for each of its entries. */
 function attributesNow({ fs }: Door, ino: Ino): InodeAttributes | undefined {
   try {
+    if (fs.atHand) return fs.atHand(ino) ?? undefined
     const attributes = fs.attributes(ino)
     if (!(attributes instanceof Promise)) return attributes
     attributes.catch(() => {})

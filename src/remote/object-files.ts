@@ -1,12 +1,11 @@
 // A bucket read as a tree: one object is one file, and what lies between slashes is a directory, whether it has an object of its own
 // or not.
 //
-// A listing of S3 tells no metadata, so modes, owners, times, and whether it is a symlink, cost a HEAD for each object: many at once,
-// and once per version of an object, since they are remembered with its tag and date. A bucket that was only ever written by tools
-// without such metadata can be read with `attributes: 'listed'`, which never asks: all files are 0644, directories 0755, and symlinks
-// are files with their targets in them. It is not the default, for what it shows of a tree that we wrote ourselves is wrong.
-//
-// A directory without an object of its own costs a HEAD at each listing, since a listing does not tell whether it has got one.
+// A listing of S3 tells no metadata: modes, owners, times, and whether it is a symlink, cost a HEAD for each object, and for each
+// directory, which may have an object of its own. A listing does not wait for these: its entries are partial, but for those of which
+// the metadata is remembered with the tag and the date that are listed. A bucket that was only ever written by tools without such
+// metadata can be read with `attributes: 'listed'`, which never asks: all files are 0644, directories 0755, and symlinks are files with
+// their targets in them. It is not the default, for what it shows of a tree that we wrote ourselves is wrong.
 import { constants } from 'node:fs'
 import { LRUCache } from 'lru-cache'
 import { mapLimit } from '../base/async.js'
@@ -15,7 +14,7 @@ import { logger } from '../base/log.js'
 import { attributesOf, DIRECTORY_MODE, isLink, type Owner, xattrsOf } from './object-attributes.js'
 import { directoryKey, keyOf, nameOf, prefixOf } from './object-keys.js'
 import type { Key, ListPage, ObjectEntry, ObjectHead, Objects } from './objects.js'
-import { checkPath, checkRange, lastName } from './path.js'
+import { checkPath, checkRange, joinPath, lastName } from './path.js'
 import { type Entry, HIDDEN, type Path, type Version, type Xattrs } from './tree.js'
 
 const { S_IFREG } = constants
@@ -37,7 +36,7 @@ const LOOKS_MAX = 16
 const WARNED_MAX = 1_000
 
 export interface ObjectFilesOptions {
-  /** `listed`: no HEAD for what is listed; see above. */
+  /** `listed`: what a listing tells is all there is; see above. */
   attributes: 'full' | 'listed'
   owner: Owner
   /** Wall clock. */
@@ -56,6 +55,14 @@ export interface Page {
   entries: Entry[]
   cursor?: string
 }
+
+/** Of an entry of a listing, what tells how to go on with it. */
+export interface PartialName {
+  name: string
+  isDirectory: boolean
+}
+
+const NO_METADATA = { metadata: {}, contentType: '' }
 
 export class ObjectFiles {
   readonly objects: Objects
@@ -96,11 +103,6 @@ export class ObjectFiles {
     const link = before?.etag === head.etag ? before.link : undefined
     const target = link ?? (await this.#linkOf(head, signal))
     return target === undefined ? head : { ...head, link: target }
-  }
-
-  /** What is known of an object that was listed; as it is now if that is nothing. null: it has gone since. */
-  async headOf(entry: ObjectEntry, signal?: AbortSignal): Promise<Known | null> {
-    return this.#settled(entry)?.known ?? this.head(entry.key, signal)
   }
 
   /** A listing shows it now: if it is what is remembered, that is as good as asked now. */
@@ -202,11 +204,10 @@ export class ObjectFiles {
       this.#warn(path, listed.key, 'a directory has the name of this file, which is not shown')
       return null
     }
-    const head =
-      this.#options.attributes === 'full'
-        ? await this.headOf(listed, signal)
-        : { ...listed, metadata: {}, contentType: '' }
-    return head && this.entry(nameIn(listed.key), { kind: 'file', head })
+    const name = nameIn(listed.key)
+    const known = this.#settled(listed)?.known
+    if (known) return this.entry(name, { kind: 'file', head: known })
+    return this.#partial(this.entry(name, { kind: 'file', head: { ...listed, ...NO_METADATA } }))
   }
 
   /** One that has the name of a file. */
@@ -216,15 +217,27 @@ export class ObjectFiles {
 
   async #listedDirectory(path: Path, prefix: Key, collides: boolean, signal?: AbortSignal): Promise<Entry | null> {
     const key = prefix.slice(0, -1)
-    const full = this.#options.attributes === 'full'
-    const [file, marker] = await Promise.all([
-      collides ? this.objects.head(key, signal) : null,
-      full ? this.head(prefix, signal) : null,
-    ])
+    const file = collides ? await this.objects.head(key, signal) : null
     if (!file || (await this.#hasDirectory(prefix, signal)))
-      return this.entry(nameIn(key), { kind: 'directory', marker })
+      return this.#partial(this.entry(nameIn(key), { kind: 'directory', marker: null }))
     this.#warn(path, key, 'a file has the name of this directory, which is not shown')
     return null
+  }
+
+  #partial(entry: Entry): Entry {
+    return this.#options.attributes === 'full' ? { ...entry, partial: true } : entry
+  }
+
+  /** The rest of what a listing has told of some names. */
+  async complete(path: Path, partial: PartialName[], signal?: AbortSignal): Promise<(Entry | null)[]> {
+    checkPath(path)
+    return mapLimit(partial, HEADS_AT_ONCE, async ({ name, isDirectory }) => {
+      const key = keyOf(joinPath(path, name))
+      // A directory may have no object of its own: whether there is one at all, the listing has told.
+      if (isDirectory) return this.entry(name, { kind: 'directory', marker: await this.head(`${key}/`, signal) })
+      const head = await this.head(key, signal)
+      return head && this.entry(name, { kind: 'file', head })
+    })
   }
 
   #nameOf(path: Path, key: Key, prefix: Key): string | null {
@@ -242,12 +255,13 @@ export class ObjectFiles {
   entry(name: string, found: Found): Entry {
     const { owner } = this.#options
     if (found.kind === 'directory') {
-      const attributes = found.marker
-        ? attributesOf({ ...found.marker, key: '/' }, owner)
-        : { mode: DIRECTORY_MODE, ...owner, atimeNs: 0n, mtimeNs: 0n }
+      const attributes =
+        found.marker && this.#options.attributes === 'full'
+          ? attributesOf({ ...found.marker, key: '/' }, owner)
+          : { mode: DIRECTORY_MODE, ...owner, atimeNs: 0n, mtimeNs: 0n }
       return { ...attributes, ...common(name, 0, 2), ctimeNs: attributes.mtimeNs, version: '' }
     }
-    const { head } = found
+    const head = this.#options.attributes === 'full' ? found.head : { ...found.head, ...NO_METADATA, link: undefined }
     const attributes = attributesOf(head, owner)
     // Its target could not be read: what it is then is a file.
     if (isLink(head) && head.link === undefined) attributes.mode = S_IFREG | 0o644

@@ -1,7 +1,7 @@
 // A bucket as a tree that takes whole batches: one file is one object under its own name.
 import { FerryError } from '../base/errors.js'
 import { xattrBytesMax } from './object-attributes.js'
-import { ObjectFiles, type ObjectFilesOptions, type Page } from './object-files.js'
+import { ObjectFiles, type ObjectFilesOptions, type Page, type PartialName } from './object-files.js'
 import { NAME_BYTES_MAX } from './object-keys.js'
 import { objectStore } from './object-store.js'
 import type { Objects } from './objects.js'
@@ -52,9 +52,11 @@ export class RollforwardObjects extends Committing<TreeChange> implements Tree {
     this.#objects = objects
     this.#files = files
     this.#shape = shape
-    this.url = objects.url
+    // Another view of it, which another cache directory is for.
+    this.url = options.attributes === 'full' ? objects.url : withQuery(objects.url, 'attributes=listed')
     this.hidden = hidden
-    this.capabilities = { ...capabilitiesOf(objects), listingAsksEach: options.attributes === 'full' }
+    const capabilities = capabilitiesOf(objects)
+    this.capabilities = options.attributes === 'full' ? capabilities : { ...capabilities, write: false }
     this.#views = new Views(
       this.commits.lease,
       (intent, stillPending) => new ThroughObjects(files, intent, stillPending),
@@ -82,8 +84,13 @@ export class RollforwardObjects extends Committing<TreeChange> implements Tree {
       // The batch through which it began is done; it goes on through whatever is now.
       const former = this.#views.former(Number(began))
       if (!former) throw new FerryError('STALE', { detail: `a listing of ${path}` })
-      return withCursor(Number(began), await former.listAfter(path, rest, view ?? this.#files, signal))
+      return withCursor(Number(began), await former.listAfter(path, rest, view, signal))
     }, signal)
+  }
+
+  async complete(path: Path, partial: PartialName[], signal?: AbortSignal): Promise<(Entry | null)[]> {
+    visible(path)
+    return this.#views.read(view => (view ?? this.#files).complete(path, partial, signal), signal)
   }
 
   async read(path: Path, range: Range, signal?: AbortSignal): Promise<Uint8Array> {
@@ -148,6 +155,8 @@ function capabilitiesOf({ capabilities }: Objects): TreeCapabilities {
     patch: true,
   }
 }
+
+const withQuery = (url: string, query: string) => `${url}${url.includes('?') ? '&' : '?'}${query}`
 
 /** Cursors of ours say through which intent a listing began. */
 const withCursor = (number: number | null, page: Page): Page =>

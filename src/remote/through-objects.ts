@@ -5,7 +5,7 @@ import { constants } from 'node:fs'
 import { mapLimit } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import type { IntentRecord } from './intent.js'
-import { type Found, type Known, type ObjectFiles, type Page, xattrsOfFound } from './object-files.js'
+import { type Found, type Known, type ObjectFiles, type Page, type PartialName, xattrsOfFound } from './object-files.js'
 import { directoryKey, keyOf, nameOf, prefixOf } from './object-keys.js'
 import { type Segment, segmentsOfPatch, segmentsOfPut } from './object-segments.js'
 import type { Key } from './objects.js'
@@ -69,6 +69,10 @@ export class ThroughObjects {
     return seen && this.#entry(path, seen)
   }
 
+  async complete(path: Path, partial: PartialName[], signal?: AbortSignal): Promise<(Entry | null)[]> {
+    return mapLimit(partial, STATS_AT_ONCE, ({ name }) => this.stat(joinPath(path, name), signal))
+  }
+
   async read(path: Path, range: Range, signal?: AbortSignal): Promise<Uint8Array> {
     checkRange(range)
     for (let looks = 0; ; looks++) {
@@ -117,32 +121,39 @@ export class ThroughObjects {
   async listOn(path: Path, cursor: string, signal?: AbortSignal): Promise<Page> {
     if (this.#lines.committedOf(path) !== path) throw new FerryError('STALE', { detail: `a listing of ${path}` })
     const page = await this.#files.list(path, cursor, signal)
-    const entries = await this.#present(
-      page.entries.map(({ name }) => joinPath(path, name)),
-      signal,
-    )
-    return { entries, cursor: page.cursor }
+    return { entries: await this.through(path, page.entries, signal), cursor: page.cursor }
+  }
+
+  /** What the bucket lists in a directory, as it is after the batch. */
+  async through(path: Path, entries: Entry[], signal?: AbortSignal): Promise<Entry[]> {
+    const isMoved = this.#lines.committedOf(path) !== path
+    const { goes, alters } = this.#lines
+    const shown = await mapLimit(entries, STATS_AT_ONCE, async entry => {
+      const child = joinPath(path, entry.name)
+      const isTouched = isMoved || goes.has(child) || alters.has(child) || this.#lines.comes(child)
+      return isTouched ? this.stat(child, signal) : entry
+    })
+    return shown.filter(entry => entry !== null)
   }
 
   /** Goes on with a listing that began with {@link list}, when the batch is applied. */
-  async listAfter(
-    path: Path,
-    cursor: string,
-    now: { stat: ThroughObjects['stat'] },
-    signal?: AbortSignal,
-  ): Promise<Page> {
+  async listAfter(path: Path, cursor: string, now: ThroughObjects | null, signal?: AbortSignal): Promise<Page> {
     const come = this.#children.get(path) ?? []
-    const present = async (paths: Path[]) =>
-      (await mapLimit(paths, STATS_AT_ONCE, one => now.stat(one, signal))).filter(entry => entry !== null)
     if (cursor.startsWith('new ')) {
       const from = Number(cursor.slice(4))
       const next = from + PAGE_MAX
-      return { entries: await present(come.slice(from, next)), cursor: next < come.length ? `new ${next}` : 'old' }
+      const present = await mapLimit(come.slice(from, next), STATS_AT_ONCE, one =>
+        (now ?? this.#files).stat(one, signal),
+      )
+      return { entries: present.filter(entry => entry !== null), cursor: next < come.length ? `new ${next}` : 'old' }
     }
     if (this.#lines.committedOf(path) !== path) throw new FerryError('STALE', { detail: `a listing of ${path}` })
     const page = await this.#files.list(path, tokenOf(cursor), signal)
-    const stayed = page.entries.map(({ name }) => joinPath(path, name)).filter(child => !this.#lines.comes(child))
-    return { entries: await present(stayed), cursor: page.cursor && `old ${page.cursor}` }
+    const stayed = page.entries.filter(({ name }) => !this.#lines.comes(joinPath(path, name)))
+    return {
+      entries: now ? await now.through(path, stayed, signal) : stayed,
+      cursor: page.cursor && `old ${page.cursor}`,
+    }
   }
 
   async #listOld(path: Path, committed: Path, cursor: string | undefined, signal?: AbortSignal): Promise<Page> {

@@ -39,6 +39,8 @@ export interface Entry extends Attributes {
   id?: string
   /** A symlink's target, as bytes (latin1). */
   link?: string
+  /** Of a listing: only the name, the size, the version, and whether it is a directory are known. `complete` tells the rest. */
+  partial?: true
 }
 
 export interface TreeCapabilities {
@@ -57,8 +59,6 @@ export interface TreeCapabilities {
   fileBytesMax: number
   /** Part of a file can be changed in place. Otherwise every change sends the file whole. */
   patch: boolean
-  /** A page of a listing costs a request for each of its entries: who wants one of them asks for that one. */
-  listingAsksEach?: boolean
 }
 
 /** Extended attributes by name; names and values are bytes. */
@@ -100,6 +100,15 @@ export interface Tree {
    */
   list(path: Path, cursor?: string, signal?: AbortSignal): Promise<{ entries: Entry[]; cursor?: string }>
   /** Bytes of a file; fewer only at its end. With `version`: STALE if the file is another version now. */
+  /**
+   * The partial entries of a listing of `path`, many at once; null: it is not there any more, or is a directory and was none, or was
+   * one. Present if a listing may have such.
+   */
+  complete?(
+    path: Path,
+    partial: { name: string; isDirectory: boolean }[],
+    signal?: AbortSignal,
+  ): Promise<(Entry | null)[]>
   read(path: Path, range: { at: number; length: number; version?: Version }, signal?: AbortSignal): Promise<Uint8Array>
   /** Of the name spaces `user.` and `trusted.`: those that we may read. */
   /** Bytes that `read` resolved with, of which nobody has a view any more: their memory is used again. */

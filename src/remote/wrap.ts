@@ -88,6 +88,7 @@ export const methods: Record<Shape, Record<string, Method>> = {
     stat: reads(1),
     list: reads(2),
     read: reads(2),
+    complete: reads(2),
     xattrs: reads(1),
     usage: reads(0),
     write: sets(3, 2),

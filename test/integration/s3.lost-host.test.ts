@@ -1,14 +1,14 @@
 // The host of a mount is lost with one of its requests to a real gateway, whichever: what an empty cache finds is one moment of what
 // programs did (SQLite, renames, changes within a large file), not before the last sync, and the database is sound.
 import { randomUUID } from 'node:crypto'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, expect } from '@jest/globals'
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
 import { cliPath, type Place, run } from '../fixtures/daemon.js'
 import { type FaultProxy, faultProxy } from '../fixtures/fault-proxy.js'
 import { long, requires } from '../fixtures/requires.js'
-import { makeBucket, placeOnRgw, startRgw, useRgw } from '../fixtures/rgw.js'
+import { emptyPrefix, makeBucket, placeOnRgw, startRgw, useRgw } from '../fixtures/rgw.js'
 import type { Rgw } from '../fixtures/rgw-daemon.js'
 
 const rgw = requires('rgw', 'fuse', 'built', 'root', 'python3')
@@ -118,6 +118,8 @@ rgw.describe(`the host of a bucket's mount is lost (SEED=${SEED})`, () => {
     const found = await next.mount()
     const said = JSON.parse(await run('python3', ['-c', look], { cwd: next.mountpoint })) as Found
     expect(await found.unmount()).toBe(0)
+    await emptyPrefix(server, bucket, `${prefix}/`)
+    for (const { folder } of [place, next]) rmSync(folder, { recursive: true, force: true })
     return { requests, synced, said }
   }
 
@@ -132,13 +134,16 @@ rgw.describe(`the host of a bucket's mount is lost (SEED=${SEED})`, () => {
       : Array.from({ length: LOSSES }, () => 1 + random.below(requests))
     for (const k of losses) {
       const proxy = await faultProxy({ target: server.endpoint, seed: SEED + k })
-      const { synced, said } = await lose(mode, k, proxy)
+      const lost = `${mode}, lost with request ${k} of ${requests}`
+      const { synced, said } = await lose(mode, k, proxy).catch(error => {
+        throw new Error(`${lost}: ${error.message}`, { cause: error })
+      })
       await proxy.close()
       const { rows, dirs, patched, done } = said
       const isSound = said.sound === 'ok' && said.whole && said.big && said.files && said.each
       const isOneMoment = dirs.length === 1 && rows >= dirs[0] && dirs[0] >= patched && patched >= done
       if (!isSound || !isOneMoment || done < rows - 1 || done < synced)
-        throw new Error(`${mode}, lost with request ${k} of ${requests}, synced ${synced}: ${JSON.stringify(said)}`)
+        throw new Error(`${lost}, synced ${synced}: ${JSON.stringify(said)}`)
     }
   }
 

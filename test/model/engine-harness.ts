@@ -65,18 +65,19 @@ export async function snapshot(
     const entries = await cache.entries(ino, after, 100)
     if (entries.length === 0) return into
     for (const entry of entries) {
-      const inode = await cache.attributes(entry.ino)
+      const inode = await cache.lookup(ino, entry.name)
+      if (!inode) throw new Error(`${entry.name} of ${at} is listed, and not there`)
       const where = at ? `${at}/${entry.name}` : entry.name
       const type = inode.mode & 0o170000
       if (type === 0o040000) {
         into.set(where, `directory ${(inode.mode & 0o7777).toString(8)}`)
-        await snapshot(cache, entry.ino, where, into)
-      } else if (type === 0o120000) into.set(where, `-> ${await cache.readLink(entry.ino)}`)
+        await snapshot(cache, inode.ino, where, into)
+      } else if (type === 0o120000) into.set(where, `-> ${await cache.readLink(inode.ino)}`)
       else {
         const bytes = new Uint8Array(inode.size)
         let done = 0
         while (done < bytes.length) {
-          const read = await cache.read(entry.ino, done, bytes.subarray(done, done + 256 * 1024))
+          const read = await cache.read(inode.ino, done, bytes.subarray(done, done + 256 * 1024))
           if (read === 0) throw new Error(`${where}: nothing at ${done} of ${inode.size}`)
           done += read
         }

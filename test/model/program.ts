@@ -491,7 +491,9 @@ async function treeOf(cache: TreeCache): Promise<Map<string, Node>> {
           tree.set(path, known)
           continue
         }
-        const { mode, nlink } = await cache.attributes(entry.ino)
+        const inode = await cache.lookup(directory, entry.name)
+        if (inode?.ino !== entry.ino) throw new Error(`${path} is listed as inode ${entry.ino}, and is ${inode?.ino}`)
+        const { mode, nlink } = inode
         const type = mode & TYPE
         const node: Node = { type, mode: mode & 0o7777, bytes: Buffer.alloc(0), link: '', xattrs: new Map() }
         if (type === LINK) node.link = await cache.readLink(entry.ino)

@@ -454,10 +454,15 @@ export async function look(tree: Tree): Promise<{ picture: Picture; versions: Ma
         const below = path === '' ? child.name : `${path}/${child.name}`
         const alone = await tree.stat(below)
         if (!alone) throw new Error(`${below} is listed, but not there`)
-        const { atimeNs: _, ctimeNs: __, ...one } = child
+        const isDirectory = (child.mode & constants.S_IFMT) === constants.S_IFDIR
+        const [whole] = child.partial ? await tree.complete!(path, [{ name: child.name, isDirectory }]) : [child]
+        if (!whole) throw new Error(`${below} is listed, and cannot be completed`)
+        if (child.partial && (child.size !== whole.size || child.version !== whole.version))
+          throw new Error(`${below} is listed as ${show(child)}, but is ${show(whole)}`)
+        const { atimeNs: _, ctimeNs: __, ...one } = whole
         const { atimeNs: ___, ctimeNs: ____, ...other } = alone
         if (show(one) !== show(other)) throw new Error(`${below} is listed as ${show(one)}, but is ${show(other)}`)
-        await visit(below, child)
+        await visit(below, whole)
       }
       cursor = page.cursor
       if (cursor === undefined) break

@@ -44,6 +44,7 @@ export function handTree(objects: Objects): HandTree {
           throw error
         }),
     read: (path, range) => files().read(path, range),
+    complete: (path, partial) => files().complete(path, partial),
     xattrs: path => files().xattrs(path),
     usage: async () => null,
     write: (path, at, from) =>

@@ -26,11 +26,16 @@ function counted(objects: Objects) {
   return { remote, requests, counts }
 }
 
-async function listAll(tree: Pick<Tree, 'list'>, path: string): Promise<Entry[]> {
+/** With what a listing leaves open. */
+async function listAll(tree: Pick<Tree, 'list' | 'complete'>, path: string): Promise<Entry[]> {
   const all: Entry[] = []
   for (let cursor: string | undefined; ; ) {
     const page = await tree.list(path, cursor)
-    all.push(...page.entries)
+    for (const entry of page.entries) {
+      const isDirectory = (entry.mode & constants.S_IFMT) === constants.S_IFDIR
+      const [whole] = entry.partial ? await tree.complete!(path, [{ name: entry.name, isDirectory }]) : [entry]
+      if (whole) all.push(whole)
+    }
     cursor = page.cursor
     if (cursor === undefined) return all
   }

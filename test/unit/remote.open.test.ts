@@ -84,11 +84,12 @@ describe('openRemote', () => {
     ['s3://bucket/', 'blob', 'as a blob it is one object, like s3://bucket/object'],
     ['s3://bucket/%ff', 'store', 'keys are UTF-8, and so must be the prefix'],
     ['s3://bucket?pathStyle=yes', 'objects', 'pathStyle is 0 or 1'],
+    ['s3://bucket?attributes=no', 'objects', 'attributes is full or listed'],
     ['s3://bucket?endpoint=host:9000', 'objects', 'the endpoint must be like https://host:port'],
     [
       's3://bucket?profile=x',
       'objects',
-      'unknown "profile" in the query of objects; there may be endpoint, region, pathStyle',
+      'unknown "profile" in the query of objects; there may be endpoint, region, pathStyle, attributes',
     ],
     [
       's3://bucket?endpoint=http://me:hunter2@host',

@@ -121,10 +121,14 @@ describe.each([
     expect((await cost([moved('many', 'new'), touched('')])).counts).toEqual({ ...renamed, head: looks + 100 })
   })
 
-  test('a directory that is renamed, and was listed before: a copy for each file', async () => {
+  test('a directory that is renamed, of which the attributes are known: a copy for each file', async () => {
     await hundred('many')
     nowMs += 10_000
-    await tree.list('many')
+    const { entries } = await tree.list('many')
+    await tree.complete!(
+      'many',
+      entries.map(({ name }) => ({ name, isDirectory: false })),
+    )
     expect((await cost([moved('many', 'new'), touched('')])).counts).toEqual({ ...renamed, head: looks })
   })
 
