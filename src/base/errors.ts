@@ -8,6 +8,7 @@ export const codes = {
   NOT_EMPTY: 'directory not empty',
   NOT_PERMITTED: 'operation not permitted',
   FORBIDDEN: 'access denied',
+  ARCHIVED: 'archived, and must be restored before it can be read',
   READ_ONLY: 'read-only',
   NO_SPACE: 'no space left',
   NO_DATA: 'no such attribute',
@@ -71,6 +72,7 @@ export const isFerryError = (error: unknown, ...wanted: Code[]): error is FerryE
 /** Refusals for good: asking the same again will be refused again (a path with one goes into quarantine). */
 const permanent = new Set<Code>([
   'FORBIDDEN',
+  'ARCHIVED',
   'NOT_PERMITTED',
   'NAME_TOO_LONG',
   'TOO_LARGE',

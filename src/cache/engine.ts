@@ -941,6 +941,11 @@ class Engine implements TreeCache {
     if (push.lastError && push.lastError.code !== 'LEASE_LOST')
       problems.push(`changes cannot be sent: ${push.lastError.message}`)
     if (this.listing.unreachable) problems.push(`the remote cannot be listed: ${this.listing.unreachable.message}`)
+    const { archived } = this.pullQueue
+    if (archived.size)
+      problems.push(
+        `${archived.size} of the files that were read are archived, and must be restored before they can be: ${JSON.stringify(Buffer.from(archived.values().next().value ?? '', 'latin1').toString())}`,
+      )
     if (state.quarantine.size) problems.push(`${state.quarantine.size} refused by the remote for good: see quarantine`)
     return {
       readOnly: this.readOnly,

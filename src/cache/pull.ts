@@ -1,5 +1,6 @@
 // Bytes from the remote: one fetch for concurrent misses, merged ranges, demand before guesses, within one memory budget.
 
+import { LRUCache } from 'lru-cache'
 import PQueue from 'p-queue'
 import { lasting } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
@@ -17,6 +18,7 @@ import {
 } from '../chunk/geometry.js'
 import type { Tree } from '../remote/tree.js'
 import { GUESSED, VERIFIED } from './chunk-table.js'
+import type { Ino } from './filesystem.js'
 import { FormatPull } from './format-pull.js'
 import { Hedge } from './hedge.js'
 import type { Inode } from './inode.js'
@@ -38,6 +40,9 @@ const TRIES_MAX = 6
 
 /** Not what stood there when the path was last looked at: somebody else changed it, or a batch of ours is being applied. */
 const SURPRISES = ['STALE', 'SHORT_READ', 'NOT_FOUND', 'IS_DIRECTORY', 'NOT_DIRECTORY', 'INVALID', 'ABORTED'] as const
+
+/** Archived files that are remembered, for `status`. */
+const ARCHIVED_MAX = 1_000
 
 export interface PullOptions {
   fetchBytesMax: number
@@ -89,6 +94,8 @@ export class Pull {
   /** Files of which somebody reads on and on, and when that was seen last. */
   readonly #streams = new Map<Inode, number>()
   guessedBytes = 0
+  /** Paths of files that could not be read since they are archived. */
+  readonly archived = new LRUCache<Ino, string>({ max: ARCHIVED_MAX })
   #guessedInFlight = 0
 
   constructor(
@@ -348,8 +355,12 @@ export class Pull {
       const bytes = await this.hedge.read({ bytes: length, isAwaited: () => fetch.awaited, signal }, read)
       this.#link.end(begun, length)
       if ((inode.version ?? '') !== fetch.version) throw new FerryError('STALE', { detail: path })
+      this.archived.delete(inode.ino)
       await this.#keep(inode, fetch, bytes)
       this.remote.giveBack?.(bytes)
+    } catch (error) {
+      if (isFerryError(error, 'ARCHIVED')) this.archived.set(inode.ino, path)
+      throw error
     } finally {
       this.memory.give(length)
     }

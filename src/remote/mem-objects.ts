@@ -154,7 +154,7 @@ export function memObjects({ capabilities: fewer, nowMs = Date.now }: MemObjects
     async get(key, range, signal) {
       throwIfAborted(signal)
       const { bytes, etag, archived } = need(key)
-      if (archived) refuse('FORBIDDEN', `${key} is archived`)
+      if (archived) refuse('ARCHIVED', key)
       if (range?.etag !== undefined && range.etag !== etag) refuse('STALE', key)
       return range ? bytes.slice(range.at, range.at + range.length) : bytes.slice()
     },

@@ -7,7 +7,7 @@ import { checkRange, printable, urlPath } from './path.js'
 
 const REQUEST_BYTES_MAX = 64 * 2 ** 20
 
-/** NOT_FOUND if it is not there, FORBIDDEN if it is archived; STALE for every read once it was replaced. It closes what it stands on. */
+/** NOT_FOUND if it is not there, ARCHIVED if it is that; STALE for every read once it was replaced. It closes what it stands on. */
 export async function objectBlob(objects: Objects, key: Key): Promise<Blob> {
   const head = await objects.head(key).catch(async error => {
     await objects.close()
@@ -16,7 +16,7 @@ export async function objectBlob(objects: Objects, key: Key): Promise<Blob> {
   if (!head || head.archived) {
     await objects.close()
     if (!head) throw new FerryError('NOT_FOUND', { detail: printable(key) })
-    throw new FerryError('FORBIDDEN', { detail: `${printable(key)} is archived: restore it first` })
+    throw new FerryError('ARCHIVED', { detail: printable(key) })
   }
   const { size, etag } = head
   const [base, query] = objects.url.split('?', 2)

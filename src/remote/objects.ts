@@ -100,8 +100,8 @@ export interface Objects {
   head(key: Key, signal?: AbortSignal): Promise<ObjectHead | null>
   list(options: ListOptions, signal?: AbortSignal): Promise<ListPage>
   /**
-   * `length` bytes from `at`, fewer at its end; whole without a range. STALE if `etag` is given and another is there; FORBIDDEN
-   * with a detail that says so for an archived one.
+   * `length` bytes from `at`, fewer at its end; whole without a range. STALE if `etag` is given and another is there; ARCHIVED if it
+   * cannot be read because of that.
    */
   get(key: Key, range?: { at: number; length: number; etag?: string }, signal?: AbortSignal): Promise<Uint8Array>
   /** Durable when it resolves, never half visible. @returns its tag */

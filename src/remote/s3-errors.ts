@@ -25,7 +25,7 @@ const table: Record<string, [code: Code, hint?: string]> = {
   ConditionalRequestConflict: ['BUSY'],
   OperationAborted: ['BUSY'],
   AccessDenied: ['FORBIDDEN'],
-  InvalidObjectState: ['FORBIDDEN', 'archived; restore it first (aws s3api restore-object), then read it again'],
+  InvalidObjectState: ['ARCHIVED', 'aws s3api restore-object does that'],
   RequestTimeTooSkewed: ['UNREACHABLE', "this host's clock differs from the server's by more than 15 minutes"],
   ExpiredToken: ['UNREACHABLE', 'the credentials have expired; get new ones'],
   TokenRefreshRequired: ['UNREACHABLE', 'the credentials have expired; get new ones'],

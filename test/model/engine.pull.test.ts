@@ -1,7 +1,9 @@
 // What reads cost: requests to the remote are counted and held, on a remote in memory.
 import fs from 'node:fs'
 import { afterEach, describe, expect, test } from '@jest/globals'
+import { FerryError } from '../../src/base/errors.js'
 import type { TreeCache } from '../../src/cache/tree-cache.js'
+import { EIO, errnoOf } from '../../src/fs/errno.js'
 import { memObjects } from '../../src/remote/mem-objects.js'
 import { memTree } from '../../src/remote/mem-tree.js'
 import type { Objects } from '../../src/remote/objects.js'
@@ -87,6 +89,33 @@ test('in a bucket one name costs no listing, until several were asked for', asyn
   expect((await cache.entries(d.ino, 0, 100)).map(({ name }) => name).sort()).toEqual(
     Array.from({ length: 50 }, (_, n) => String(n)).sort(),
   )
+})
+
+test('an archived file cannot be read, and status says so until it was restored', async () => {
+  const objects = memObjects()
+  for (const key of ['cold', 'warm']) await objects.put(key, Buffer.from(key))
+  let archived = true
+  const remote = wrap(objects as Objects, async (call, next) => {
+    if (archived && call.method === 'get' && call.args[0] === 'cold')
+      throw new FerryError('ARCHIVED', { detail: 'cold' })
+    return next()
+  })
+  const directory = temporaryDirectory()
+  directories.push(directory)
+  const cache = await openEngine(remote, directory)
+  opened.push(cache)
+  const into = Buffer.alloc(4)
+  const read = async (name: string) => cache.read((await cache.lookup(1, name))!.ino, 0, into)
+  const failed = await read('cold').catch(error => error)
+  expect(failed).toMatchObject({ code: 'ARCHIVED' })
+  expect(errnoOf(failed)).toBe(EIO)
+  expect(await read('warm')).toBe(4)
+  expect(cache.status().problems).toEqual([expect.stringContaining('archived, and must be restored')])
+  expect(cache.status().problems[0]).toContain('"cold"')
+  archived = false
+  expect(await read('cold')).toBe(4)
+  expect(into.toString()).toBe('cold')
+  expect(cache.status().problems).toEqual([])
 })
 
 describe('reads', () => {

@@ -73,7 +73,7 @@ describe('a refusal', () => {
     [404, 'NoSuchKey', 'NOT_FOUND', 'get "a" (NoSuchKey, 404, request REQ1)'],
     [404, 'NoSuchBucket', 'UNREACHABLE', 'there is no such bucket'],
     [403, 'AccessDenied', 'FORBIDDEN', 'AccessDenied, 403'],
-    [403, 'InvalidObjectState', 'FORBIDDEN', 'archived; restore it first'],
+    [403, 'InvalidObjectState', 'ARCHIVED', 'must be restored before it can be read'],
     [403, 'RequestTimeTooSkewed', 'UNREACHABLE', "this host's clock"],
     [400, 'ExpiredToken', 'UNREACHABLE', 'the credentials have expired'],
     [403, 'InvalidAccessKeyId', 'UNREACHABLE', 'does not know this access key'],
