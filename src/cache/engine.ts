@@ -763,11 +763,15 @@ class Engine implements TreeCache {
     if (stamped === 'by-kernel') this.#durability.written()
     const wait = this.#room.forChange(from.length)
     if (wait) return wait.then(() => this.#write(inode, at, from, stamped))
-    try {
-      return this.#done(this.content.write(inode, at, from, stamped))
-    } catch (error) {
+    const again = (error: unknown) => {
       if (!isFerryError(error, 'NO_SPACE')) throw error
       return this.#write(inode, at, from, stamped)
+    }
+    try {
+      const written = this.#done(this.content.write(inode, at, from, stamped))
+      return written instanceof Promise ? written.catch(again) : written
+    } catch (error) {
+      return again(error)
     }
   }
 
