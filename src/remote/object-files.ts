@@ -15,7 +15,7 @@ import { attributesOf, DIRECTORY_MODE, isLink, type Owner, xattrsOf } from './ob
 import { directoryKey, keyOf, nameOf, prefixOf } from './object-keys.js'
 import type { Key, ListPage, ObjectEntry, ObjectHead, Objects } from './objects.js'
 import { checkPath, checkRange, joinPath, lastName } from './path.js'
-import { type Entry, HIDDEN, type Path, type Version, type Xattrs } from './tree.js'
+import { type Entry, HIDDEN, type PartialName, type Path, type Version, type Xattrs } from './tree.js'
 
 const { S_IFREG } = constants
 const log = logger('objects')
@@ -54,12 +54,6 @@ export type Found = { kind: 'file'; head: Known } | { kind: 'directory'; marker:
 export interface Page {
   entries: Entry[]
   cursor?: string
-}
-
-/** Of an entry of a listing, what tells how to go on with it. */
-export interface PartialName {
-  name: string
-  isDirectory: boolean
 }
 
 const NO_METADATA = { metadata: {}, contentType: '' }

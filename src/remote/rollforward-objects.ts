@@ -1,7 +1,7 @@
 // A bucket as a tree that takes whole batches: one file is one object under its own name.
 import { FerryError } from '../base/errors.js'
 import { xattrBytesMax } from './object-attributes.js'
-import { ObjectFiles, type ObjectFilesOptions, type Page, type PartialName } from './object-files.js'
+import { ObjectFiles, type ObjectFilesOptions, type Page } from './object-files.js'
 import { NAME_BYTES_MAX } from './object-keys.js'
 import { objectStore } from './object-store.js'
 import type { Objects } from './objects.js'
@@ -16,6 +16,7 @@ import { ThroughObjects } from './through-objects.js'
 import {
   type Entry,
   HIDDEN,
+  type PartialName,
   type Path,
   type Tree,
   type TreeCapabilities,

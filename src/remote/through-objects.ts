@@ -5,7 +5,7 @@ import { constants } from 'node:fs'
 import { mapLimit } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import type { IntentRecord } from './intent.js'
-import { type Found, type Known, type ObjectFiles, type Page, type PartialName, xattrsOfFound } from './object-files.js'
+import { type Found, type Known, type ObjectFiles, type Page, xattrsOfFound } from './object-files.js'
 import { directoryKey, keyOf, nameOf, prefixOf } from './object-keys.js'
 import { type Segment, segmentsOfPatch, segmentsOfPut } from './object-segments.js'
 import type { Key } from './objects.js'
@@ -23,7 +23,7 @@ import {
 import { planName, readNote, stageKey } from './rollforward-objects-stage.js'
 import { attributesOf, isDirectory } from './rollforward-stage.js'
 import { Passed, type StillPending } from './rollforward-view.js'
-import type { Entry, Path, TreeChange, Version, Xattrs } from './tree.js'
+import type { Entry, PartialName, Path, TreeChange, Version, Xattrs } from './tree.js'
 
 const { S_IFMT, S_IFREG } = constants
 

@@ -43,6 +43,12 @@ export interface Entry extends Attributes {
   partial?: true
 }
 
+/** Of an entry of a listing, what tells how to go on with it. */
+export interface PartialName {
+  name: string
+  isDirectory: boolean
+}
+
 export interface TreeCapabilities {
   /** False: it never takes a change, and mounts of it are read-only by themselves. */
   write: boolean
@@ -99,20 +105,16 @@ export interface Tree {
    * empty before that). A page can be asked for again. What is there all the while is listed exactly once.
    */
   list(path: Path, cursor?: string, signal?: AbortSignal): Promise<{ entries: Entry[]; cursor?: string }>
-  /** Bytes of a file; fewer only at its end. With `version`: STALE if the file is another version now. */
   /**
    * The partial entries of a listing of `path`, many at once; null: it is not there any more, or is a directory and was none, or was
    * one. Present if a listing may have such.
    */
-  complete?(
-    path: Path,
-    partial: { name: string; isDirectory: boolean }[],
-    signal?: AbortSignal,
-  ): Promise<(Entry | null)[]>
+  complete?(path: Path, partial: PartialName[], signal?: AbortSignal): Promise<(Entry | null)[]>
+  /** Bytes of a file; fewer only at its end. With `version`: STALE if the file is another version now. */
   read(path: Path, range: { at: number; length: number; version?: Version }, signal?: AbortSignal): Promise<Uint8Array>
-  /** Of the name spaces `user.` and `trusted.`: those that we may read. */
   /** Bytes that `read` resolved with, of which nobody has a view any more: their memory is used again. */
   giveBack?(bytes: Uint8Array): void
+  /** Of the name spaces `user.` and `trusted.`: those that we may read. */
   xattrs(path: Path, signal?: AbortSignal): Promise<Xattrs>
   usage(signal?: AbortSignal): Promise<Usage | null>
   close(): Promise<void>

@@ -8,7 +8,7 @@ import { freshSeed, random as randomOf } from '../../src/base/random.js'
 import { cliPath, type Place, run } from '../fixtures/daemon.js'
 import { type FaultProxy, faultProxy } from '../fixtures/fault-proxy.js'
 import { long, requires } from '../fixtures/requires.js'
-import { emptyPrefix, makeBucket, placeOnRgw, startRgw, useRgw } from '../fixtures/rgw.js'
+import { bucketForTests, emptyPrefix, placeOnRgw } from '../fixtures/rgw.js'
 import type { Rgw } from '../fixtures/rgw-daemon.js'
 
 const rgw = requires('rgw', 'fuse', 'built', 'root', 'python3')
@@ -90,9 +90,7 @@ rgw.describe(`the host of a bucket's mount is lost (SEED=${SEED})`, () => {
   let server: Rgw
   let bucket: string
   beforeAll(async () => {
-    server = await startRgw()
-    useRgw(server)
-    bucket = await makeBucket(server)
+    ;({ server, bucket } = await bucketForTests())
   }, 200_000)
 
   const placeOf = (prefix: string, endpoint: string): Promise<Place> =>

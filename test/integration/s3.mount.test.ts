@@ -8,7 +8,7 @@ import { s3Objects } from '../../src/remote/s3.js'
 import { type Place, run } from '../fixtures/daemon.js'
 import { lineTo } from '../fixtures/line.js'
 import { requires } from '../fixtures/requires.js'
-import { makeBucket, placeOnRgw, startRgw, useRgw } from '../fixtures/rgw.js'
+import { bucketForTests, placeOnRgw } from '../fixtures/rgw.js'
 import type { Rgw } from '../fixtures/rgw-daemon.js'
 import { differences, sh, until } from '../fixtures/trees.js'
 
@@ -55,9 +55,7 @@ const inside = (script: string, where = place) => sh(script, { cwd: where.mountp
 
 rgw.describe('a bucket', () => {
   beforeAll(async () => {
-    server = await startRgw()
-    useRgw(server)
-    bucket = await makeBucket(server)
+    ;({ server, bucket } = await bucketForTests())
   }, 200_000)
 
   rgw.test(

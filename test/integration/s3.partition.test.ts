@@ -8,7 +8,7 @@ import { beforeAll, expect } from '@jest/globals'
 import { run } from '../fixtures/daemon.js'
 import { faultProxy } from '../fixtures/fault-proxy.js'
 import { long, requires } from '../fixtures/requires.js'
-import { makeBucket, placeOnRgw, startRgw, useRgw } from '../fixtures/rgw.js'
+import { bucketForTests, placeOnRgw } from '../fixtures/rgw.js'
 import type { Rgw } from '../fixtures/rgw-daemon.js'
 import { eventually } from '../fixtures/trees.js'
 
@@ -54,9 +54,7 @@ rgw.describe('a bucket behind a line that is cut', () => {
   let server: Rgw
   let bucket: string
   beforeAll(async () => {
-    server = await startRgw()
-    useRgw(server)
-    bucket = await makeBucket(server)
+    ;({ server, bucket } = await bucketForTests())
   }, 200_000)
 
   rgw.test(

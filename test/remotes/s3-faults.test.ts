@@ -17,7 +17,7 @@ import { type FaultProxy, type FaultProxyOptions, faultProxy } from '../fixtures
 import type { FaultProxyCommand, FaultProxyStatus } from '../fixtures/fault-proxy-daemon.js'
 import { canned, type Fault, type Kind, mishaps, type Rule } from '../fixtures/fault-rules.js'
 import { long, requires } from '../fixtures/requires.js'
-import { makeBucket, startRgw, useRgw } from '../fixtures/rgw.js'
+import { bucketForTests } from '../fixtures/rgw.js'
 import type { Rgw } from '../fixtures/rgw-daemon.js'
 import { objectsSuite } from './objects.js'
 import { mix } from './objects-model.js'
@@ -38,9 +38,7 @@ rgw.describe('a gateway behind a bad line', () => {
   let server: Rgw
   let bucket: string
   beforeAll(async () => {
-    server = await startRgw()
-    useRgw(server)
-    bucket = await makeBucket(server)
+    ;({ server, bucket } = await bucketForTests())
   }, 200_000)
 
   /** The same objects through a proxy, once as they are and once as a mount has them; `clean`: beside it, without conditions. */

@@ -15,8 +15,7 @@ import { retry } from '../../src/remote/retry.js'
 import { s3Objects } from '../../src/remote/s3.js'
 import { parseSimulation, simulate } from '../../src/remote/simulate.js'
 import { long, requires } from '../fixtures/requires.js'
-import { makeBucket, startRgw, useRgw } from '../fixtures/rgw.js'
-import type { Rgw } from '../fixtures/rgw-daemon.js'
+import { bucketForTests } from '../fixtures/rgw.js'
 import { treeSuite } from './commits.js'
 import { flatSuite, storeKind } from './commits-flat.js'
 import { handTree } from './commits-objects.js'
@@ -27,12 +26,9 @@ import { aborted, bytes, fails, type Subject, storeSuite, text } from './primiti
 const rgw = requires('rgw')
 
 rgw.describe("Ceph's RADOS gateway", () => {
-  let server: Rgw
   let bucket: string
   beforeAll(async () => {
-    server = await startRgw()
-    useRgw(server)
-    bucket = await makeBucket(server)
+    ;({ bucket } = await bucketForTests())
   }, 200_000)
 
   const open = (options: { prefix?: string; write?: boolean } = {}) => s3Objects({ bucket, ...options })
