@@ -1,13 +1,16 @@
 // The namespace as of the last checkpoint, in lmdb: inodes, names, chunks, and what is not yet at the remote.
 //
 // Numbers in keys are 6 bytes, big-endian. A value is in msgpack, then the CRC-32 (little-endian) of the key and of that.
+import fs from 'node:fs'
+import path from 'node:path'
 import { type Database as Lmdb, open } from 'lmdb'
 import { Packr } from 'msgpackr'
-import { FerryError } from '../base/errors.js'
+import { FerryError, isFerryError } from '../base/errors.js'
 import { crc32Within } from '../chunk/digest.js'
 import { hasSum, removeSum, walk, writeSum } from './database-file.js'
 import type { Ino } from './filesystem.js'
 import type { Dentry, InodeRecord } from './inode.js'
+import type { Storage } from './storage.js'
 
 /** [slot, valid, dirty, flight, flightSlot, sumLow, sumHigh] */
 export type ChunkRecord = [number, number, number, number, number, number, number]
@@ -41,6 +44,15 @@ const CRC_BYTES = 4
 /** What lmdb reserves of the address space: the database cannot become larger. */
 const MAP_BYTES = 2 ** 36
 
+const DATA_FILE = 'data.mdb'
+const LOCK_FILE = 'lock.mdb'
+
+/** What is used here of lmdb's own. */
+interface Stats {
+  pageSize: number
+  lastPageNumber: number
+}
+
 const MAGIC = 'PFNAMES'
 const MAJOR = 2
 const MINOR = 0
@@ -54,6 +66,13 @@ interface Format {
 }
 
 const ENOSPC = 28
+/** lmdb's file grows by less than this when a checkpoint only forgets what has left the cache. */
+const SPARE_PAGES_MIN = 256
+const SPARE_PAGES_MAX = 4_096
+/** Root, free list and meta pages of one transaction. */
+const PAGES_BESIDE = 64
+/** A page that is changed is written elsewhere, and may be split there. */
+const PAGES_PER_WRITE = 2
 const REASON_MS_MAX = 100
 
 const quiet = (reason: unknown) => {
@@ -160,9 +179,14 @@ export class Database {
   /** What the first read that failed found, and how many failed: nothing is written any more. */
   damage: { what: string; reads: number } | null = null
 
-  /** `directory` exists, and nothing in it is damaged. */
-  constructor(directory: string) {
+  /** Bytes of lmdb's file that have their space on the disk. */
+  #reserved = 0
+  readonly #disk: Pick<Storage, 'reserve'>
+
+  /** `directory` exists, and nothing in it is damaged; `disk` takes the names of files in it. */
+  constructor(directory: string, disk: Pick<Storage, 'reserve'>) {
     this.#directory = directory
+    this.#disk = disk
     try {
       this.#lmdb = open({
         path: directory,
@@ -185,11 +209,18 @@ export class Database {
       throw new FerryError('CORRUPT', { cause, detail: `the database in ${directory} cannot be opened` })
     }
     removeSum(directory)
+    this.#checkFormat()
+    this.#reserve(this.#pagesUsed + SPARE_PAGES_MIN)
+    // It is mapped: where a page of it has no space, who touches it is ended by SIGBUS.
+    disk.reserve(LOCK_FILE, fs.statSync(path.join(directory, LOCK_FILE)).size)
+  }
+
+  #checkFormat() {
     const bytes = this.#lmdb.getBinary(FORMAT)
     if (bytes === undefined) return
     const format = formatOf(bytes)
-    if (format?.magic !== MAGIC) throw new FerryError('BAD_FORMAT', { detail: `the database in ${directory}` })
-    const reads = `the database in ${directory} has format ${format.major}.${format.minor}, this version reads`
+    if (format?.magic !== MAGIC) throw new FerryError('BAD_FORMAT', { detail: `the database in ${this.#directory}` })
+    const reads = `the database in ${this.#directory} has format ${format.major}.${format.minor}, this version reads`
     if (format.major > MAJOR || format.features !== 0)
       throw new FerryError('TOO_NEW', { detail: `${reads} up to ${MAJOR}.x` })
     if (format.major < MAJOR) throw new FerryError('BAD_FORMAT', { detail: `${reads} ${MAJOR}.x` })
@@ -262,21 +293,32 @@ export class Database {
     return this.damage ? 0 : this.#lmdb.getCount(keysOf(INODE))
   }
 
-  /** All or nothing, and durable when it resolves. */
+  /** All or nothing, and durable when it resolves. NO_SPACE when there is too little of it, or the disk says so. */
   async write(writes: Write[], meta: Meta): Promise<void> {
     if (this.damage) throw new FerryError('CORRUPT', { detail: `the database of names: ${this.damage.what}` })
+    const all: Write[] = [
+      ...writes,
+      { key: META, value: meta },
+      { key: FORMAT, value: { magic: MAGIC, major: MAJOR, minor: MINOR, features: 0 } satisfies Format },
+    ]
+    const sealed = all.map(write => ('remove' in write ? undefined : seal(write.key, write.value)))
+    const used = this.#pagesUsed
+    const changed = Math.min(used, all.length * PAGES_PER_WRITE)
+    const added = (PAGES_PER_WRITE * sealed.reduce((sum, bytes) => sum + (bytes?.length ?? 0), 0)) / this.#pageBytes
+    this.#reserve(Math.ceil(used + changed + added) + PAGES_BESIDE)
     const parts = new Set<Promise<unknown>>()
     const done = this.#lmdb.batch(() => {
-      for (const write of writes)
-        parts.add('remove' in write ? this.#lmdb.remove(write.key) : this.#put(write.key, write.value))
-      parts.add(this.#put(META, meta))
-      parts.add(this.#put(FORMAT, { magic: MAGIC, major: MAJOR, minor: MINOR, features: 0 } satisfies Format))
+      all.forEach(({ key }, i) => {
+        const bytes = sealed[i]
+        parts.add(bytes ? this.#lmdb.put(key, bytes) : this.#lmdb.remove(key))
+      })
     })
     // Each of them rejects for itself when the transaction fails, and so does the reason that they give.
     for (const part of parts) part.then(undefined, error => quiet((error as { commitError?: unknown }).commitError))
     try {
       await done
       await this.#lmdb.flushed
+      this.#reserveAhead()
     } catch (error) {
       const cause = (error as { commitError?: unknown }).commitError
       const reason = cause instanceof Promise ? await within(cause) : error
@@ -285,8 +327,35 @@ export class Database {
     }
   }
 
-  #put(key: Buffer, value: unknown): Promise<boolean> {
-    return this.#lmdb.put(key, seal(key, value))
+  get #pagesUsed(): number {
+    return (this.#lmdb.getStats() as Stats).lastPageNumber + 1
+  }
+
+  get #pageBytes(): number {
+    return (this.#lmdb.getStats() as Stats).pageSize
+  }
+
+  /**
+   * So many pages of lmdb's file have their space. When the disk is full under it, lmdb (3.5.6) writes beyond its own buffers and the
+   * process ends, so nothing is begun that could need more than it has.
+   */
+  #reserve(pages: number) {
+    const bytes = pages * this.#pageBytes
+    if (bytes <= this.#reserved) return
+    this.#disk.reserve(DATA_FILE, bytes)
+    this.#reserved = bytes
+  }
+
+  /** For the next checkpoint, which may be the one that makes room. */
+  #reserveAhead() {
+    const used = this.#pagesUsed
+    const pages = used + Math.min(Math.max(used, SPARE_PAGES_MIN), SPARE_PAGES_MAX)
+    if (pages * this.#pageBytes <= this.#reserved) return
+    try {
+      this.#reserve(pages + SPARE_PAGES_MIN)
+    } catch (error) {
+      if (!isFerryError(error, 'NO_SPACE')) throw error
+    }
   }
 
   async close(): Promise<void> {

@@ -57,6 +57,8 @@ const XATTR_NAME_BYTES_MAX = 255
 const XATTR_SPACES = ['user.', 'trusted.']
 const LISTINGS_OPEN_MAX = 64
 /** What freed slots may keep of the disk, beyond the budget, so that they are used again without a hole; nothing of a small disk. */
+/** Directory of the database, in the cache directory. */
+const NAMES = 'names'
 const WARM_BYTES_MAX = 64 * 1024 * 1024
 const WARM_DISK_BYTES_MIN = 4 * 1024 ** 3
 const NO_DATA = new FerryError('NO_DATA')
@@ -136,16 +138,19 @@ class Engine implements TreeCache {
     readonly remote: CommittingTree,
     readonly options: TreeCacheOptions,
   ) {
-    const directory = path.join(options.cacheDir, 'names')
+    const directory = path.join(options.cacheDir, NAMES)
     const damage = damageOf(directory)
     if (damage) this.#setAside(directory, damage)
     fs.mkdirSync(directory, { recursive: true, mode: 0o700 })
-    this.#journal = Journal.open(options.storage)
+    const { storage } = options
+    this.#journal = Journal.open(storage, { freeBytesMin: options.cacheBytesFreeMin })
     const spacious = options.storage.freeBytes() > WARM_DISK_BYTES_MIN
     this.#slots = Slots.open(options.storage, {
       warmBytesMax: spacious ? Math.min(WARM_BYTES_MAX, options.cacheBytesMax / 64) : 0,
     })
-    this.#database = new Database(directory)
+    this.#database = new Database(directory, {
+      reserve: (name, bytes) => storage.reserve(path.join(NAMES, name), bytes),
+    })
     const started = performance.now()
     const clock = {
       ms: Date.now,
@@ -165,6 +170,7 @@ class Engine implements TreeCache {
       this.state,
       {
         fetchBytesMax: options.fetchBytesMax,
+        cacheBytesMax: options.cacheBytesMax,
         memoryBytesMax: options.memoryBytesMax,
         deadlineMs: options.deadlineMs,
         workers: options.pullWorkers,
@@ -172,6 +178,7 @@ class Engine implements TreeCache {
       },
       {
         makeRoom: bytes => this.#room.forClean(bytes),
+        roomMade: bytes => this.#room.arrived(bytes),
         diskFull: () => this.#room.giveBack(),
         surprised: inode => this.#surprised(inode),
       },

@@ -26,6 +26,8 @@ export interface JournalOptions {
   segmentBytes?: number
   /** Segments kept ready, written with zeros. Default 2. */
   spare?: number
+  /** No spare takes the disk's free bytes below this. Default 0. */
+  freeBytesMin?: number
   /** Default: a warning of the library's log. */
   log?: (line: string) => void
 }
@@ -66,6 +68,7 @@ export class Journal {
   readonly #storage: Storage
   readonly #segmentBytes: number
   readonly #spareMax: number
+  readonly #freeBytesMin: number
   readonly #log: (line: string) => void
   readonly #group = new GroupSync(() => this.#syncNow())
   readonly #gather = new Uint8Array(GATHER_BYTES)
@@ -95,11 +98,12 @@ export class Journal {
 
   private constructor(
     storage: Storage,
-    { segmentBytes = 16 * 1024 * 1024, spare = 2, log = line => logger.warn(line) }: JournalOptions,
+    { segmentBytes = 16 * 1024 * 1024, spare = 2, freeBytesMin = 0, log = line => logger.warn(line) }: JournalOptions,
   ) {
     this.#storage = storage
     this.#segmentBytes = segmentBytes
     this.#spareMax = spare
+    this.#freeBytesMin = freeBytesMin
     this.#log = log
   }
 
@@ -431,7 +435,7 @@ export class Journal {
 
   /** Sees to it, in the background, that there are spares. A disk that is full shows when a segment is needed, not here. */
   #prepare() {
-    if (this.#preparing || this.#spares.length >= this.#spareMax) return
+    if (this.#preparing || this.#spares.length >= this.#spareMax || !this.#hasRoom()) return
     this.#preparing = this.#fillSpares()
       .catch(error => this.#log(`no spare segment: ${toFerryError(error).message}`))
       .finally(() => {
@@ -440,7 +444,7 @@ export class Journal {
   }
 
   async #fillSpares() {
-    while (this.#spares.length < this.#spareMax && !this.#closing) {
+    while (this.#spares.length < this.#spareMax && !this.#closing && this.#hasRoom()) {
       const name = this.#newName()
       const spare = spareOf(name, this.#storage.open(name), this.#segmentBytes)
       try {
@@ -454,6 +458,10 @@ export class Journal {
       if (this.#closing) return spare.file.close()
       this.#spares.push(spare)
     }
+  }
+
+  #hasRoom() {
+    return this.#storage.freeBytes() - this.#segmentBytes >= this.#freeBytesMin
   }
 
   async #zero({ file, bytes }: Segment) {

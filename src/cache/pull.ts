@@ -46,6 +46,7 @@ const ARCHIVED_MAX = 1_000
 
 export interface PullOptions {
   fetchBytesMax: number
+  cacheBytesMax: number
   memoryBytesMax: number
   /** How long what was read waits for a full disk. */
   deadlineMs: number
@@ -56,8 +57,12 @@ export interface PullOptions {
 
 /** What the pull needs from the rest of the engine. */
 export interface PullHooks {
-  /** Room for clean pages, made by dropping others, or by waiting for dirty ones to be sent; NO_SPACE after the deadline. */
+  /**
+   * Room for clean pages, made by dropping others, or by waiting for dirty ones to be sent; NO_SPACE after the deadline. It is kept for
+   * them until `roomMade` says that they are here, or do not come.
+   */
   makeRoom(bytes: number): Promise<void>
+  roomMade(bytes: number): void
   /** The disk says that it is full: resolves when something was given back. */
   diskFull(): Promise<void>
   /** The remote has another version than was asked for, or nothing: resolves when the inode was looked at again. */
@@ -147,6 +152,11 @@ export class Pull {
     return Math.min(this.#link.windowBytes, share)
   }
 
+  /** Of guesses on their way: they take memory, and room that others would have. */
+  get #guessedBytesMax() {
+    return Math.min(this.options.memoryBytesMax / 2, this.options.cacheBytesMax / 8)
+  }
+
   /** No more of them at once than fill the line: those that are wanted first arrive first. */
   #limitGuesses() {
     const { requestBytes, windowBytes } = this.#link
@@ -172,7 +182,7 @@ export class Pull {
     for (const gap of this.#gaps(inode, from, end)) {
       for (let at = gap.from; at < gap.to; at += step) {
         const until = Math.min(gap.to, at + step)
-        if (this.#guessedInFlight + until - at > this.options.memoryBytesMax / 2) return started
+        if (this.#guessedInFlight + until - at > this.#guessedBytesMax) return started
         const fetch = this.#fetch(inode, at, until, false)
         fetch.done.catch(() => {})
         started.push(fetch.done)
@@ -343,9 +353,16 @@ export class Pull {
     // Under its old name the remote may show another file while a batch is being applied: the version tells, and must be known first.
     const version = fetch.version === UNKNOWN_VERSION ? undefined : fetch.version
     if (version === undefined && inode.remoteParent > 0) throw new FerryError('STALE', { detail: path })
-    await this.memory.take(length, fetch.demand)
+    // Room first: who waits for that may wait for a push, which needs memory.
+    const room = fetch.to - fetch.from + CHUNK_BYTES
+    await this.hooks.makeRoom(room)
     try {
-      await this.hooks.makeRoom(fetch.to - fetch.from + CHUNK_BYTES)
+      await this.memory.take(length, fetch.demand)
+    } catch (error) {
+      this.hooks.roomMade(room)
+      throw error
+    }
+    try {
       const begun = this.#link.begin()
       const read = (signal: AbortSignal) =>
         readExactly({ at: fetch.from, length, what: path }, (at, count) =>
@@ -363,6 +380,7 @@ export class Pull {
       throw error
     } finally {
       this.memory.give(length)
+      this.hooks.roomMade(room)
     }
   }
 

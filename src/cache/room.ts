@@ -34,6 +34,8 @@ export class Room {
   #freeBytes = Infinity
   #freeLookDue = 0
   #freeLookedAtMs = -Infinity
+  /** Of clean pages that were given room, and are on their way. */
+  #comingBytes = 0
   /** Evicted since the last checkpoint, which punches their holes. */
   #evictedBytes = 0
 
@@ -59,10 +61,13 @@ export class Room {
     return waiter.promise.then(() => this.forChange(bytes))
   }
 
-  /** A cache full of what the remote does not have yet: readers wait for the next batch. NO_SPACE after the deadline. */
+  /**
+   * Room for bytes of the remote, until they `arrived`. A cache full of what the remote does not have yet: readers wait for the next
+   * batch. NO_SPACE after the deadline.
+   */
   async forClean(bytes: number): Promise<void> {
     const { state, options } = this
-    const has = this.#make(bytes)
+    const has = this.#take(bytes)
     // The database needs room as well, or no checkpoint could ever punch what was evicted.
     for (let tries = 0; this.#isDiskFull(this.#evictedBytes) && tries < EMERGENCIES_MAX; tries++) {
       if (state.clean.pages === 0 && this.#evictedBytes === 0) break
@@ -72,9 +77,19 @@ export class Room {
     // Writers may have taken what one batch gave back before this is asked again.
     for (const late = AbortSignal.timeout(options.deadlineMs); !late.aborted; await sleep(EMERGENCY_PAUSE_MS)) {
       await this.hooks.send(late).catch(() => {})
-      if (this.#make(bytes)) return
+      if (this.#take(bytes)) return
     }
     throw new FerryError('NO_SPACE', { detail: 'the cache holds nothing that may leave' })
+  }
+
+  arrived(bytes: number): void {
+    this.#comingBytes -= bytes
+  }
+
+  #take(bytes: number): boolean {
+    const has = this.#make(bytes)
+    if (has) this.#comingBytes += bytes
+    return has
   }
 
   /** ENOSPC is given where a program expects it: at create, extend and fallocate, never to a page that the kernel has accepted. */
@@ -126,9 +141,10 @@ export class Room {
   #make(bytes: number): boolean {
     const { state, options } = this
     const max = options.cacheBytesMax - options.kernelBytesMax
-    const scarce = options.cacheBytesFreeMin - this.#free()
+    const due = state.cachedBytes + this.#comingBytes + bytes
+    const scarce = options.cacheBytesFreeMin + this.#comingBytes - this.#free()
     if (scarce > 0 && this.slots.warmBytes > 0) void this.slots.trim()
-    let over = Math.max(state.cachedBytes + bytes - max, scarce)
+    let over = Math.max(due - max, scarce)
     while (over > 0) {
       const before = state.pages
       if (!state.clean.evictOne()) break
@@ -137,7 +153,7 @@ export class Room {
     }
     if (this.slots.pendingSlots > PENDING_SLOTS_MAX || (scarce > 0 && this.#evictedBytes > 0))
       void this.hooks.checkpoint()
-    return over <= 0 || state.cachedBytes + bytes <= max
+    return over <= 0 || state.cachedBytes + this.#comingBytes + bytes <= max
   }
 
   /** Half of the reserve is gone; `less`: bytes that are only about to be free. */

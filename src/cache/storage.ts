@@ -26,6 +26,8 @@ export interface Storage {
   /** Durable when it returns. */
   rename(source: string, target: string): void
   remove(name: string): void
+  /** The first `bytes` of a file have their space on the disk, which makes it no longer; NO_SPACE when there is not so much. */
+  reserve(name: string, bytes: number): void
   /** Free bytes of the disk below. */
   freeBytes(): number
 }

@@ -30,6 +30,9 @@ const allocate = (fd: number, mode: number, { at, length }: Range) => {
   }
 }
 
+/** Reserves the space of a file's first bytes; it does not grow. NO_SPACE, UNSUPPORTED as below. fallocate(2) */
+export const keepSpace = (fd: number, length: number): void => allocate(fd, FALLOC_FL_KEEP_SIZE, { at: 0, length })
+
 /** Reserves space; the file grows if need be. NO_SPACE when the disk is full, UNSUPPORTED on some file systems. fallocate(2) */
 export const preallocate = (fd: number, range: Range): void => allocate(fd, 0, range)
 

@@ -19,14 +19,16 @@ import {
 } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
-import { FerryError, toFerryError } from '../base/errors.js'
-import { punchHole } from './files.js'
+import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
+import { keepSpace, punchHole } from './files.js'
 import { EAGAIN, readNowait } from './preadv2.js'
 
 /** Zeros written at a time when space is allocated. */
 const ZEROS = new Uint8Array(256 * 1024)
 /** statfs(2): where everything is in memory, but (before Linux 6.6) RWF_NOWAIT is not understood. */
 const TMPFS_MAGIC = 0x0102_1994
+/** stat(2): `st_blocks` counts these. */
+const STAT_BLOCK_BYTES = 512
 const DIRECTORY = constants.O_RDONLY | constants.O_DIRECTORY
 
 class Directory {
@@ -257,6 +259,22 @@ class DiskStorage {
       unlinkSync(this.#directory.pathOf(name))
     } catch (error) {
       throw toFerryError(error)
+    }
+  }
+
+  /** Where the file system cannot (UNSUPPORTED), it is only seen whether there is room. */
+  reserve(name: string, bytes: number): void {
+    const path = this.#directory.pathOf(name)
+    const fd = openSync(path, constants.O_RDWR)
+    try {
+      keepSpace(fd, bytes)
+    } catch (error) {
+      if (!isFerryError(error, 'UNSUPPORTED')) throw toFerryError(error, `reserve ${bytes} bytes for ${path}`)
+      const { blocks } = fstatSync(fd)
+      if (blocks * STAT_BLOCK_BYTES + this.freeBytes() < bytes)
+        throw new FerryError('NO_SPACE', { cause: error, detail: `${bytes} bytes for ${path}` })
+    } finally {
+      closeSync(fd)
     }
   }
 

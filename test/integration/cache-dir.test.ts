@@ -13,6 +13,8 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { expect } from '@jest/globals'
+import { Database, damageOf, inodeKey, type Meta } from '../../src/cache/database.js'
+import { diskStorage } from '../../src/linux/storage.js'
 import type { Place } from '../fixtures/daemon.js'
 import { runs } from '../fixtures/daemon.js'
 import { requires } from '../fixtures/requires.js'
@@ -20,6 +22,17 @@ import { differences, leftovers, placeForTest, sh, smallDisk, until } from '../f
 
 const TEST_MS = 120_000
 const { describe, test } = requires('built', 'fuse', 'root', 'rsync')
+
+const META: Meta = {
+  lsn: 0,
+  inoReserved: 100,
+  batch: 1,
+  flightBatch: 0,
+  open: { names: [], inodes: [], orphans: [], operations: 0, sinceMs: 0 },
+  flight: null,
+  quarantine: [],
+  conflicts: [],
+}
 
 /** Overwrites bytes of a file in the cache directory. */
 function damage(path: string, at: number, bytes: Uint8Array) {
@@ -53,6 +66,41 @@ describe('the disk of the cache', () => {
       expect(problems).toEqual([])
       expect(await daemon.unmount()).toBe(0)
       await comparedFromEmpty(place)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'full to its last byte: a checkpoint is refused or done, and one that only forgets is always done',
+    async () => {
+      const place = await placeForTest()
+      mkdirSync(place.cacheDir)
+      await smallDisk(place.cacheDir, '16M')
+      const database = new Database(place.cacheDir, diskStorage(place.cacheDir))
+      const pairs = (from: number, to: number) =>
+        Array.from({ length: to - from }, (_, n) => ({ key: inodeKey(from + n), value: Buffer.alloc(200, n) }))
+      await database.write(pairs(0, 2_000), META)
+      await sh('head -c 16M /dev/zero > ballast || true', { cwd: place.cacheDir })
+      let refused = 0
+      for (let round = 0; round < 60; round++) {
+        const written = await database.write(pairs(2_000 * round, 2_000 * round + 4_000), META).then(
+          () => true,
+          error => error.code,
+        )
+        if (written !== true) refused++
+        expect([true, 'NO_SPACE']).toContain(written)
+        await database.write(
+          pairs(0, 256).map(({ key }) => ({ key, remove: true as const })),
+          { ...META, lsn: round },
+        )
+        expect(database.meta()?.lsn).toBe(round)
+      }
+      expect(refused).toBeGreaterThan(50)
+      await sh('rm ballast', { cwd: place.cacheDir })
+      await database.write(pairs(0, 8_000), META)
+      expect(database.inodesKnown).toBe(8_000)
+      await database.close()
+      expect(damageOf(place.cacheDir)).toBeUndefined()
     },
     TEST_MS,
   )

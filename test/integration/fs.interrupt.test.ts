@@ -50,13 +50,10 @@ print(n, b[:1])
     ['a lookup', ['ls', 'unknown'], 'lookup'],
     ['a listing', ['ls', '.'], 'entries'],
   ] as const)('%s ends when its program is killed', async (_name, [program, ...args], method) => {
-    const child = spawn(program, [...args, mount.path], { cwd: mount.path, stdio: 'ignore' })
     await mount.call({ do: 'delay', delays: { [method]: null } })
+    const child = spawn(program, [...args, mount.path], { cwd: mount.path, stdio: 'ignore' })
     const over = ended(child)
-    await settled(
-      () => mount.status(),
-      ({ waiting }) => waiting > 0,
-    )
+    await waitingFor(1)
     child.kill('SIGKILL')
     expect(await Promise.race([over, sleep(3000, 'still there')])).toBe('SIGKILL')
     await mount.call({ do: 'delay', delays: {} })

@@ -264,6 +264,24 @@ describe('reads', () => {
     }
   })
 
+  test('what is on its way has its room already: many at once stay within the budget, and none fails', async () => {
+    const source = pattern(32 * MiB)
+    const { remote, reads, hold, release } = await countedRemote(source)
+    const { cache, ino } = await cacheOf(remote, { cacheBytesMax: 9 * MiB, prefetch: 'off', kernelBytesMax: MiB })
+    hold()
+    const all = Array.from({ length: 32 }, async (_, n) => {
+      const into = Buffer.alloc(MiB)
+      await cache.read(ino, n * MiB, into)
+      expect(cache.status().cache.bytes).toBeLessThanOrEqual(9 * MiB)
+      expect(into.equals(source.subarray(n * MiB, (n + 1) * MiB))).toBe(true)
+    })
+    await turns()
+    expect(reads.length).toBeLessThanOrEqual(8)
+    release()
+    await Promise.all(all)
+    expect(cache.status().memory.bytes).toBe(0)
+  })
+
   test('a recorded profile is fetched ahead in the next run', async () => {
     const { remote, tree } = await countedRemote(pattern(8 * MiB))
     const directory = temporaryDirectory()

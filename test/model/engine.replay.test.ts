@@ -61,6 +61,7 @@ const unreadable = (storage: Storage, failing: () => boolean): Storage => ({
   list: () => storage.list(),
   rename: (source, target) => storage.rename(source, target),
   remove: name => storage.remove(name),
+  reserve: (name, bytes) => storage.reserve(name, bytes),
   freeBytes: () => storage.freeBytes(),
 })
 

@@ -62,6 +62,7 @@ function watched(storage: Storage, onCut: (held: Ino[]) => void): Storage {
     list: () => storage.list(),
     rename: (source, target) => storage.rename(source, target),
     remove: name => storage.remove(name),
+    reserve: (name, bytes) => storage.reserve(name, bytes),
     freeBytes: () => storage.freeBytes(),
   }
 }

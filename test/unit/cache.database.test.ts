@@ -4,6 +4,7 @@ import { afterEach, expect, test } from '@jest/globals'
 import { open } from 'lmdb'
 import { chunkKey, Database, damageOf, inodeKey, type Meta, nameDbKey, type Write } from '../../src/cache/database.js'
 import { Inode } from '../../src/cache/inode.js'
+import { diskStorage } from '../../src/linux/storage.js'
 import { compile } from '../fixtures/compiled.js'
 import { temporaryDirectory } from '../model/engine-harness.js'
 
@@ -23,7 +24,7 @@ afterEach(() => fs.rmSync(directory, { recursive: true, force: true }))
 
 test('names are bytes: all of them come back, in the order of their cookies', async () => {
   directory = temporaryDirectory()
-  const database = new Database(directory)
+  const database = new Database(directory, diskStorage(directory))
   const names = ['b', 'a', 'Ä\u00ff\u0080', '\n\u0001', 'x'.repeat(255), '\u00ff'.repeat(255)]
   await database.write(
     names.map((name, n) => ({ key: nameDbKey(1, name), value: [n + 10, 0o100000, n + 3] })),
@@ -41,7 +42,7 @@ test('other formats are refused in one line that says both, and are not called d
   await newer.put(Buffer.from('format'), { magic: 'PFNAMES', major: 3, minor: 3, features: 0 })
   await newer.close()
   expect(damageOf(directory)).toBeUndefined()
-  expect(() => new Database(directory)).toThrow(
+  expect(() => new Database(directory, diskStorage(directory))).toThrow(
     /written by a newer version: .*format 3\.3, this version reads up to 2\.x/,
   )
   fs.rmSync(directory, { recursive: true })
@@ -51,7 +52,9 @@ test('other formats are refused in one line that says both, and are not called d
   await older.put(['i', 1], [1, 0o40755])
   await older.close()
   expect(damageOf(directory)).toBeUndefined()
-  expect(() => new Database(directory)).toThrow(/not a format of ours: .*format 1\.0, this version reads 2\.x/)
+  expect(() => new Database(directory, diskStorage(directory))).toThrow(
+    /not a format of ours: .*format 1\.0, this version reads 2\.x/,
+  )
 })
 
 /** Directories of files with chunks, after as many checkpoints as it takes for pages to be free and used again. */
@@ -79,7 +82,7 @@ async function fill(database: Database, files: number): Promise<void> {
 
 test('whatever is damaged, the database has what it had, or it is found', async () => {
   directory = temporaryDirectory()
-  const database = new Database(directory)
+  const database = new Database(directory, diskStorage(directory))
   await fill(database, 600)
   await database.close()
   const { path, remove } = compile('test/fixtures/damaged-database.ts')
@@ -101,7 +104,7 @@ test('whatever is damaged, the database has what it had, or it is found', async 
 test('no checkpoint leaves a file that looks damaged, with or without a clean end', async () => {
   directory = temporaryDirectory()
   for (let opened = 0; opened < 3; opened++) {
-    const database = new Database(directory)
+    const database = new Database(directory, diskStorage(directory))
     for (let files = 10; files < 1_000; files *= 3) {
       await fill(database, files)
       expect(damageOf(directory)).toBeUndefined()
@@ -114,7 +117,7 @@ test('no checkpoint leaves a file that looks damaged, with or without a clean en
 
 test('what rots while it is open is an error where it is read, and nothing is written any more', async () => {
   directory = temporaryDirectory()
-  const database = new Database(directory)
+  const database = new Database(directory, diskStorage(directory))
   await fill(database, 100)
   const file = `${directory}/data.mdb`
   const bytes = fs.readFileSync(file)

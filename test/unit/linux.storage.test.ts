@@ -120,6 +120,18 @@ describe('space', () => {
     expect(statOf(name).size).toBe(64 * 1024)
   })
 
+  test('space is reserved for a file that is no longer for it', () => {
+    const { name, file } = fresh()
+    file.writeSync(filled(1, 100), 0)
+    storage.reserve(name, 1024 * 1024)
+    expect(statOf(name)).toMatchObject({ size: 100 })
+    expect(statOf(name).blocks * 512).toBeGreaterThanOrEqual(1024 * 1024)
+    expect(() => storage.reserve(name, 2 ** 50)).toThrow(
+      expect.objectContaining({ code: expect.stringMatching(/NO_SPACE|TOO_LARGE/) }),
+    )
+    file.close()
+  })
+
   test('free space is told in bytes', () => {
     expect(storage.freeBytes()).toBeGreaterThan(0)
   })
