@@ -1,23 +1,15 @@
-// From a URL and a directory to a mounted tree: every layer, in order, and taken down again in reverse.
-import { accessSync, constants, existsSync, statfsSync } from 'node:fs'
-import { hostname } from 'node:os'
-import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { orAborted, throwIfAborted } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { logger } from './base/log.js'
-import type { CacheDir } from './cache/cache-dir.js'
-import type { Lag, TreeCacheOptions } from './cache/tree-cache.js'
 import { claimCacheDir, defaultCacheDir } from './cache-dir.js'
+import { checkFiles, engineOptions, keepNoted } from './engine-options.js'
 import { driverOf } from './fs/driver.js'
 import type { MountOptions as DoorOptions, Mounted } from './fs/mount.js'
 import { prepareMountPoint } from './fs/mountpoint.js'
-import { coarseNowNs } from './linux/clock.js'
-import { identityOf } from './linux/process.js'
-import { diskStorage } from './linux/storage.js'
 import { MountedTree } from './mounted-tree.js'
 import { type MountOptions, type MountSettings, mountSettings } from './options.js'
-import { hasWork, type Journal, Registry } from './registry.js'
+import { Registry } from './registry.js'
 import type { Tree } from './remote/tree.js'
 import { openStack } from './remote-stack.js'
 
@@ -25,10 +17,6 @@ const log = logger('mount')
 
 /** Bytes that the kernel may hold back, at most. */
 const KERNEL_BYTES_MAX = 256 * 1024 * 1024
-const DIRTY_OPERATIONS_MAX = 1_000_000
-const FREE_BYTES_MIN = 1024 ** 3
-/** How often to note, for a reader after a crash, how much is unsent. */
-const NOTE_MS = 1000
 
 /**
  * Mounts a remote directory at a local one, which must be empty. The options are those of `pageferry mount`, in camelCase. The
@@ -75,7 +63,11 @@ export async function mountWith(
     const cacheDir = await claimCacheDir(path, { remote: remote.url, registry, signal })
     opened.unshift(cacheDir)
 
-    const cache = await beginTreeCache(remote, engineOptions(settings, cacheDir), signal)
+    const cache = await beginTreeCache(
+      remote,
+      engineOptions({ ...settings, kernelBytesMax: kernelBytesMax(settings) }, cacheDir),
+      signal,
+    )
     let door: Mounted | undefined
     try {
       const driver = await driverOf(settings.driver)
@@ -115,37 +107,6 @@ export async function mountWith(
 
 const kernelBytesMax = ({ dirtyLimit }: MountSettings) => Math.min(dirtyLimit / 4, KERNEL_BYTES_MAX)
 
-function engineOptions(settings: MountSettings, { path: cacheDir, writer }: CacheDir): TreeCacheOptions {
-  return {
-    cacheDir,
-    storage: diskStorage(cacheDir),
-    identity: { writer, host: hostname(), ...identityOf()! },
-    readOnly: settings.readOnly,
-    takeOver: settings.takeOver,
-    cacheBytesMax: settings.cacheSize,
-    cacheBytesFreeMin: settings.cacheMinFree ?? freeBytesMin(cacheDir),
-    memoryBytesMax: settings.memory,
-    fetchBytesMax: settings.fetchSize,
-    fsync: settings.fsync,
-    flushIntervalMs: settings.flushInterval,
-    delayMsMax: settings.maxDelay,
-    dirtyBytesMax: settings.dirtyLimit,
-    dirtyOperationsMax: DIRTY_OPERATIONS_MAX,
-    whenFull: settings.whenFull,
-    pull: settings.pull,
-    pullWorkers: settings.pullWorkers,
-    pushWorkers: settings.pushWorkers,
-    prefetch: settings.prefetch,
-    record: settings.record,
-    leaseMs: settings.lease,
-    deadlineMs: settings.deadline,
-    dirTtlMs: settings.dirTtl,
-    localOnly: settings.localOnly,
-    kernelBytesMax: kernelBytesMax(settings),
-    nowNs: coarseNowNs,
-  }
-}
-
 function doorOptions(settings: MountSettings, { url: source, capabilities }: Tree): DoorOptions {
   const { uid, gid, umask, allowOther, suid, dev, dirTtl } = settings
   // A name that the kernel goes on believing is not looked up here, and what others did to it would never be seen.
@@ -165,29 +126,8 @@ function doorOptions(settings: MountSettings, { url: source, capabilities }: Tre
   }
 }
 
-/** A tenth of a small disk: a gigabyte may be all there is. */
-function freeBytesMin(cacheDir: string): number {
-  const { blocks, bsize } = statfsSync(cacheDir)
-  return Math.min(FREE_BYTES_MIN, (blocks * bsize) / 10)
-}
-
 const isWithin = (path: string, directory: string) =>
   path === directory || path.startsWith(directory.endsWith('/') ? directory : `${directory}/`)
-
-/** Files that are needed later are looked for now, while somebody reads what we say. USAGE. */
-function checkFiles({ prefetch, record }: MountSettings): void {
-  const check = (path: string, mode: number, complaint: string) => {
-    try {
-      accessSync(path, mode)
-    } catch (error) {
-      const detail = `${complaint} (${(error as NodeJS.ErrnoException).code})`
-      throw new FerryError('USAGE', { cause: error, detail })
-    }
-  }
-  if (typeof prefetch === 'object') check(prefetch.file, constants.R_OK, `--prefetch: ${prefetch.file} cannot be read`)
-  if (record)
-    check(existsSync(record) ? record : dirname(record), constants.W_OK, `--record: ${record} cannot be written`)
-}
 
 /** A mount that stands on files behind itself, or that finds itself in its remote, would wait for its own answers. USAGE. */
 function keepApart(url: string, point: string, files: Record<string, string | undefined>): void {
@@ -200,36 +140,5 @@ function keepApart(url: string, point: string, files: Record<string, string | un
   for (const [what, path] of Object.entries(files)) {
     if (path && isWithin(path, point)) refuse(`the ${what}, ${path}, lies below the mount point ${point}`)
     if (path && directory && isWithin(path, directory)) refuse(`the ${what}, ${path}, lies in the remote ${directory}`)
-  }
-}
-
-/** Keeps the note of unsent work up to date, for whoever looks after a crash; closing makes the last one. */
-function keepNoted(registry: Registry, journal: Pick<Journal, 'remote' | 'cacheDir'>, lag: () => Lag) {
-  let noted = ''
-  const note = (now: Lag, closed: boolean) => {
-    // Ages grow by themselves: only what else changes is worth a write.
-    const mark = JSON.stringify([now.bytes, now.operations, closed])
-    if (mark === noted) return
-    noted = mark
-    try {
-      if (closed && !hasWork(now)) registry.dropJournal(journal.cacheDir)
-      else registry.keepJournal({ ...journal, lag: now, closed })
-    } catch (error) {
-      log.warn('the list of unsent work cannot be written', { error })
-    }
-  }
-  note(lag(), false)
-  // The entry is durable from now on; its figures are only for show, and must not hold up the loop.
-  let noting: Promise<void> = Promise.resolve()
-  const timer = setInterval(() => {
-    noting = noting.then(() => registry.refreshJournal({ ...journal, lag: lag(), closed: false })).catch(() => {})
-  }, NOTE_MS).unref()
-  return {
-    /** Notes what is left at the end. */
-    close: async (left: Lag) => {
-      clearInterval(timer)
-      await noting
-      note(left, true)
-    },
   }
 }

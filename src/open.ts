@@ -13,7 +13,7 @@ import { memStore } from './remote/mem-store.js'
 import { memTree } from './remote/mem-tree.js'
 import { objectBlob } from './remote/object-blob.js'
 import { objectStore } from './remote/object-store.js'
-import type { Objects } from './remote/objects.js'
+import type { Key, Objects } from './remote/objects.js'
 import type { S3Options } from './remote/s3.js'
 import type { Store } from './remote/store.js'
 import type { Remote, Shape, Shapes } from './remote/wrap.js'
@@ -85,8 +85,7 @@ const schemes: Record<string, Scheme> = {
       },
       store: async location => objectStore(await openS3(location)),
       blob: async location => {
-        const [, bucket, key] = /^(\/\/[^/]+)\/(.+)$/s.exec(location.path) ?? []
-        if (key === undefined) throw usage(`${location.shown}: as a blob it is one object, like s3://bucket/object`)
+        const { bucket, key } = objectIn(location)
         return objectBlob(await openS3({ ...location, path: bucket }, { write: false }), key)
       },
     },
@@ -160,6 +159,21 @@ export async function openRemote<S extends Shape>(
 
 /** What `pageferry mount` opens a URL as: its scheme has directories, or objects that become some. */
 export const shapeOfMount = (url: string): 'tree' | 'objects' => (schemeOf(url) === 's3' ? 'objects' : 'tree')
+
+/** Of a URL of one object in a bucket: the bucket, with all that is asked of it, and the object's key. null: of something else. */
+export function objectOfUrl(url: string): { directory: string; key: Key } | null {
+  const { name, location } = parse(url)
+  if (name !== 's3') return null
+  const { bucket, key } = objectIn(location)
+  const query = location.query.toString()
+  return { directory: `s3:${bucket}${query ? `?${query}` : ''}`, key }
+}
+
+function objectIn({ shown, path }: Location): { bucket: string; key: Key } {
+  const [, bucket, key] = /^(\/\/[^/]+)\/(.*[^/])$/s.exec(path) ?? []
+  if (key === undefined) throw usage(`${shown}: as a blob it is one object, like s3://bucket/object`)
+  return { bucket, key }
+}
 
 /** Where the intents and the lease of a blob are kept: beside a file. null: there is no such place, it needs a `--commit-store`. */
 export async function openBeside(url: string): Promise<Store | null> {

@@ -217,12 +217,19 @@ const schemaOf = <T extends Table>(table: T) =>
   z.strictObject(Object.fromEntries(Object.entries(table).map(([name, row]) => [name, row.schema])) as Schemas<T>)
 
 const mountSchema = schemaOf(mountTable)
+/** What `openRegion` takes: what has a meaning for one run of bytes. */
+const { dirTtl: _dirTtl, localOnly: _localOnly, uid: _uid, gid: _gid, umask: _umask, ...rest } = mountTable
+const { allowOther: _allowOther, suid: _suid, dev: _dev, driver: _driver, maxDelay: _maxDelay, ...regionTable } = rest
+const regionSchema = schemaOf(regionTable)
 const commandSchema = schemaOf({ ...mountTable, ...programTable })
 
 /** Options of `mountTree`: the command line's, in camelCase. Sizes are bytes or text like '256M'; times are ms or text like '30s'. */
 export type MountOptions = Partial<z.input<typeof mountSchema>>
 /** The same, read and checked; sizes in bytes, times in ms. */
 export type MountSettings = Settled<z.output<typeof mountSchema>>
+/** Options of `openRegion`, as those of `mountTree`. */
+export type RegionOptions = Partial<z.input<typeof regionSchema>>
+export type RegionSettings = Settled<z.output<typeof regionSchema>>
 export type CommandSettings = Settled<z.output<typeof commandSchema>>
 
 /** What follows from several options together. */
@@ -269,6 +276,11 @@ const usage = (detail: string) => new FerryError('USAGE', { detail })
 /** Checks options as a caller of the library gives them. USAGE names the first one that is wrong. */
 export function mountSettings(options: MountOptions = {}): MountSettings {
   return settle(check(mountSchema, { values: { ...options }, calledAs: {} }), name => name)
+}
+
+/** The same for a region. */
+export function regionSettings(options: RegionOptions = {}): RegionSettings {
+  return settle(check(regionSchema, { values: { ...options }, calledAs: {} }), name => name)
 }
 
 /** Checks what the command line collected. USAGE names the first one that is wrong, and where it was given. */

@@ -4,17 +4,18 @@ import { getPriority, setPriority } from 'node:os'
 import { isMainThread } from 'node:worker_threads'
 import type { CommittingTree } from './cache/tree-cache.js'
 import { setIoFlusher } from './linux/process.js'
-import { attributesOfUrl, openRemote, shapeOfMount } from './open.js'
+import { attributesOfUrl, objectOfUrl, openBeside, openRemote, shapeOfMount } from './open.js'
+import { blobTree } from './remote/blob-tree.js'
 import { deadline } from './remote/deadline.js'
+import { memStore } from './remote/mem-store.js'
 import { metered, sharedMeter } from './remote/metered.js'
-import type { Objects } from './remote/objects.js'
+import { oneObject } from './remote/one-object.js'
 import { retry } from './remote/retry.js'
 import { rollforward } from './remote/rollforward.js'
 import { simulate } from './remote/simulate.js'
 import { throttle } from './remote/throttle.js'
-import type { Tree } from './remote/tree.js'
 import type { Remote } from './remote/wrap.js'
-import type { StackSettings } from './remote-stack.js'
+import type { StackKind, StackSettings } from './remote-stack.js'
 
 /** What one attempt may take of the deadline of its call: a remote that went silent is asked once more. */
 const ATTEMPT_SHARE = 0.45
@@ -24,6 +25,7 @@ const NICE_MAX = 19
 
 /** In the thread that calls it, which should be one of its own. `counters`: the memory of a `sharedMeter`. */
 export async function openLayers(
+  kind: StackKind,
   url: string,
   { simulate: simulation, deadline: ms, uploadLimit, downloadLimit, readOnly }: StackSettings,
   counters: SharedArrayBuffer,
@@ -32,19 +34,35 @@ export async function openLayers(
     setPriority(Math.min(NICE_MAX, getPriority() + NICER))
     setIoFlusher()
   }
-  const around = <R extends Tree | Objects>(remote: R): R => {
+  const around = <R extends Remote>(remote: R): R => {
     const counted = metered(simulation ? simulate(remote, simulation) : remote, { meter: sharedMeter(counters) })
     const timely = inTime(counted, ms)
     // Outside of the deadline: to wait for one's turn on a narrow line is not to hang.
     const limited = uploadLimit || downloadLimit
     return limited ? throttle(timely, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : timely
   }
+  if (kind === 'region') return openRegionLayers(url, { around, readOnly })
   // A server that may be out of reach is not waited for: the mount is to be usable at once.
   return shapeOfMount(url) === 'objects'
     ? rollforward(around(await openRemote(url, { shape: 'objects', probe: readOnly ? 'change' : 'begin' })), {
         attributes: attributesOfUrl(url),
       })
     : rollforward(around(await openRemote(url, { shape: 'tree' })))
+}
+
+/** One run of bytes: where it can be changed in place, or whole, each with what commits to it beside it. */
+async function openRegionLayers(
+  url: string,
+  { around, readOnly }: { around: <R extends Remote>(remote: R) => R; readOnly: boolean },
+): Promise<CommittingTree> {
+  const object = objectOfUrl(url)
+  if (object) {
+    const objects = await openRemote(object.directory, { shape: 'objects', probe: readOnly ? 'change' : 'begin' })
+    return rollforward(around(oneObject(objects, object.key)))
+  }
+  const blob = around(await openRemote(url, { shape: 'blob' }))
+  const beside = (await openBeside(url)) ?? memStore()
+  return blobTree(rollforward(blob, { commitStore: around(beside) }))
 }
 
 /** Tried again, but every call ends within `ms`. The last attempt begins early enough to end by itself: what is said then is what was wrong. */

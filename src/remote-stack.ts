@@ -8,21 +8,25 @@ import { METER_BYTES, sharedMeter } from './remote/metered.js'
 
 export type StackSettings = Pick<MountSettings, 'deadline' | 'uploadLimit' | 'downloadLimit' | 'simulate' | 'readOnly'>
 
+/** Which layers: of a directory, or of one run of bytes as a tree of one file. */
+export type StackKind = 'tree' | 'region'
+
 /** @throws FerryError USAGE, NOT_FOUND, NOT_DIRECTORY and what else `openRemote` throws */
 export async function openStack(
   url: string,
   { simulate, deadline, uploadLimit, downloadLimit, readOnly }: StackSettings,
+  kind: StackKind = 'tree',
 ): Promise<{ tree: CommittingTree; status: () => RemoteStatus }> {
   const memory = new SharedArrayBuffer(METER_BYTES)
   const meter = sharedMeter(memory)
   const settings: StackSettings = { simulate, deadline, uploadLimit, downloadLimit, readOnly }
   // What lies in this process's memory is known by its name in this thread only, and costs nothing to reach.
   const tree = url.startsWith('mem:')
-    ? await (await import('./remote-layers.js')).openLayers(url, settings, memory)
+    ? await (await import('./remote-layers.js')).openLayers(kind, url, settings, memory)
     : await inWorker('tree', {
         module: import.meta.url.replace(/remote-stack(\.[jt]s)$/, 'remote-layers$1'),
         name: 'openLayers',
-        args: [url, settings, memory],
+        args: [kind, url, settings, memory],
       })
   const status = (): RemoteStatus => {
     const { requests, bytesRead, bytesWritten, errors, reachable } = meter

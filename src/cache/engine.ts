@@ -3,7 +3,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { lasting, throwIfAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
-import { PAGE_BYTES } from '../chunk/geometry.js'
+import { PAGE_BYTES, popcount } from '../chunk/geometry.js'
 import { HIDDEN, type Usage } from '../remote/tree.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
 import { Completion } from './completion.js'
@@ -1010,6 +1010,11 @@ class Engine implements TreeCache {
 
   conflicts(): Conflict[] {
     return this.state.conflicts
+  }
+
+  present(ino: Ino): number {
+    const { chunks } = this.state
+    return chunks.rowsOf(ino).reduce((sum, row) => sum + popcount(chunks.valid[row]) * PAGE_BYTES, 0)
   }
 
   async pull(

@@ -1,7 +1,7 @@
 // The engine behind a mounted tree, as its owner (the daemon, the library) sees it. `openTreeCache` makes one.
 import type { Claim, Commits } from '../remote/commits.js'
 import type { Tree, TreeChange } from '../remote/tree.js'
-import type { FileSystem } from './filesystem.js'
+import type { FileSystem, Ino } from './filesystem.js'
 import type { Storage } from './storage.js'
 
 /** Validated at the edge (zod, in `src/options.ts`); the engine takes them as they are. */
@@ -130,6 +130,8 @@ export interface TreeCache extends FileSystem, AsyncDisposable {
   /** Look at the remote again. */
   refresh(path: string): Promise<{ entries: number; changed: number }>
   conflicts(): Conflict[]
+  /** Bytes of a file that are here, in whole pages. */
+  present(ino: Ino): number
   /** Locally durable, lease released, not drained. Closing twice is fine. */
   close(): Promise<void>
 }

@@ -27,6 +27,8 @@ export interface Blob {
   flush(signal?: AbortSignal): Promise<void>
   /** These bytes are no longer needed and read as zeros from now on. */
   trim?(at: number, length: number, signal?: AbortSignal): Promise<void>
+  /** Opaque; equal versions mean equal bytes, also for another opener. Absent: nobody can tell. */
+  version?(signal?: AbortSignal): Promise<string>
   close(): Promise<void>
 }
 

@@ -168,6 +168,15 @@ function blobOf({ fd, write, real, size, stats, attempt }: Opened): Blob {
       })
     },
 
+    /** A disk says nothing of when it was written. */
+    ...(stats.isFile() && {
+      async version(signal?: AbortSignal) {
+        check({ at: 0, length: 0 }, signal)
+        const { ino, mtimeNs, ctimeNs } = await attempt(() => fstat(fd))
+        return `${ino}-${mtimeNs}-${ctimeNs}`
+      },
+    }),
+
     async close() {
       if (closed) return
       closed = true

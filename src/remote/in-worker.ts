@@ -23,6 +23,9 @@ export async function inWorker<S extends Shape>(shape: S, opener: Opener): Promi
   const worker = new Worker(entry, {
     workerData: { ...opener, module: compiled(new URL(opener.module)).href },
     name: opener.name,
+    env: process.env,
+    // It says how what is behind `-e` is to be read, and is refused for a file.
+    execArgv: process.execArgv.filter(each => !each.startsWith('--input-type')),
   })
   const line = new Line(worker)
   const described = await line.opened

@@ -45,6 +45,8 @@ export async function objectBlob(objects: Objects, key: Key): Promise<Blob> {
       throwIfAborted(signal)
     },
 
+    version: async () => etag,
+
     close: () => objects.close(),
   }
 }

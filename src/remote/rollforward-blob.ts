@@ -21,6 +21,7 @@ export class RollforwardBlob extends Committing<BlobChange> implements Blob {
   readonly size: number
   readonly capabilities: BlobCapabilities
   readonly trim?: (at: number, length: number, signal?: AbortSignal) => Promise<void>
+  readonly version?: (signal?: AbortSignal) => Promise<string>
   readonly #blob: Blob
   readonly #views: Views<BlobChange, ThroughBlob>
 
@@ -31,6 +32,12 @@ export class RollforwardBlob extends Committing<BlobChange> implements Blob {
     this.size = blob.size
     this.capabilities = blob.capabilities
     if (blob.trim) this.trim = (at, length, signal) => blob.trim!(at, length, signal)
+    if (blob.version)
+      this.version = signal =>
+        this.#views.read(async (_, pending) => {
+          const version = await blob.version!(signal)
+          return pending === null ? version : `${version}+${pending}`
+        }, signal)
     this.#views = new Views(
       this.commits.lease,
       (intent, stillPending) => new ThroughBlob(blob, commitStore, intent, stillPending),

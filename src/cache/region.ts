@@ -1,0 +1,114 @@
+// The local, cached face of one blob: what a front door reads and writes.
+import { FerryError } from '../base/errors.js'
+import { type Ino, type Maybe, ROOT } from './filesystem.js'
+import type { Progress, TreeCache, TreeCacheStatus } from './tree-cache.js'
+
+/** What `status --json` prints of a region, but for what only its owner knows. */
+export interface RegionCacheStatus extends Omit<TreeCacheStatus, 'inodes' | 'quarantine'> {
+  /** In bytes. */
+  size: number
+  /** Share of its bytes that are here: 0 to 1. */
+  availability: number
+}
+
+/**
+ * Fixed in size. Reads and writes are answered at once when they need nothing from the remote, and with a promise otherwise.
+ * They reject with a FerryError: INVALID beyond the end, READ_ONLY, CLOSED, NO_SPACE, and what the remote says of bytes that are not here.
+ */
+export class RegionCache {
+  /** In bytes. */
+  readonly size: number
+  readonly readOnly: boolean
+  readonly #cache: TreeCache
+  readonly #ino: Ino
+  #closing: Promise<void> | undefined
+
+  private constructor(cache: TreeCache, ino: Ino, size: number, readOnly: boolean) {
+    this.#cache = cache
+    this.#ino = ino
+    this.size = size
+    this.readOnly = readOnly
+  }
+
+  /** Of the file of this name in a tree that has it. It owns the cache from now on. @throws NOT_FOUND, IS_DIRECTORY */
+  static async open(cache: TreeCache, name: string, { readOnly }: { readOnly: boolean }): Promise<RegionCache> {
+    const found = await cache.lookup(ROOT, name)
+    if (!found) throw new FerryError('NOT_FOUND', { detail: name })
+    if ((found.mode & 0o170000) !== 0o100000) throw new FerryError('IS_DIRECTORY', { detail: name })
+    cache.remember(found.ino)
+    cache.opened(found.ino, !readOnly)
+    return new RegionCache(cache, found.ino, found.size, readOnly)
+  }
+
+  /** Fills `into` with the bytes from `at` on. */
+  read(at: number, into: Uint8Array): Maybe<void> {
+    this.#check(at, into.byteLength)
+    if (into.byteLength === 0) return
+    const whole = (count: number) => {
+      if (count < into.byteLength)
+        throw new FerryError('SHORT_READ', { detail: `${count} of ${into.byteLength} bytes at ${at}` })
+    }
+    const read = this.#cache.read(this.#ino, at, into)
+    return typeof read === 'number' ? whole(read) : read.then(whole)
+  }
+
+  /** Acknowledged: it survives the end of this process, and after `flush` a loss of power. */
+  write(at: number, from: Uint8Array): Maybe<void> {
+    this.#check(at, from.byteLength)
+    if (this.readOnly) throw new FerryError('READ_ONLY')
+    if (from.byteLength > 0) return this.#cache.write(this.#ino, at, from)
+  }
+
+  /** These bytes are zeros from now on; what they took of the cache is given back. */
+  trim(at: number, length: number): Maybe<void> {
+    this.#check(at, length)
+    if (this.readOnly) throw new FerryError('READ_ONLY')
+    if (length > 0) return this.#cache.allocate(this.#ino, { at, length }, { kind: 'punch', keepSize: true })
+  }
+
+  /** Every earlier write is durable here; with `fsync: 'remote'` at the remote. */
+  flush(): Maybe<void> {
+    return this.#cache.fsync(this.#ino)
+  }
+
+  /** The remote has every earlier write. Rejects with what stands in the way only when `signal` aborts. */
+  sync(options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {}): Promise<void> {
+    return this.#cache.sync(options)
+  }
+
+  /** Everything is here when it resolves. */
+  async pull(options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {}): Promise<void> {
+    await this.#cache.pull('', options)
+  }
+
+  status(): RegionCacheStatus {
+    const { inodes: _, quarantine, ...status } = this.#cache.status()
+    const refused = quarantine.map(
+      ({ code, detail }) => `the remote will not take what was written: ${detail} (${code})`,
+    )
+    return {
+      size: this.size,
+      availability: this.size === 0 ? 1 : Math.min(1, this.#cache.present(this.#ino) / this.size),
+      ...status,
+      problems: [...status.problems, ...refused],
+    }
+  }
+
+  /** Locally durable, then released, not sent. Closing twice is fine. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close() {
+    this.#cache.released(this.#ino, !this.readOnly)
+    this.#cache.forget(this.#ino, 1)
+    await this.#cache.close()
+  }
+
+  #check(at: number, length: number) {
+    if (this.#closing) throw new FerryError('CLOSED')
+    if (!Number.isSafeInteger(at) || !Number.isSafeInteger(length) || at < 0 || length < 0 || at + length > this.size)
+      throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${this.size}` })
+  }
+}

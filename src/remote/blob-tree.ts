@@ -1,0 +1,127 @@
+// A blob as a tree of one file, so that one engine keeps both: the same journal, budgets, batches and restart.
+import { randomUUID } from 'node:crypto'
+import { FerryError } from '../base/errors.js'
+import { Intervals } from '../chunk/intervals.js'
+import type { Blob, BlobChange } from './blob.js'
+import type { Batch, Claim, Claimed, Commits, Outcome } from './commits.js'
+import { readOnlyTree } from './read-only.js'
+import type { Entry, Path, Tree, TreeCapabilities, TreeChange, Version } from './tree.js'
+
+/** The name of the file. */
+export const BLOB_FILE = 'blob'
+
+const MODE = { directory: 0o40700, file: 0o100600 }
+
+/** Its file is BLOB_FILE. It takes changes of that file's bytes, and of nothing else; it closes what it stands on. */
+export function blobTree(blob: Blob & Commits<BlobChange>): Tree & Commits<TreeChange> {
+  const { size } = blob
+  const owner = { uid: process.geteuid?.() ?? 0, gid: process.getegid?.() ?? 0 }
+  const times = { atimeNs: 0n, mtimeNs: 0n, ctimeNs: 0n }
+  /** What is read is of this version, as far as anybody knows. */
+  let version: Version = randomUUID()
+  const capabilities: TreeCapabilities = {
+    write: blob.capabilities.write,
+    hardLinks: false,
+    symlinks: false,
+    specialFiles: false,
+    owners: false,
+    xattrBytesMax: 0,
+    nameBytesMax: BLOB_FILE.length,
+    pathBytesMax: BLOB_FILE.length,
+    fileBytesMax: size,
+    patch: true,
+  }
+
+  /** Where nobody can tell, what this opener sees is one version, and the next opener sees another. */
+  const look = async (signal?: AbortSignal) => {
+    if (blob.version) version = await blob.version(signal)
+    return version
+  }
+
+  const entry = async (signal?: AbortSignal): Promise<Entry> => ({
+    ...{ name: BLOB_FILE, mode: MODE.file, ...owner, ...times, size, allocated: size, rdev: 0, nlink: 1 },
+    version: await look(signal),
+  })
+
+  const root: Entry = {
+    ...{ name: '', mode: MODE.directory, ...owner, ...times, size: 0, allocated: 0, rdev: 0, nlink: 2, version: '' },
+  }
+
+  const isThere = (path: Path) => {
+    if (path !== BLOB_FILE) throw new FerryError(path === '' ? 'IS_DIRECTORY' : 'NOT_FOUND', { detail: path })
+  }
+
+  const reading = readOnlyTree({
+    url: blob.url,
+    async stat(path, signal) {
+      if (path === '') return root
+      return path === BLOB_FILE ? entry(signal) : null
+    },
+    async list(path, _, signal) {
+      if (path !== '') throw new FerryError(path === BLOB_FILE ? 'NOT_DIRECTORY' : 'NOT_FOUND', { detail: path })
+      return { entries: [await entry(signal)] }
+    },
+    async read(path, { at, length, version: wanted }, signal) {
+      isThere(path)
+      if (wanted !== undefined && wanted !== version) throw new FerryError('STALE', { detail: blob.url })
+      return blob.read(at, Math.min(length, Math.max(0, size - at)), signal)
+    },
+    close: () => blob.close(),
+  })
+
+  const told = async (outcome: Outcome, signal?: AbortSignal): Promise<Outcome> => ({
+    versions: [[BLOB_FILE, await look(signal)]],
+    conflicts: [],
+    refused: outcome.refused.map(one => ({ ...one, path: BLOB_FILE })),
+  })
+
+  return {
+    ...reading,
+    capabilities,
+    async claim(claim: Claim, signal?: AbortSignal): Promise<Claimed> {
+      const claimed = await blob.claim(claim, signal)
+      await look(signal)
+      return claimed.outcome ? { ...claimed, outcome: await told(claimed.outcome, signal) } : claimed
+    },
+    renew: signal => blob.renew(signal),
+    release: signal => blob.release(signal),
+    holder: signal => blob.holder(signal),
+    stage: (batch, id, at, from, signal) => blob.stage(batch, id, at, from, signal),
+    async commit(batch: Batch<TreeChange>, signal?: AbortSignal): Promise<void> {
+      for (const change of batch.changes) {
+        if (!('expect' in change) || change.expect === undefined || change.expect === version) continue
+        // Half of the one and half of the other is nothing that ever was.
+        const detail = `${blob.url} was changed by somebody else; what was not sent stays in the journal`
+        throw new FerryError('STALE', { detail })
+      }
+      await blob.commit({ ...batch, changes: batch.changes.flatMap(change => changesOf(change, size)) }, signal)
+    },
+    settle: async signal => told(await blob.settle(signal), signal),
+  }
+}
+
+/** Of the file's bytes: everything else is the engine's own. UNSUPPORTED for what a file alone has not. */
+export function changesOf(change: TreeChange, sizeFixed: number): BlobChange[] {
+  if (change.do === 'attributes') return []
+  if ((change.do !== 'put' && change.do !== 'patch') || change.path !== BLOB_FILE || change.size !== sizeFixed)
+    throw new FerryError('UNSUPPORTED', { detail: `${change.do} in what is one run of ${sizeFixed} bytes` })
+  const { content } = change
+  const written = new Intervals()
+  const changes: BlobChange[] = []
+  for (const extent of 'inline' in content ? content.inline : content.extents) {
+    const length = 'bytes' in extent ? extent.bytes.byteLength : extent.length
+    if (length === 0) continue
+    written.add(extent.at, extent.at + length)
+    if ('bytes' in extent) changes.push({ do: 'write', at: extent.at, bytes: extent.bytes })
+    else if ('staged' in content) changes.push({ do: 'write', at: extent.at, length, staged: content.staged })
+  }
+  const zeros = new Intervals()
+  if (change.do === 'put') zeros.add(0, change.size)
+  else {
+    zeros.add(change.floor, change.size)
+    for (const { at, length } of change.zeros ?? []) zeros.add(at, at + length)
+  }
+  for (const [from, to] of zeros)
+    for (const [at, end] of written.gaps(from, to)) changes.push({ do: 'trim', at, length: end - at })
+  return changes
+}

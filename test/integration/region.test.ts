@@ -1,0 +1,251 @@
+// Regions: one run of bytes, of a file, of memory, and of an object in a bucket.
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { afterAll, afterEach, beforeAll, beforeEach, expect } from '@jest/globals'
+import { freshSeed, random as randomOf } from '../../src/base/random.js'
+import { openRegion, type Region } from '../../src/open-region.js'
+import type { RegionOptions } from '../../src/options.js'
+import { s3Objects } from '../../src/remote/s3.js'
+import { requires } from '../fixtures/requires.js'
+import { bucketForTests } from '../fixtures/rgw.js'
+import type { Rgw } from '../fixtures/rgw-daemon.js'
+
+const MiB = 2 ** 20
+const TEST_MS = 60_000
+const SEED = Number(process.env.SEED ?? freshSeed())
+
+const opened: Region[] = []
+let directory = ''
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'pageferry-region-'))
+  process.env.XDG_STATE_HOME = join(directory, 'state')
+  process.env.XDG_RUNTIME_DIR = join(directory, 'run')
+})
+afterEach(async () => {
+  for (const region of opened.splice(0)) await region.close()
+  rmSync(directory, { recursive: true, force: true })
+})
+
+async function open(url: string, options: RegionOptions = {}): Promise<Region> {
+  const region = await openRegion(url, { cacheDir: join(directory, 'cache'), flushInterval: '100ms', ...options })
+  opened.push(region)
+  return region
+}
+
+async function bytesOf(region: Region, at = 0, length = region.size - at): Promise<Buffer> {
+  const into = Buffer.alloc(length)
+  await region.read(at, into)
+  return into
+}
+
+/** Random writes and trims; the model does the same. */
+async function scribble(region: Region, model: Buffer, random: ReturnType<typeof randomOf>, count: number) {
+  for (let n = 0; n < count; n++) {
+    const at = random.below(model.length)
+    const length = Math.min(model.length - at, 1 + random.below(random.pick([100, 10_000, 500_000])))
+    if (random.chance(0.2)) {
+      model.fill(0, at, at + length)
+      await region.trim(at, length)
+    } else {
+      const bytes = random.bytes(length)
+      model.set(bytes, at)
+      await region.write(at, bytes)
+    }
+    if (random.chance(0.1))
+      expect((await bytesOf(region, at, length)).equals(model.subarray(at, at + length))).toBe(true)
+  }
+}
+
+const { describe, test } = requires('built')
+
+describe('a region of a file', () => {
+  test(
+    `has what was written, here at once and there after a sync; the next opener finds it here (SEED=${SEED})`,
+    async () => {
+      const random = randomOf(SEED)
+      const path = join(directory, 'disk.img')
+      const model = Buffer.from(random.bytes(9 * MiB + 1234))
+      writeFileSync(path, model)
+      const region = await open(path)
+      expect(region.size).toBe(model.length)
+      expect((await bytesOf(region)).equals(model)).toBe(true)
+      for (let round = 0; round < 4; round++) {
+        await scribble(region, model, random, 40)
+        if (round % 2) await region.sync()
+      }
+      await region.sync()
+      expect(region.status()).toMatchObject({ lag: { bytes: 0, operations: 0 }, problems: [], availability: 1 })
+      expect((await bytesOf(region)).equals(model)).toBe(true)
+      expect(readFileSync(path).equals(model)).toBe(true)
+      expect(existsSync(join(directory, '.pageferry-disk.img'))).toBe(true)
+      await region.close()
+      await region.close()
+
+      const again = await open(path)
+      expect((await bytesOf(again)).equals(model)).toBe(true)
+      expect(again.status().reads.misses).toBe(0)
+      await again.close()
+      const fresh = await open(path, { cacheDir: join(directory, 'other') })
+      expect((await bytesOf(fresh)).equals(model)).toBe(true)
+    },
+    TEST_MS,
+  )
+
+  test('is made as large as its URL says, and refuses what is beyond its end', async () => {
+    const region = await open(`file://${directory}/new.img?size=1M`)
+    expect(region.size).toBe(MiB)
+    const invalid = expect.objectContaining({ code: 'INVALID' })
+    expect(() => region.read(MiB - 1, Buffer.alloc(2))).toThrow(invalid)
+    expect(() => region.write(MiB, Buffer.alloc(1))).toThrow(invalid)
+    expect(() => region.write(-1, Buffer.alloc(1))).toThrow(invalid)
+    expect(() => region.trim(0.5, 1)).toThrow(invalid)
+    await region.write(MiB, Buffer.alloc(0))
+    await region.write(MiB - 3, Buffer.from('end'))
+    await region.close()
+    expect(() => region.read(0, Buffer.alloc(1))).toThrow(expect.objectContaining({ code: 'CLOSED' }))
+    await expect(open(join(directory, 'none'))).rejects.toMatchObject({ code: 'USAGE' })
+    await expect(open(join(directory, 'new.img'), { fetchSize: '3' })).rejects.toThrow(/fetchSize: got "3"/)
+    await expect(open(join(directory, 'new.img'), { driver: 'kernel' } as RegionOptions)).rejects.toThrow(
+      /no such option/,
+    )
+  })
+
+  test('has one writer; a reader beside it sees whole batches', async () => {
+    const path = join(directory, 'disk.img')
+    writeFileSync(path, Buffer.alloc(MiB, 'a'))
+    const writer = await open(path)
+    await expect(open(path, { cacheDir: join(directory, 'other') })).rejects.toMatchObject({ code: 'LEASE_HELD' })
+    await writer.write(0, Buffer.alloc(MiB, 'b'))
+    await writer.sync()
+    const reader = await open(path, { cacheDir: join(directory, 'third'), readOnly: true })
+    expect((await bytesOf(reader)).equals(Buffer.alloc(MiB, 'b'))).toBe(true)
+    expect(() => reader.write(0, Buffer.alloc(1))).toThrow(expect.objectContaining({ code: 'READ_ONLY' }))
+  })
+
+  test('that somebody else wrote meanwhile is not made of halves: what was not sent is kept, and said', async () => {
+    const path = join(directory, 'disk.img')
+    writeFileSync(path, Buffer.alloc(MiB, 'a'))
+    const region = await open(path, { flushInterval: '1h' })
+    await region.write(0, Buffer.alloc(4096, 'b'))
+    await region.close()
+    writeFileSync(path, Buffer.alloc(MiB, 'c'))
+    const again = await open(path)
+    expect(await again.sync({ signal: AbortSignal.timeout(2_000) }).catch(error => error.message)).toMatch(
+      /changed by somebody else/,
+    )
+    expect(readFileSync(path).equals(Buffer.alloc(MiB, 'c'))).toBe(true)
+    expect(again.status().lag.bytes).toBe(4096)
+    expect(again.status().problems.join()).toMatch(/changed by somebody else; what was not sent stays in the journal/)
+  })
+
+  test(
+    'loses nothing that was acknowledged when its process is killed',
+    async () => {
+      const path = join(directory, 'disk.img')
+      writeFileSync(path, Buffer.alloc(8 * MiB))
+      const program = `
+        import { openRegion } from ${JSON.stringify(resolve('dist/src/index.js'))}
+        const [path, cacheDir, from] = process.argv.slice(1)
+        const region = await openRegion(path, { cacheDir, flushInterval: '50ms', takeOver: true })
+        for (let n = Number(from); ; n++) {
+          const block = Buffer.alloc(4096, n % 251)
+          block.writeUInt32LE(n)
+          await region.write((n % 2048) * 4096, block)
+          if (n % 16 === 0) await region.flush()
+          process.stdout.write(n + '\\n')
+          await new Promise(setImmediate)
+        }`
+      let last = 0
+      for (let round = 0; round < 3; round++) {
+        const args = ['--input-type=module', '-e', program, path, join(directory, 'cache'), String(last + 1)]
+        const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
+        let said = ''
+        child.stdout.on('data', text => {
+          said += text
+        })
+        await Promise.race([once(child.stdout, 'data'), once(child, 'close')])
+        await new Promise(resolve => setTimeout(resolve, 300 + 200 * round))
+        const over = once(child, 'close')
+        expect(child.kill('SIGKILL')).toBe(true)
+        await over
+        last = Number(said.trim().split('\n').at(-1))
+        expect(last).toBeGreaterThan(0)
+      }
+      const region = await open(path, { takeOver: true })
+      for (let n = Math.max(1, last - 2000); n <= last; n++) {
+        const block = await bytesOf(region, (n % 2048) * 4096, 4096)
+        // One more may have been written than was said.
+        expect([n, n + 2048]).toContain(block.readUInt32LE())
+      }
+      await region.sync()
+      expect(readFileSync(path).equals(await bytesOf(region))).toBe(true)
+    },
+    TEST_MS,
+  )
+})
+
+test('a region of memory needs nothing', async () => {
+  const region = await open('mem:?size=1M')
+  await region.write(5, Buffer.from('hello'))
+  expect(String(await bytesOf(region, 4, 7))).toBe('\0hello\0')
+  await region.flush()
+  await region.sync()
+})
+
+const rgw = requires('built', 'rgw')
+rgw.describe('a region of an object in a bucket', () => {
+  let server: Rgw
+  let bucket: string
+  beforeAll(async () => {
+    ;({ server, bucket } = await bucketForTests())
+  }, 200_000)
+  const objects = () => s3Objects({ bucket, endpoint: server.endpoint, prefix: '' })
+  let kept: Awaited<ReturnType<typeof objects>>
+  beforeAll(async () => {
+    kept = await objects()
+  })
+  afterAll(() => kept.close())
+  const urlOf = (key: string) => `s3://${bucket}/${key}?endpoint=${server.endpoint}&pathStyle=1`
+
+  rgw.test(
+    'is read in ranges, and changed in its parts; others see the object alone',
+    async () => {
+      const random = randomOf(SEED)
+      const model = Buffer.from(random.bytes(24 * MiB + 77))
+      await kept.put('images/disk.img', model)
+      await kept.put('images/disk.img2', Buffer.from('another'))
+      const region = await open(urlOf('images/disk.img'))
+      expect(region.size).toBe(model.length)
+      expect((await bytesOf(region, 20 * MiB, 4096)).equals(model.subarray(20 * MiB, 20 * MiB + 4096))).toBe(true)
+      expect(region.status().remote.bytesRead).toBeLessThan(2 * MiB)
+      await scribble(region, model, random, 30)
+      await region.sync()
+      const sent = region.status().remote.bytesWritten
+      model.set(Buffer.from('small'), 12 * MiB)
+      await region.write(12 * MiB, Buffer.from('small'))
+      await region.sync()
+      expect(region.status().remote.bytesWritten - sent).toBeLessThan(6 * MiB)
+      expect(region.status()).toMatchObject({ lag: { bytes: 0 }, problems: [], conflicts: [] })
+      expect(Buffer.from(await kept.get('images/disk.img')).equals(model)).toBe(true)
+      await region.close()
+
+      const fresh = await open(urlOf('images/disk.img'), { cacheDir: join(directory, 'fresh') })
+      expect((await bytesOf(fresh)).equals(model)).toBe(true)
+      const keys = (await kept.list({ prefix: 'images/' })).objects.map(one => one.key)
+      expect(keys.filter(key => !key.startsWith('images/.pageferry-disk.img/'))).toEqual([
+        'images/disk.img',
+        'images/disk.img2',
+      ])
+      expect(String(Buffer.from(await kept.get('images/disk.img2')))).toBe('another')
+    },
+    TEST_MS,
+  )
+
+  rgw.test('that is not there is refused in one line', async () => {
+    await expect(open(urlOf('images/none'))).rejects.toThrow(/images\/none.*no such object/)
+    await expect(open(urlOf('images/'))).rejects.toThrow(/one object, like s3:/)
+  })
+})
