@@ -2,6 +2,7 @@
 import { resolve } from 'node:path'
 import { FerryError, isFerryError } from './base/errors.js'
 import { parseSize } from './base/units.js'
+import { ChunkStore } from './remote/chunk-store.js'
 import { fileBlob } from './remote/file-blob.js'
 import { fileStore, fileStoreBeside } from './remote/file-store.js'
 import { fileTree } from './remote/file-tree.js'
@@ -14,6 +15,7 @@ import { memTree } from './remote/mem-tree.js'
 import { objectBlob } from './remote/object-blob.js'
 import { objectStore } from './remote/object-store.js'
 import type { Key, Objects } from './remote/objects.js'
+import { rollforwardChunks } from './remote/rollforward-chunks.js'
 import type { S3Options } from './remote/s3.js'
 import type { Store } from './remote/store.js'
 import type { Remote, Shape, Shapes } from './remote/wrap.js'
@@ -59,25 +61,29 @@ const s3Query = ['endpoint', 'region', 'pathStyle']
 
 const schemes: Record<string, Scheme> = {
   file: {
-    query: { blob: ['size'] },
+    query: { blob: ['size', 'layout'] },
     open: {
       tree: ({ path }) => fileTree(bytes(path)),
       store: ({ path }) => fileStore(bytes(path)),
-      blob: ({ path, query }) => fileBlob(bytes(path), sizeOf(query)),
+      blob: ({ path, query }) =>
+        query.has('layout') ? chunksIn(fileStore(bytes(path)), query) : fileBlob(bytes(path), sizeOf(query)),
     },
   },
   mem: {
-    query: { blob: ['size'] },
+    query: { blob: ['size', 'layout'] },
     open: {
       tree: ({ path }) => memTree(nameOf(path)),
       store: ({ path }) => memStore(nameOf(path).name),
-      blob: ({ path, query }) => memBlob({ ...nameOf(path), ...sizeOf(query) }),
+      blob: ({ path, query }) =>
+        query.has('layout')
+          ? chunksIn(memStore(nameOf(path).name), query)
+          : memBlob({ ...nameOf(path), ...sizeOf(query) }),
     },
   },
   https: web,
   http: web,
   s3: {
-    query: { objects: [...s3Query, 'attributes'], store: s3Query, blob: s3Query },
+    query: { objects: [...s3Query, 'attributes'], store: s3Query, blob: [...s3Query, 'size', 'layout'] },
     open: {
       objects: location => {
         attributesAsked(location)
@@ -85,6 +91,7 @@ const schemes: Record<string, Scheme> = {
       },
       store: async location => objectStore(await openS3(location)),
       blob: async location => {
+        if (location.query.has('layout')) return chunksIn(objectStore(await openS3(location)), location.query)
         const { bucket, key } = objectIn(location)
         return objectBlob(await openS3({ ...location, path: bucket }, { write: false }), key)
       },
@@ -127,12 +134,14 @@ const webUrl = (scheme: string, path: string) => {
   return new URL(`${scheme}://${host}${escaped || '/'}`)
 }
 const nameOf = (path: string) => (path === '' ? {} : { name: path })
+const chunksIn = async (store: Store | Promise<Store>, query: URLSearchParams) =>
+  rollforwardChunks(await ChunkStore.open(await store, sizeOf(query)))
 const sizeOf = (query: URLSearchParams) => (query.has('size') ? { size: parseSize(query.get('size')!, 'size') } : {})
 
 /**
  * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob, `https://host/path` as a tree, and
  * `s3://bucket/prefix` as a store, a (read-only) blob, or objects. A blob's URL may say `?size=1G`: the file is made, or a blob in
- * memory gets that size. Close it when done. @throws FerryError USAGE, in one line, for what is not such a URL, for what is not there or is not
+ * memory gets that size; with `layout=chunks` it is kept chunk by chunk in what the rest of the URL is as a store, and commits whole batches. Close it when done. @throws FerryError USAGE, in one line, for what is not such a URL, for what is not there or is not
  * what `shape` asks for, and for credentials in it: these come from the environment.
  */
 export async function openRemote<S extends Shape>(
@@ -163,10 +172,26 @@ export const shapeOfMount = (url: string): 'tree' | 'objects' => (schemeOf(url) 
 /** Of a URL of one object in a bucket: the bucket, with all that is asked of it, and the object's key. null: of something else. */
 export function objectOfUrl(url: string): { directory: string; key: Key } | null {
   const { name, location } = parse(url)
-  if (name !== 's3') return null
+  if (name !== 's3' || location.query.has('layout')) return null
   const { bucket, key } = objectIn(location)
   const query = location.query.toString()
   return { directory: `s3:${bucket}${query ? `?${query}` : ''}`, key }
+}
+
+/**
+ * Of a URL of a blob that is kept chunk by chunk (`?layout=chunks`): the store that it is kept in, and the size that the URL says. null:
+ * of another blob.
+ */
+export function chunksOfUrl(url: string): { store: string; size?: number } | null {
+  const { name, location } = parse(url)
+  const { query, shown } = location
+  if (!query.has('layout')) return null
+  if (query.get('layout') !== 'chunks') throw usage(`${shown}: layout is chunks`)
+  const rest = new URLSearchParams([...query].filter(([key]) => key !== 'layout' && key !== 'size'))
+  const path = /^[^?]*/.exec(url)![0]
+  // As a store it has other keys, and no layout.
+  const store = `${schemeOf(path) ? path : `${name}://${encodeURI(location.path)}`}${rest.size ? `?${rest}` : ''}`
+  return { store, ...sizeOf(query) }
 }
 
 function objectIn({ shown, path }: Location): { bucket: string; key: Key } {

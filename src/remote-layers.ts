@@ -2,16 +2,19 @@
 // able to commit.
 import { getPriority, setPriority } from 'node:os'
 import { isMainThread } from 'node:worker_threads'
+import { FerryError, isFerryError } from './base/errors.js'
 import type { CommittingTree } from './cache/tree-cache.js'
 import { setIoFlusher } from './linux/process.js'
-import { attributesOfUrl, objectOfUrl, openBeside, openRemote, shapeOfMount } from './open.js'
+import { attributesOfUrl, chunksOfUrl, objectOfUrl, openBeside, openRemote, redact, shapeOfMount } from './open.js'
 import { blobTree } from './remote/blob-tree.js'
+import { ChunkStore } from './remote/chunk-store.js'
 import { deadline } from './remote/deadline.js'
 import { memStore } from './remote/mem-store.js'
 import { metered, sharedMeter } from './remote/metered.js'
 import { oneObject } from './remote/one-object.js'
 import { retry } from './remote/retry.js'
 import { rollforward } from './remote/rollforward.js'
+import { rollforwardChunks } from './remote/rollforward-chunks.js'
 import { simulate } from './remote/simulate.js'
 import { throttle } from './remote/throttle.js'
 import type { Remote } from './remote/wrap.js'
@@ -55,6 +58,19 @@ async function openRegionLayers(
   url: string,
   { around, readOnly }: { around: <R extends Remote>(remote: R) => R; readOnly: boolean },
 ): Promise<CommittingTree> {
+  const chunks = chunksOfUrl(url)
+  if (chunks) {
+    const store = around(await openRemote(chunks.store, { shape: 'store' }))
+    const kept = await ChunkStore.open(store, chunks).catch(async error => {
+      await store.close()
+      if (!isFerryError(error, 'NOT_FOUND', 'INVALID')) throw error
+      const detail = isFerryError(error, 'INVALID')
+        ? error.message
+        : `${redact(url)}: none is kept there; "size=1G" makes one`
+      throw new FerryError('USAGE', { cause: error, detail })
+    })
+    return blobTree(rollforwardChunks(kept))
+  }
   const object = objectOfUrl(url)
   if (object) {
     const objects = await openRemote(object.directory, { shape: 'objects', probe: readOnly ? 'change' : 'begin' })

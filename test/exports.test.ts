@@ -71,7 +71,6 @@ describe('the public surface', () => {
 
   test('what comes with later work is absent', () => {
     const names = exported.map(({ name }) => name)
-    for (const later of ['serveNbd', 'mapRegion', 'attachRegion', 'serve'])
-      expect(names).not.toContain(later)
+    for (const later of ['serveNbd', 'mapRegion', 'attachRegion', 'serve']) expect(names).not.toContain(later)
   })
 })

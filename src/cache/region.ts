@@ -22,6 +22,7 @@ export class RegionCache {
   readonly #cache: TreeCache
   readonly #ino: Ino
   #closing: Promise<void> | undefined
+  #last: RegionCacheStatus | undefined
 
   private constructor(cache: TreeCache, ino: Ino, size: number, readOnly: boolean) {
     this.#cache = cache
@@ -81,7 +82,12 @@ export class RegionCache {
     await this.#cache.pull('', options)
   }
 
+  /** Once it is closed: as it was then. */
   status(): RegionCacheStatus {
+    return this.#last ?? this.#status()
+  }
+
+  #status(): RegionCacheStatus {
     const { inodes: _, quarantine, ...status } = this.#cache.status()
     const refused = quarantine.map(
       ({ code, detail }) => `the remote will not take what was written: ${detail} (${code})`,
@@ -101,6 +107,7 @@ export class RegionCache {
   }
 
   async #close() {
+    this.#last = this.#status()
     this.#cache.released(this.#ino, !this.readOnly)
     this.#cache.forget(this.#ino, 1)
     await this.#cache.close()

@@ -1,7 +1,7 @@
 // Regions: one run of bytes, of a file, of memory, and of an object in a bucket.
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, expect } from '@jest/globals'
@@ -21,6 +21,7 @@ const opened: Region[] = []
 let directory = ''
 beforeEach(() => {
   directory = mkdtempSync(join(tmpdir(), 'pageferry-region-'))
+  mkdirSync(join(directory, 'store'))
   process.env.XDG_STATE_HOME = join(directory, 'state')
   process.env.XDG_RUNTIME_DIR = join(directory, 'run')
 })
@@ -187,6 +188,50 @@ describe('a region of a file', () => {
   )
 })
 
+/** Written, synced, lost, and opened again; a last change that nobody waited for may be there or not. */
+async function survives(url: string, random: ReturnType<typeof randomOf>) {
+  const model = Buffer.alloc(20 * MiB + 4321)
+  const region = await open(`${url}&size=${model.length}`)
+  expect(region.size).toBe(model.length)
+  for (let round = 0; round < 3; round++) {
+    await scribble(region, model, random, 40)
+    if (round === 1) await region.sync()
+  }
+  await region.sync()
+  expect(region.status()).toMatchObject({ lag: { bytes: 0, operations: 0 }, problems: [] })
+  // What was never written shares chunks with what was.
+  expect((await bytesOf(region)).equals(model)).toBe(true)
+  await region.close()
+  const again = await open(url)
+  expect((await bytesOf(again)).equals(model)).toBe(true)
+  expect(again.status().remote.bytesRead).toBeLessThan(MiB)
+  await again.close()
+  const fresh = await open(url, { cacheDir: join(directory, 'fresh') })
+  expect((await bytesOf(fresh)).equals(model)).toBe(true)
+  await fresh.close()
+  const { remote } = fresh.status()
+  expect(remote.bytesRead).toBeLessThan(model.length + 2 * MiB)
+  return model
+}
+
+describe('a region that is kept chunk by chunk', () => {
+  test(
+    `in a directory is all there for whoever opens it next (SEED=${SEED})`,
+    async () => {
+      await survives(`file://${directory}/store?layout=chunks`, randomOf(SEED))
+    },
+    TEST_MS,
+  )
+
+  test('is made when its size is said, and not otherwise; other layouts there are none', async () => {
+    const url = `file://${directory}/store`
+    await expect(open(`${url}?layout=chunks`)).rejects.toThrow(/none is kept there; "size=1G" makes one/)
+    await (await open(`${url}?layout=chunks&size=1M`)).close()
+    await expect(open(`${url}?layout=chunks&size=2M`)).rejects.toThrow(/has 1048576 bytes, not 2097152/)
+    await expect(open(`${url}?layout=raid`)).rejects.toThrow(/layout is chunks/)
+  })
+})
+
 test('a region of memory needs nothing', async () => {
   const region = await open('mem:?size=1M')
   await region.write(5, Buffer.from('hello'))
@@ -240,6 +285,17 @@ rgw.describe('a region of an object in a bucket', () => {
         'images/disk.img2',
       ])
       expect(String(Buffer.from(await kept.get('images/disk.img2')))).toBe('another')
+    },
+    TEST_MS,
+  )
+
+  rgw.test(
+    `kept chunk by chunk is all there for whoever opens it next (SEED=${SEED})`,
+    async () => {
+      await survives(`${urlOf('kept/here')}&layout=chunks`, randomOf(SEED))
+      const keys = (await kept.list({ prefix: 'kept/here/' })).objects.map(one => one.key.slice('kept/here/'.length))
+      expect(keys.filter(key => !/^(region|heads\/|runs\/|\.pageferry\/)/.test(key))).toEqual([])
+      expect(keys.filter(key => key.startsWith('heads/')).length).toBe(1)
     },
     TEST_MS,
   )

@@ -4,8 +4,11 @@ import { describe, expect } from '@jest/globals'
 import type { FerryError } from '../../src/base/errors.js'
 import { type Random, random as randomOf } from '../../src/base/random.js'
 import type { Blob, BlobChange } from '../../src/remote/blob.js'
+import type { ChunkGeometry } from '../../src/remote/chunk-runs.js'
+import { ChunkStore } from '../../src/remote/chunk-store.js'
 import type { Claim, Commits } from '../../src/remote/commits.js'
 import { type RollforwardOptions, rollforward } from '../../src/remote/rollforward.js'
+import { rollforwardChunks } from '../../src/remote/rollforward-chunks.js'
 import type { Store, StoreChange } from '../../src/remote/store.js'
 import { claimOf, seeded } from './commits.js'
 import { Crashed, type Fault, faults } from './commits-faults.js'
@@ -139,6 +142,15 @@ export const blobKind = (open: () => Promise<Flat<Blob>>): Kind<Blob, BlobChange
     }
     return { changes, staged }
   },
+})
+
+/** Kept chunk by chunk: `hidden` is the whole store. */
+export const chunkKind = (open: () => Promise<Flat<Blob>>, geometry: ChunkGeometry): Kind<Blob, BlobChange> => ({
+  ...blobKind(open),
+  commits: ({ hidden }, fault, options) =>
+    rollforwardChunks(new ChunkStore(fault(hidden), geometry, 2 * geometry.chunkBytes), options),
+  // What an overtaken writer puts has names that count for nothing.
+  unfenced: () => false,
 })
 
 const pages = (bytes: Buffer): Picture =>

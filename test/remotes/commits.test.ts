@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, test } from '@jest/globals'
 import type { Blob } from '../../src/remote/blob.js'
+import { ChunkStore } from '../../src/remote/chunk-store.js'
 import { fileBlob } from '../../src/remote/file-blob.js'
 import { fileStore, fileStoreBeside } from '../../src/remote/file-store.js'
 import { fileTree } from '../../src/remote/file-tree.js'
@@ -11,14 +12,16 @@ import { memBlob } from '../../src/remote/mem-blob.js'
 import { memObjects } from '../../src/remote/mem-objects.js'
 import { memStore } from '../../src/remote/mem-store.js'
 import { type MemTree, memTree } from '../../src/remote/mem-tree.js'
+import { objectStore } from '../../src/remote/object-store.js'
 import type { ObjectsCapabilities } from '../../src/remote/objects.js'
 import { rollforward } from '../../src/remote/rollforward.js'
+import { rollforwardChunks } from '../../src/remote/rollforward-chunks.js'
 import type { Store } from '../../src/remote/store.js'
 import type { TreeCapabilities, TreeChange } from '../../src/remote/tree.js'
 import { claimOf, treeSuite } from './commits.js'
 import { conflictSuite } from './commits-conflicts.js'
 import { Crashed, faults } from './commits-faults.js'
-import { blobKind, flatSuite, storeKind } from './commits-flat.js'
+import { blobKind, chunkKind, flatSuite, storeKind } from './commits-flat.js'
 import { handTree } from './commits-objects.js'
 import { powered } from './commits-power.js'
 
@@ -194,7 +197,24 @@ const openFileBlob = async () => {
   return { remote: blob, hidden, hiddenPrefix: '', ...disposing(directory, blob, hidden) }
 }
 
+const openChunksIn = async (store: Store, chunkBytes: number) => {
+  const chunks = await ChunkStore.open(store, { size: BLOB_BYTES, chunkBytes })
+  const dispose = () => store.close()
+  return { remote: rollforwardChunks(chunks) as Blob, hidden: store, hiddenPrefix: '.pageferry/', dispose }
+}
+const openChunks = (chunkBytes: number) => () => openChunksIn(memStore(), chunkBytes)
+const openBucketChunks = () => openChunksIn(objectStore(memObjects()), 8192)
+
 flatSuite('mem store', storeKind(openMemStore), { rounds: 4 * ROUNDS, share: 1 })
 flatSuite('file store', storeKind(openFileStore), { rounds: ROUNDS, share: 0.3 })
 flatSuite('mem blob', blobKind(openMemBlob), { rounds: 4 * ROUNDS, share: 1 })
 flatSuite('file blob', blobKind(openFileBlob), { rounds: ROUNDS, share: 0.3 })
+for (const chunkBytes of [4096, 8192, 24576])
+  flatSuite(`chunks of ${chunkBytes} bytes`, chunkKind(openChunks(chunkBytes), { size: BLOB_BYTES, chunkBytes }), {
+    rounds: 3 * ROUNDS,
+    share: 0.5,
+  })
+flatSuite('chunks in a bucket', chunkKind(openBucketChunks, { size: BLOB_BYTES, chunkBytes: 8192 }), {
+  rounds: ROUNDS,
+  share: 0.3,
+})
