@@ -4,7 +4,7 @@ import path from 'node:path'
 import { lasting, throwIfAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { PAGE_BYTES, popcount } from '../chunk/geometry.js'
-import { HIDDEN, type Usage } from '../remote/tree.js'
+import { HIDDEN, HIDDEN_BESIDE, type Usage } from '../remote/tree.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
 import { Completion } from './completion.js'
 import { Content, FILE_BYTES_MAX, nowNs } from './content.js'
@@ -594,7 +594,7 @@ class Engine implements TreeCache {
   #checkPlace(parent: Ino, name: string) {
     const { pathBytesMax, nameBytesMax } = this.remote.capabilities
     checkName(name)
-    if (parent === ROOT && name === HIDDEN) refuse(`${HIDDEN} is pageferry's own`)
+    if ((parent === ROOT && name === HIDDEN) || name.startsWith(HIDDEN_BESIDE)) refuse(`${name} is pageferry's own`)
     if (this.state.isLocalOnly(name)) return
     const bytes = join(this.state.path(this.state.inode(parent)) ?? '', name).length
     if (name.length > nameBytesMax || bytes > pathBytesMax)

@@ -171,11 +171,16 @@ export class MemFiles {
   }
 
   /** At most `countMax` entries whose names were given after `order`, but for the name `except`; `next` to go on with. */
-  list(path: string, order: number, countMax: number, except?: string): { entries: Entry[]; next?: number } {
+  list(
+    path: string,
+    order: number,
+    countMax: number,
+    except: (name: string) => boolean = () => false,
+  ): { entries: Entry[]; next?: number } {
     const entries: Entry[] = []
     let last = order
     for (const [name, { node, order: given }] of this.directory(path).names) {
-      if (given <= order || name === except) continue
+      if (given <= order || except(name)) continue
       if (entries.length === countMax) return { entries, next: last }
       entries.push(entryOf(name, node))
       last = given

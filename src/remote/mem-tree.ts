@@ -3,7 +3,7 @@ import { throwIfAborted } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import { MemFiles, type MemSnapshot, versionOf } from './mem-files.js'
 import { memStoreIn } from './mem-store.js'
-import { checkRange, isHidden, printable } from './path.js'
+import { checkRange, isHidden, joinPath, printable } from './path.js'
 import { HIDDEN, type Tree, type TreeCapabilities, type Xattrs } from './tree.js'
 
 const PAGE_MAX = 1000
@@ -88,7 +88,7 @@ export function memTree({ name, nowNs, capabilities: fewer }: MemTreeOptions = {
 
     async list(path, cursor, signal) {
       throwIfAborted(signal)
-      const { entries, next } = files.list(path, Number(cursor ?? 0), PAGE_MAX, path === '' ? HIDDEN : undefined)
+      const { entries, next } = files.list(path, Number(cursor ?? 0), PAGE_MAX, name => isHidden(joinPath(path, name)))
       return { entries, ...(next !== undefined && { cursor: String(next) }) }
     },
 

@@ -14,8 +14,8 @@ import { logger } from '../base/log.js'
 import { attributesOf, DIRECTORY_MODE, isLink, type Owner, xattrsOf } from './object-attributes.js'
 import { directoryKey, keyOf, nameOf, prefixOf } from './object-keys.js'
 import type { Key, ListPage, ObjectEntry, ObjectHead, Objects } from './objects.js'
-import { checkPath, checkRange, joinPath, lastName } from './path.js'
-import { type Entry, HIDDEN, type PartialName, type Path, type Version, type Xattrs } from './tree.js'
+import { checkPath, checkRange, isHidden, joinPath, lastName } from './path.js'
+import type { Entry, PartialName, Path, Version, Xattrs } from './tree.js'
 
 const { S_IFREG } = constants
 const log = logger('objects')
@@ -182,7 +182,7 @@ export class ObjectFiles {
       })
     const files = objects.filter(({ key }) => key !== prefix && this.#nameOf(path, key, prefix) !== null)
     const directories = prefixes.filter(
-      key => this.#nameOf(path, key.slice(0, -1), prefix) !== null && (path !== '' || key !== `${HIDDEN}/`),
+      key => this.#nameOf(path, key.slice(0, -1), prefix) !== null && !isHidden(key.slice(0, -1)),
     )
     const taken = collisions({ files, directories, page, isFirst: cursor === undefined })
     const shown = await mapLimit([...files, ...directories], HEADS_AT_ONCE, async one =>

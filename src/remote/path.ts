@@ -1,6 +1,6 @@
 // Paths and object names are strings in which each char is one byte. What all backends refuse, they refuse here.
 import { FerryError } from '../base/errors.js'
-import { HIDDEN, type Path } from './tree.js'
+import { HIDDEN, HIDDEN_BESIDE, type Path } from './tree.js'
 
 /** INVALID for what is no path of ours: a char beyond one byte, NUL, an empty part, '.' or '..'. '' (the root) is fine. */
 export function checkPath(path: Path): void {
@@ -43,7 +43,7 @@ export const joinPath = (directory: Path, name: string): Path =>
   directory && name ? `${directory}/${name}` : directory || name
 
 /** Whether a tree hides this very path from `list` and `stat`. What is below it can be reached by who knows its name. */
-export const isHidden = (path: Path): boolean => path === HIDDEN
+export const isHidden = (path: Path): boolean => path === HIDDEN || lastName(path).startsWith(HIDDEN_BESIDE)
 
 /** A path for a message: as UTF-8 if it is that, quoted. */
 export const printable = (path: Path): string => JSON.stringify(Buffer.from(path, 'latin1').toString())

@@ -1,6 +1,6 @@
 // What a batch means for a tree, before anything is touched: which names go, which come, and in which order. Pure.
 import { parentPath } from './path.js'
-import { HIDDEN, type Path, type TreeChange } from './tree.js'
+import { HIDDEN, HIDDEN_BESIDE, type Path, type TreeChange } from './tree.js'
 
 type Of<Do extends TreeChange['do']> = Extract<TreeChange, { do: Do }>
 
@@ -66,7 +66,10 @@ export const depthOf = (path: Path): number => {
 export const ORPHANS = `${HIDDEN}/orphans`
 
 export const isHiddenPath = (path: Path) =>
-  path === HIDDEN || (path.startsWith(`${HIDDEN}/`) && !path.startsWith(`${ORPHANS}/`))
+  path === HIDDEN ||
+  (path.startsWith(`${HIDDEN}/`) && !path.startsWith(`${ORPHANS}/`)) ||
+  path.startsWith(HIDDEN_BESIDE) ||
+  path.includes(`/${HIDDEN_BESIDE}`)
 
 /** Paths above, the nearest first; the root last. */
 export function* above(path: Path): Generator<Path> {

@@ -149,6 +149,9 @@ export interface Tree {
 /** The prefix in a tree's root under which everything of ours lies. */
 export const HIDDEN = '.pageferry'
 
+/** What a file that is a region of its own has beside it, in whatever directory: `.pageferry-NAME`. No tree shows it. */
+export const HIDDEN_BESIDE = '.pageferry-'
+
 /** Bytes of a changed file: inside the change itself, or staged before under an id. Extents are ascending and do not overlap. */
 export type Content =
   | { inline: { at: number; bytes: Uint8Array }[] }

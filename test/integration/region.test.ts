@@ -6,8 +6,10 @@ import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, expect } from '@jest/globals'
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
+import { openRemote } from '../../src/open.js'
 import { openRegion, type Region } from '../../src/open-region.js'
 import type { RegionOptions } from '../../src/options.js'
+import { rollforward } from '../../src/remote/rollforward.js'
 import { s3Objects } from '../../src/remote/s3.js'
 import { requires } from '../fixtures/requires.js'
 import { bucketForTests } from '../fixtures/rgw.js'
@@ -124,6 +126,18 @@ describe('a region of a file', () => {
     const reader = await open(path, { cacheDir: join(directory, 'third'), readOnly: true })
     expect((await bytesOf(reader)).equals(Buffer.alloc(MiB, 'b'))).toBe(true)
     expect(() => reader.write(0, Buffer.alloc(1))).toThrow(expect.objectContaining({ code: 'READ_ONLY' }))
+  })
+
+  test('is a file like any other in a mount of its directory, and what is beside it is not there', async () => {
+    const path = join(directory, 'store', 'disk.img')
+    writeFileSync(path, Buffer.alloc(MiB, 'a'))
+    const region = await open(path)
+    await region.write(0, Buffer.from('b'))
+    await region.sync()
+    const tree = await openRemote(join(directory, 'store'), { shape: 'tree' })
+    expect((await tree.list('')).entries.map(({ name }) => name)).toEqual(['disk.img'])
+    expect(await tree.stat('.pageferry-disk.img')).toBeNull()
+    await tree.close()
   })
 
   test('that somebody else wrote meanwhile is not made of halves: what was not sent is kept, and said', async () => {
@@ -285,6 +299,9 @@ rgw.describe('a region of an object in a bucket', () => {
         'images/disk.img2',
       ])
       expect(String(Buffer.from(await kept.get('images/disk.img2')))).toBe('another')
+      const tree = rollforward(await openRemote(urlOf('images'), { shape: 'objects' }))
+      expect((await tree.list('')).entries.map(({ name }) => name)).toEqual(['disk.img', 'disk.img2'])
+      await tree.close()
     },
     TEST_MS,
   )
