@@ -45,6 +45,8 @@ export interface FerryErrorOptions {
   cause?: unknown
   /** What was being done, to what; appended to the message. */
   detail?: string
+  /** Somebody answered, and what he said is a matter of how things are set up: asked again soon, he says the same. Default false. */
+  lasting?: boolean
 }
 
 /** What a file system answers to ordinary questions: no such file, no such attribute. */
@@ -53,6 +55,7 @@ const common = new Set<Code>(['NOT_FOUND', 'EXISTS', 'NOT_DIRECTORY', 'IS_DIRECT
 /** Every operating error of pageferry. Programmer errors are `assert` failures instead. */
 export class FerryError extends Error {
   override readonly name = 'FerryError'
+  readonly lasting: boolean
   constructor(
     readonly code: Code,
     options: FerryErrorOptions = {},
@@ -62,6 +65,7 @@ export class FerryError extends Error {
     if (common.has(code)) Error.stackTraceLimit = 0
     super(codes[code] + (options.detail ? `: ${options.detail}` : ''), { cause: options.cause })
     Error.stackTraceLimit = limit
+    this.lasting = options.lasting ?? false
   }
 }
 

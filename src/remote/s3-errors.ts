@@ -55,6 +55,16 @@ const table: Record<string, [code: Code, hint?: string]> = {
   MethodNotAllowed: ['UNSUPPORTED'],
 }
 
+/** Of these, what no second attempt puts right. */
+const lasting = new Set([
+  'NoSuchBucket',
+  'InvalidAccessKeyId',
+  'SignatureDoesNotMatch',
+  'CredentialsProviderError',
+  'PermanentRedirect',
+  'AuthorizationHeaderMalformed',
+])
+
 /** What the server said no with; undefined if it did not answer, or with something that is not S3. */
 export function refusalOf(error: unknown): Refusal | undefined {
   if (!(error instanceof Error)) return undefined
@@ -98,6 +108,7 @@ export function ofRefusal(
   const facts = [code, status, requestId && `request ${requestId}`].filter(Boolean).join(', ')
   return new FerryError(code === 'NoSuchKey' && missing ? missing : known, {
     detail: `${doing}${hint ? `: ${hint}${where}` : ''} (${facts})`,
+    lasting: lasting.has(code),
   })
 }
 
@@ -112,7 +123,8 @@ function ofStatus({ code, status }: Refusal): Code {
 
 function unanswered(error: unknown, doing: string): FerryError {
   const { name = '', code = '', $response } = error as { name?: string; code?: unknown; $response?: unknown }
-  if (Object.hasOwn(table, name)) return new FerryError(table[name][0], { detail: `${doing}: ${table[name][1]}` })
+  if (Object.hasOwn(table, name))
+    return new FerryError(table[name][0], { detail: `${doing}: ${table[name][1]}`, lasting: lasting.has(name) })
   if ($response) return new FerryError('IO', { detail: `${doing}: an answer that is not S3` })
   // Of a socket, of TLS, or of a name that was looked up.
   if (code || name === 'TimeoutError')

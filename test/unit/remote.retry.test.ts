@@ -23,6 +23,23 @@ const failing = <R extends Remote>(remote: R, ...errors: (Code | Error)[]) => {
 }
 
 describe('retry', () => {
+  test('what will be said again is asked for less often', async () => {
+    for (const [lasting, attempts] of [
+      [true, 4],
+      [false, 12],
+    ] as const) {
+      let asked = 0
+      const remote = wrap(memStore() as Remote, async () => {
+        asked++
+        throw new FerryError('UNREACHABLE', { lasting })
+      })
+      await expect(
+        retry(remote as ReturnType<typeof memStore>, { firstMs: 1, maxMs: 1 }).head('a'),
+      ).rejects.toMatchObject({ code: 'UNREACHABLE' })
+      expect(asked).toBe(attempts)
+    }
+  })
+
   test('asks again after temporary errors, waiting longer each time', async () => {
     const clock = simulatedClock()
     const { remote, calls } = failing(memStore(), 'UNREACHABLE', 'DEADLINE', 'IO')
