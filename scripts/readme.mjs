@@ -8,7 +8,7 @@
 //   <!-- session:begin --> ... <!-- session:end -->   docs/captured/session.txt
 //   <!-- demo:begin --> ... <!-- demo:end -->         docs/captured/demo.txt
 //   <!-- slower:begin --> ... <!-- slower:end -->     docs/captured/slower.txt
-//   <!-- hello:begin --> ... <!-- hello:end -->       examples/hello.ts
+//   <!-- hello:begin --> ... <!-- hello:end -->       examples/hello.ts, and `region` examples/region.ts
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { hostname, tmpdir } from 'node:os'
@@ -70,6 +70,7 @@ const blocks = {
     return text && fenced('console', text)
   },
   hello: () => fenced('ts', textOf('examples/hello.ts').replace("'../src/index.js'", "'pageferry'")),
+  region: () => fenced('ts', textOf('examples/region.ts').replace("'../src/index.js'", "'pageferry'")),
 }
 
 /** The text with every block filled. */

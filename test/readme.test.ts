@@ -14,6 +14,7 @@ const documents = [
   'docs/SEMANTICS.md',
   'docs/REMOTES.md',
   'docs/S3.md',
+  'docs/REGIONS.md',
 ]
 
 describe('README.md', () => {
