@@ -1,4 +1,5 @@
 // What is done to everything at and below a path: made local, given back, looked at again; and what is pulled before anybody asks.
+import { mapLimit } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import { PAGE_BYTES } from '../chunk/geometry.js'
 import { type Ino, ROOT } from './filesystem.js'
@@ -8,6 +9,11 @@ import { Profile } from './profile.js'
 import type { Pull } from './pull.js'
 import type { TreeState } from './state.js'
 import type { Progress, TreeCacheOptions } from './tree-cache.js'
+
+/** Listed at once, of one directory's own. */
+const DIRECTORIES_AT_ONCE = 16
+/** Pulled at once. */
+const FILES_AT_ONCE = 16
 
 export class Subtrees {
   #guesses: Promise<unknown>[] = []
@@ -31,17 +37,26 @@ export class Subtrees {
   ): Promise<{ files: number; bytes: number }> {
     let files = 0
     let bytes = 0
-    for await (const inode of this.#below(await this.#at(at), true)) {
-      files++
-      await this.queue.whole(
-        inode,
-        count => {
-          bytes += count
-          options.onProgress?.({ bytesDone: bytes, bytesTotal: bytes, operationsDone: files, operationsTotal: files })
-        },
-        options.signal,
-      )
+    const progress = (count: number) => {
+      bytes += count
+      options.onProgress?.({ bytesDone: bytes, bytesTotal: bytes, operationsDone: files, operationsTotal: files })
     }
+    const pulling = new Set<Promise<void>>()
+    let failed: { error: unknown } | undefined
+    for await (const inode of this.#below(await this.#at(at), true)) {
+      if (failed) break
+      files++
+      const done = this.queue
+        .whole(inode, progress, options.signal)
+        .catch(error => {
+          failed ??= { error }
+        })
+        .finally(() => pulling.delete(done))
+      pulling.add(done)
+      if (pulling.size >= FILES_AT_ONCE) await Promise.race(pulling)
+    }
+    await Promise.all(pulling)
+    if (failed) throw failed.error
     return { files, bytes }
   }
 
@@ -73,7 +88,7 @@ export class Subtrees {
     }
     let entries = 0
     let changed = 0
-    const visit = async (directory: Inode): Promise<void> => {
+    const visit = async (directory: Inode): Promise<Inode[]> => {
       const before = new Map(
         [...state.children(directory)].map(([name, dentry]) => [
           name,
@@ -88,12 +103,12 @@ export class Subtrees {
         before.delete(name)
       }
       changed += before.size
-      for (const dentry of [...children.values()]) {
-        const child = state.inode(dentry.ino)
-        if (child.isDirectory && child.listed) await visit(child)
-      }
+      return [...children.values()]
+        .map(({ ino }) => state.inode(ino))
+        .filter(child => child.isDirectory && child.listed)
     }
-    await visit(start)
+    for (let level = [start]; level.length > 0; )
+      level = (await mapLimit(level, DIRECTORIES_AT_ONCE, directory => visit(directory))).flat()
     return { entries, changed }
   }
 
@@ -114,8 +129,17 @@ export class Subtrees {
     if (inode.isFile) yield inode
     if (!inode.isDirectory) return
     if (look) await this.listing.fresh(inode)
-    for (const dentry of [...this.state.children(inode).values()]) {
-      const child = this.state.inode(dentry.ino)
+    const children = [...this.state.children(inode).values()].map(({ ino }) => this.state.inode(ino))
+    const directories = children.filter(child => child.isDirectory)
+    let ahead = 0
+    let passed = 0
+    for (const child of children) {
+      if (child.isDirectory && look) {
+        // Those that come next are listed meanwhile. Should it fail, it is said when they are reached.
+        for (; ahead < Math.min(directories.length, passed + DIRECTORIES_AT_ONCE); ahead++)
+          void Promise.resolve(this.listing.fresh(directories[ahead])).catch(() => {})
+        passed++
+      }
       if (child.isFile || child.isDirectory) yield* this.#below(child, look)
     }
   }

@@ -118,6 +118,44 @@ test('an archived file cannot be read, and status says so until it was restored'
   expect(cache.status().problems).toEqual([])
 })
 
+test('a subtree is listed, pulled and looked at again many at a time; what fails is told', async () => {
+  const tree = memTree()
+  const node = { uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 1n, rdev: 0 }
+  for (let n = 0; n < 30; n++) {
+    await tree.make(`d${n}`, { mode: 0o40755, ...node })
+    for (const name of ['a', 'b']) {
+      await tree.make(`d${n}/${name}`, { mode: 0o100644, ...node })
+      await tree.write(`d${n}/${name}`, 0, Buffer.from(`${n}${name}`))
+    }
+  }
+  const running: Record<string, number> = {}
+  const most: Record<string, number> = {}
+  let broken = ''
+  const remote = wrap(tree as Tree, async ({ method, args }, next) => {
+    running[method] = (running[method] ?? 0) + 1
+    most[method] = Math.max(most[method] ?? 0, running[method])
+    await new Promise(resolve => setTimeout(resolve, 2))
+    running[method]--
+    if (method === 'read' && args[0] === broken) throw new FerryError('IO', { detail: broken })
+    return next()
+  })
+  const directory = temporaryDirectory()
+  directories.push(directory)
+  const cache = await openEngine(remote, directory)
+  opened.push(cache)
+  broken = 'd7/a'
+  await expect(cache.pull('')).rejects.toMatchObject({ code: 'IO' })
+  broken = ''
+  expect((await cache.pull('')).files).toBe(60)
+  expect(most.list).toBeGreaterThan(8)
+  expect(most.list).toBeLessThanOrEqual(17)
+  expect(most.read).toBeGreaterThan(8)
+  most.list = 0
+  await tree.write('d3/a', 0, Buffer.from('changed'))
+  expect(await cache.refresh('')).toEqual({ entries: 90, changed: 1 })
+  expect(most.list).toBeGreaterThan(8)
+})
+
 describe('reads', () => {
   test('concurrent misses on the same bytes cost one request', async () => {
     const source = pattern(MiB)
