@@ -24,8 +24,8 @@ export async function inWorker<S extends Shape>(shape: S, opener: Opener): Promi
     workerData: { ...opener, module: compiled(new URL(opener.module)).href },
     name: opener.name,
     env: process.env,
-    // It says how what is behind `-e` is to be read, and is refused for a file.
-    execArgv: process.execArgv.filter(each => !each.startsWith('--input-type')),
+    // It says how what is behind `-e` is to be read, and is refused for a file; flags of V8 are refused where any are given.
+    ...(process.execArgv.some(each => each.startsWith('--input-type')) && { execArgv: [] }),
   })
   const line = new Line(worker)
   const described = await line.opened

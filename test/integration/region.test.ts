@@ -175,7 +175,16 @@ describe('a region of a file', () => {
         }`
       let last = 0
       for (let round = 0; round < 3; round++) {
-        const args = ['--input-type=module', '-e', program, path, join(directory, 'cache'), String(last + 1)]
+        // With flags that a thread would refuse.
+        const args = [
+          '--expose-gc',
+          '--input-type=module',
+          '-e',
+          program,
+          path,
+          join(directory, 'cache'),
+          String(last + 1),
+        ]
         const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
         let said = ''
         child.stdout.on('data', text => {
