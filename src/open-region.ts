@@ -1,4 +1,5 @@
 // From a URL to a region: every layer, in order, and taken down again in reverse.
+import { orAborted } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { logger } from './base/log.js'
 import type { Maybe } from './cache/filesystem.js'
@@ -43,7 +44,7 @@ export async function openRegion(url: string, options: RegionOptions = {}, signa
   }
   try {
     const opening = openStack(url, asked, 'region')
-    const [{ tree: remote, status }, { openTreeCache }] = await Promise.all([opening, import('./cache/engine.js')])
+    const [{ tree: remote, status }, { beginTreeCache }] = await Promise.all([opening, import('./cache/engine.js')])
     opened.unshift(remote)
     const settings = { ...asked, readOnly: asked.readOnly || !remote.capabilities.write }
     const path = settings.cacheDir ?? defaultCacheDir(remote.url)
@@ -52,8 +53,9 @@ export async function openRegion(url: string, options: RegionOptions = {}, signa
     const cacheDir = await claimCacheDir(path, { remote: remote.url, registry, signal })
     opened.unshift(cacheDir)
     const engine = { ...settings, dirTtl: NEVER_MS, localOnly: [], maxDelay: 0, kernelBytesMax: KERNEL_BYTES }
-    const cache = await openTreeCache(remote, engineOptions(engine, cacheDir))
+    const cache = await beginTreeCache(remote, engineOptions(engine, cacheDir), signal)
     opened.unshift(cache)
+    await orAborted(cache.replayed, signal)
     const region = await RegionCache.open(cache, fileOf(url), settings).catch(error => {
       throw error instanceof FerryError && (error.code === 'NOT_FOUND' || error.code === 'IS_DIRECTORY')
         ? new FerryError('USAGE', { cause: error, detail: `${remote.url}: no such object` })

@@ -116,6 +116,17 @@ describe('a region of a file', () => {
     )
   })
 
+  test('is given up while it waits for the lease of another', async () => {
+    const path = join(directory, 'disk.img')
+    writeFileSync(path, Buffer.alloc(MiB, 'a'))
+    await open(path)
+    const options = { cacheDir: join(directory, 'other') }
+    await expect(openRegion(path, options, AbortSignal.timeout(300))).rejects.toMatchObject({
+      code: expect.stringMatching(/ABORTED|LEASE_HELD/),
+    })
+    await expect(openRegion(path, options, AbortSignal.abort())).rejects.toMatchObject({ code: 'ABORTED' })
+  })
+
   test('has one writer; a reader beside it sees whole batches', async () => {
     const path = join(directory, 'disk.img')
     writeFileSync(path, Buffer.alloc(MiB, 'a'))
