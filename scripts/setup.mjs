@@ -40,6 +40,16 @@ const debian = [
   { name: 'awscli', has: () => program('aws'), goals: ['test'] },
   { name: 'rclone', has: () => program('rclone'), goals: ['test', 'bench'] },
   { name: 's3fs', has: () => program('s3fs'), goals: ['test', 'bench'] },
+  // NBD clients and servers of others.
+  { name: 'libnbd-bin', has: () => program('nbdinfo') && program('nbdcopy'), goals: ['test', 'bench'] },
+  { name: 'python3-libnbd', has: () => program('nbdsh'), goals: ['test'] },
+  { name: 'nbdkit', has: () => program('nbdkit'), goals: ['test', 'bench'] },
+  {
+    name: 'qemu-utils',
+    has: () => program('qemu-img') && program('qemu-io') && program('qemu-nbd'),
+    goals: ['test', 'bench'],
+  },
+  { name: 'openssl', has: () => program('openssl'), goals: ['test'] },
   // A browser that plays films.
   { name: 'chromium', has: () => program('chromium'), goals: ['test'] },
   { name: 'git', has: () => program('git'), goals: ['test'] },

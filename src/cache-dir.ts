@@ -9,7 +9,7 @@ import { logger } from './base/log.js'
 import { type CacheDir, openCacheDir } from './cache/cache-dir.js'
 import { callControl } from './control.js'
 import { lockHolder, tryLock } from './linux/lock.js'
-import type { Daemon, Registry } from './registry.js'
+import { type Daemon, nameOf, type Registry } from './registry.js'
 
 const log = logger('mount')
 
@@ -64,10 +64,10 @@ export async function claimCacheDir(path: string, { remote, registry, signal }: 
       return openCacheDir(path, { remote, lock })
     } catch (error) {
       if (!isFerryError(error, 'BUSY')) throw error
-      const daemon = registry.daemons().find(each => each.cacheDir === path)
+      const daemon = registry.daemons().find(each => each.cacheDirs.includes(path))
       // Not registered: it is just starting or just ending, or it runs under another XDG_RUNTIME_DIR.
       if (!daemon && !asked && waitedMs() > PATIENCE_MS) throw error
-      if (daemon && !asked) asked = await askForHandover(daemon, signal)
+      if (daemon && !asked) asked = await askForHandover(daemon, path, signal)
     }
     if (!said && waitedMs() > PATIENCE_MS)
       log.warn(`waiting for the last batch of the daemon that still works in ${path}`)
@@ -77,17 +77,19 @@ export async function claimCacheDir(path: string, { remote, registry, signal }: 
 }
 
 /** Returns when the daemon is about to let go, or has ended. */
-async function askForHandover({ pid, socket, cacheDir, mountpoint }: Daemon, signal?: AbortSignal): Promise<boolean> {
+async function askForHandover(daemon: Daemon, cacheDir: string, signal?: AbortSignal): Promise<boolean> {
   try {
-    await callControl(socket, { do: 'handover' }, { signal, silenceMsMax: HANDOVER_MS_MAX })
+    await callControl(daemon.socket, { do: 'handover' }, { signal, silenceMsMax: HANDOVER_MS_MAX })
     return true
   } catch (error) {
     throwIfAborted(signal)
     if (isFerryError(error, 'UNREACHABLE')) return true
-    const why = isFerryError(error, 'BUSY') ? `has it mounted at ${mountpoint}` : 'works in it and does not answer'
+    const { pid, mountpoint } = daemon
+    const uses = mountpoint === undefined ? `serves it at ${nameOf(daemon)}` : `has it mounted at ${mountpoint}`
+    const why = isFerryError(error, 'BUSY') ? uses : 'works in it and does not answer'
     throw new FerryError('BUSY', {
       cause: error,
-      detail: `cache directory ${cacheDir}: daemon ${pid} ${why}; unmount that first, or choose another --cache-dir`,
+      detail: `cache directory ${cacheDir}: daemon ${pid} ${why}; end that first, or choose another --cache-dir`,
     })
   }
 }

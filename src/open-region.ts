@@ -2,6 +2,7 @@
 import { orAborted } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { logger } from './base/log.js'
+import type { RegionDoor, RegionExtent } from './cache/door.js'
 import type { Maybe } from './cache/filesystem.js'
 import { RegionCache, type RegionCacheStatus } from './cache/region.js'
 import type { Progress } from './cache/tree-cache.js'
@@ -90,7 +91,7 @@ interface RegionParts {
 }
 
 /** A region that is open. `close` ends it: locally durable, then released, not sent (call `sync` first). */
-export class Region implements AsyncDisposable {
+export class Region implements RegionDoor, AsyncDisposable {
   readonly #region: RegionCache
   readonly #parts: RegionParts
   #closing: Promise<void> | undefined
@@ -122,6 +123,19 @@ export class Region implements AsyncDisposable {
   /** These bytes are zeros from now on. */
   trim(at: number, length: number): Maybe<void> {
     return this.#region.trim(at, length)
+  }
+
+  /** These bytes are here when it resolves. */
+  prefetch(at: number, length: number): Promise<void> {
+    return this.#region.prefetch(at, length)
+  }
+
+  /**
+   * What is known to be zeros, in runs from `at` on, neighbours different, at most `countMax`. It may end before `length`, but is never
+   * empty; `zeros: false` says that nobody knows.
+   */
+  extents(at: number, length: number, countMax = Number.POSITIVE_INFINITY): RegionExtent[] {
+    return this.#region.extents(at, length, countMax)
   }
 
   /** Every earlier write is durable here; with `fsync: 'remote'` it is committed at the remote. */

@@ -133,8 +133,26 @@ export const loopback = () =>
     given => {
       const [, bracketed, plain, digits] = /^(?:\[([^\]]+)\]:|([^:[\]]+):)?(\d{1,5})$/.exec(String(given)) ?? []
       const host = bracketed ?? plain ?? '127.0.0.1'
-      const local = host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
-      return only({ host, port: Number(digits) }, local && Number(digits) <= 65_535)
+      return only({ host, port: Number(digits) }, isLoopback(host) && Number(digits) <= 65_535)
+    },
+  )
+
+/** Where a server listens. */
+export type Address = { path: string } | Listen
+
+export const isLoopback = (host: string) =>
+  host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
+
+/** unix:PATH, PORT, HOST:PORT or [IPV6]:PORT; of this machine alone, unless a host is named. Port 0: any that is free. */
+export const address = () =>
+  kind<Address, string | number>(
+    'ADDR',
+    'unix:PATH, a port, or an address with one, such as unix:/run/disk.sock, 10809, 0.0.0.0:10809 or [::1]:10809',
+    given => {
+      const text = String(given)
+      if (text.startsWith('unix:')) return { path: absolute(text.slice('unix:'.length)) }
+      const [, bracketed, plain, digits] = /^(?:\[([^\]]+)\]:|([^:[\]]+):)?(\d{1,5})$/.exec(text) ?? []
+      return only({ host: bracketed ?? plain ?? '127.0.0.1', port: Number(digits) }, Number(digits) <= 65_535)
     },
   )
 

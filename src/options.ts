@@ -7,8 +7,10 @@ import { FerryError } from './base/errors.js'
 import { levels } from './base/log.js'
 import { formatBytes } from './base/units.js'
 import {
+  address,
   choice,
   count,
+  isLoopback,
   type Kind,
   list,
   loopback,
@@ -22,7 +24,7 @@ import {
 } from './option-kinds.js'
 import { parseSimulation } from './remote/simulate.js'
 
-type Group = 'cache' | 'remote' | 'mount' | 'process'
+type Group = 'cache' | 'remote' | 'mount' | 'server' | 'process'
 
 /** One option. `fallback` is its default, as a user would write it. */
 interface Row<Schema extends z.ZodMiniType = z.ZodMiniType> {
@@ -57,6 +59,12 @@ const defaulted = <Output, Input>(
   fallback,
   schema: z.prefault(schema, fallback as z.core.util.NoUndefined<Input>),
 })
+
+const needed = <Output, Input>(
+  group: Group,
+  { placeholder, schema }: Kind<Output, Input>,
+  help: string,
+): Row<z.ZodMiniType<Output, Input>> => ({ group, placeholder, help, fallback: undefined, schema })
 
 const anySize = (like: string) => size({ min: '64K', max: '4096T', like })
 
@@ -198,6 +206,20 @@ const mountTable = {
   ),
 }
 
+/** What a server takes. */
+const serverTable = {
+  tlsCert: optional('server', path('FILE'), 'speak TLS, as the owner of this certificate (PEM)'),
+  tlsKey: optional('server', path('FILE'), "the certificate's private key (PEM)"),
+  tlsCa: optional('server', path('FILE'), 'let in only clients with a certificate from this authority (PEM)'),
+  pskFile: optional('server', path('FILE'), 'speak TLS with whoever has a key of this file: lines of NAME:HEX'),
+  insecure: defaulted('server', toggle(), false, 'let in who does not speak TLS, from other machines as well'),
+  maxConnections: defaulted('server', count({ min: 1, max: 10_000 }), 64, 'connections at once'),
+}
+/** Where it does that. */
+const listenTable = {
+  listen: needed('server', address(), 'where: unix:PATH, a port of this machine, or ADDRESS:PORT'),
+}
+
 /** What the program around it takes. */
 const programTable = {
   daemon: defaulted('process', toggle(), false, 'return when the mount is ready, and go on in the background'),
@@ -221,7 +243,11 @@ const mountSchema = schemaOf(mountTable)
 const { dirTtl: _dirTtl, localOnly: _localOnly, uid: _uid, gid: _gid, umask: _umask, ...rest } = mountTable
 const { allowOther: _allowOther, suid: _suid, dev: _dev, driver: _driver, maxDelay: _maxDelay, ...regionTable } = rest
 const regionSchema = schemaOf(regionTable)
+const serverSchema = schemaOf({ ...listenTable, ...serverTable })
 const commandSchema = schemaOf({ ...mountTable, ...programTable })
+const { metrics: _metrics, ...nbdProgramTable } = programTable
+const nbdTable = { ...regionTable, ...listenTable, ...serverTable, ...nbdProgramTable }
+const nbdSchema = schemaOf(nbdTable)
 
 /** Options of `mountTree`: the command line's, in camelCase. Sizes are bytes or text like '256M'; times are ms or text like '30s'. */
 export type MountOptions = Partial<z.input<typeof mountSchema>>
@@ -231,6 +257,10 @@ export type MountSettings = Settled<z.output<typeof mountSchema>>
 export type RegionOptions = Partial<z.input<typeof regionSchema>>
 export type RegionSettings = Settled<z.output<typeof regionSchema>>
 export type CommandSettings = Settled<z.output<typeof commandSchema>>
+
+/** Options of `serveNbd`, but for what each region is called. */
+export type ServerOptions = z.input<typeof serverSchema>
+export type ServerSettings = z.output<typeof serverSchema>
 
 /** What follows from several options together. */
 type Settled<T> = Omit<T, 'dirtyLimit'> & { dirtyLimit: number }
@@ -250,20 +280,29 @@ export interface OptionRow {
 
 const kebab = (name: string) => name.replace(/[A-Z]/g, letter => `-${letter.toLowerCase()}`)
 
+const rowsOf = (table: object): OptionRow[] =>
+  Object.entries<Row>(table as Table).map(([name, row]) => ({
+    name,
+    flag: kebab(name),
+    variable: `PAGEFERRY_${kebab(name).toUpperCase().replaceAll('-', '_')}`,
+    placeholder: row.placeholder,
+    fallback: row.fallback,
+    help: row.help,
+    group: row.group,
+    repeatable: Array.isArray(row.fallback),
+  }))
+
 /** All options of `mount`, in the order of the help. */
-export const mountOptionRows: OptionRow[] = Object.entries<Table[string]>({
-  ...mountTable,
-  ...programTable,
-} as Table).map(([name, row]) => ({
-  name,
-  flag: kebab(name),
-  variable: `PAGEFERRY_${kebab(name).toUpperCase().replaceAll('-', '_')}`,
-  placeholder: row.placeholder,
-  fallback: row.fallback,
-  help: row.help,
-  group: row.group,
-  repeatable: Array.isArray(row.fallback),
-}))
+export const mountOptionRows = rowsOf({ ...mountTable, ...programTable })
+/** The same of `nbd serve`. */
+export const nbdOptionRows = rowsOf(nbdTable)
+
+/** Where a command's options come from. */
+interface CommandSources {
+  flags: Record<string, unknown>
+  env: NodeJS.ProcessEnv
+  config?: string
+}
 
 /** Options by name, each with what it is called where it was given (`--fetch-size`, `PAGEFERRY_FETCH_SIZE`, `fetch-size in FILE`). */
 interface Given {
@@ -283,28 +322,64 @@ export function regionSettings(options: RegionOptions = {}): RegionSettings {
   return settle(check(regionSchema, { values: { ...options }, calledAs: {} }), name => name)
 }
 
-/** Checks what the command line collected. USAGE names the first one that is wrong, and where it was given. */
-export function commandSettings(sources: {
-  flags: Record<string, unknown>
-  env: NodeJS.ProcessEnv
-  config?: string
-}): CommandSettings {
-  const given = collect(sources)
-  return settle(check(commandSchema, given), name => given.calledAs[name] ?? `--${kebab(name)}`)
+/** The same for a server. */
+export function serverSettings(options: ServerOptions): ServerSettings {
+  return settleServer(check(serverSchema, { values: { ...options }, calledAs: {} }), name => name)
 }
+
+/** Checks what the command line collected. USAGE names the first one that is wrong, and where it was given. */
+export function commandSettings(sources: CommandSources): CommandSettings {
+  const given = collect(mountOptionRows, sources)
+  return settle(check(commandSchema, given), calledIn(given))
+}
+
+/** What `nbd serve` is told: of its regions, of the server, and of the program. */
+export interface NbdSettings extends Pick<CommandSettings, 'daemon' | 'logLevel' | 'logFile'> {
+  cacheDir: string | undefined
+  region: RegionOptions
+  server: ServerSettings
+}
+
+/** The same for `nbd serve`. */
+export function nbdSettings(sources: CommandSources): NbdSettings {
+  const given = collect(nbdOptionRows, sources)
+  const checked = check(nbdSchema, given, calledIn(given))
+  settle(checked, calledIn(given))
+  const { daemon, logLevel, logFile, cacheDir } = checked
+  const isOf =
+    (table: object) =>
+    ([name]: [string, unknown]) =>
+      Object.hasOwn(table, name)
+  const region = Object.fromEntries(Object.entries(given.values).filter(isOf(regionTable)))
+  const server = Object.fromEntries(Object.entries(checked).filter(isOf({ ...listenTable, ...serverTable })))
+  return {
+    ...{ daemon, logLevel, logFile, cacheDir },
+    region: region as RegionOptions,
+    server: settleServer(server as ServerSettings, calledIn(given)),
+  }
+}
+
+const calledIn =
+  ({ calledAs }: Given) =>
+  (name: string) =>
+    calledAs[name] ?? `--${kebab(name)}`
 
 /** One value that is not in the table, such as an option of another command. USAGE names it. */
 export function usageOf<Output, Input>(name: string, { schema }: Kind<Output, Input>, given: Input): Output {
   return check(z.object({ value: schema }), { values: { value: given }, calledAs: { value: name } }).value
 }
 
-function check<S extends z.ZodMiniType>(schema: S, { values, calledAs }: Given): z.output<S> {
+function check<S extends z.ZodMiniType>(
+  schema: S,
+  { values, calledAs }: Given,
+  called = (name: string) => calledAs[name] ?? name,
+): z.output<S> {
   const checked = schema.safeParse(values)
   if (checked.success) return checked.data
   const [issue] = checked.error.issues
   if (issue.code === 'unrecognized_keys') throw usage(`${issue.keys[0]}: there is no such option`)
   const name = String(issue.path[0])
-  throw usage(`${calledAs[name] ?? name}: ${issue.message}`)
+  throw usage(`${called(name)}: ${issue.message.replace(/^got undefined/, 'nothing was given')}`)
 }
 
 /** Defaults and refusals that depend on more than one option. */
@@ -322,19 +397,25 @@ function settle<T extends { cacheSize: number; dirtyLimit?: number | undefined; 
   return { ...settings, dirtyLimit }
 }
 
+function settleServer<T extends ServerSettings>(settings: T, called: (name: string) => string): T {
+  const { tlsCert, tlsKey, tlsCa, pskFile, listen, insecure } = settings
+  if ((tlsCert === undefined) !== (tlsKey === undefined))
+    throw usage(`${called('tlsCert')} and ${called('tlsKey')} go together`)
+  if (tlsCa !== undefined && tlsCert === undefined)
+    throw usage(`${called('tlsCa')}: without ${called('tlsCert')} there is no TLS`)
+  const isSecure = tlsCert !== undefined || pskFile !== undefined
+  if (!isSecure && !insecure && 'host' in listen && !isLoopback(listen.host))
+    throw usage(
+      `${called('listen')}: ${listen.host} is seen by other machines; allowed with ${called('tlsCert')} or ${called('pskFile')}, or with ${called('insecure')}`,
+    )
+  return settings
+}
+
 /** Flag before environment before config file; what is not given anywhere keeps its default. */
-function collect({
-  flags,
-  env,
-  config,
-}: {
-  flags: Record<string, unknown>
-  env: NodeJS.ProcessEnv
-  config?: string
-}): Given {
+function collect(rows: OptionRow[], { flags, env, config }: CommandSources): Given {
   const given: Given = { values: {}, calledAs: {} }
-  const file = config === undefined ? {} : readConfig(config)
-  for (const { name, flag, variable } of mountOptionRows) {
+  const file = config === undefined ? {} : readConfig(rows, config)
+  for (const { name, flag, variable } of rows) {
     const [value, calledAs] =
       flags[name] !== undefined
         ? [flags[name], `--${flag}`]
@@ -348,7 +429,7 @@ function collect({
   return given
 }
 
-function readConfig(file: string): Record<string, unknown> {
+function readConfig(rows: OptionRow[], file: string): Record<string, unknown> {
   let source: string
   try {
     source = readFileSync(file, 'utf8')
@@ -362,7 +443,7 @@ function readConfig(file: string): Record<string, unknown> {
     // The rest of the message draws the line in question.
     throw usage(`--config: ${file} is not TOML: ${(error as Error).message.split('\n')[0]}`)
   }
-  const known = new Set(mountOptionRows.map(row => row.flag))
+  const known = new Set(rows.map(row => row.flag))
   const unknown = Object.keys(table).find(key => !known.has(key))
   if (unknown) throw usage(`${unknown} in ${file}: there is no such option`)
   return table

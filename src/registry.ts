@@ -1,4 +1,4 @@
-// Who is mounted on this host, and where unsent work lies. One small file per daemon in a directory that a reboot empties, one per
+// Who is mounted on this host, who serves regions, and where unsent work lies. One small file per daemon in a directory that a reboot empties, one per
 // cache directory in a directory that lasts.
 
 import { createHash } from 'node:crypto'
@@ -27,9 +27,13 @@ const daemonShape = z.object({
   pid: z.int().check(z.positive()),
   startTime: z.number(),
   bootId: z.string(),
-  mountpoint: z.string(),
+  /** Of a mount. */
+  mountpoint: z.optional(z.string()),
+  /** Of a server: its URI. */
+  address: z.optional(z.string()),
   remote: z.string(),
-  cacheDir: z.string(),
+  /** One for each region of a server. */
+  cacheDirs: z.array(z.string()),
   readOnly: z.boolean(),
   /** Of the control socket. */
   socket: z.string(),
@@ -179,7 +183,7 @@ export class Registry {
 
   /** Cache directories with unsent work that no daemon is working on. Those that were removed are dropped. */
   journals(): Journal[] {
-    const busy = new Set(this.daemons().map(daemon => daemon.cacheDir))
+    const busy = new Set(this.daemons().flatMap(daemon => daemon.cacheDirs))
     return readAll(this.#journalsDir, journalShape)
       .filter(({ path, entry }) => {
         if (existsSync(entry.cacheDir)) return !busy.has(entry.cacheDir)
@@ -198,6 +202,9 @@ export class Registry {
     return join(this.#journalsDir, `${createHash('sha256').update(cacheDir).digest('hex').slice(0, 16)}.json`)
   }
 }
+
+/** What it is called on the command line. */
+export const nameOf = ({ mountpoint, address, socket }: Daemon): string => mountpoint ?? address ?? socket
 
 /** Whether anything is missing at the remote. */
 export const hasWork = (lag: Lag): boolean => lag.bytes > 0 || lag.operations > 0 || lag.kernelBytes > 0

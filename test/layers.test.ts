@@ -14,14 +14,15 @@ const mayImport: Record<string, string[]> = {
   remote: ['base', 'wire', 'chunk', 'linux'],
   cache: ['base', 'wire', 'chunk', 'remote'],
   fs: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache'],
-  surface: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs'],
-  commands: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'surface'],
+  nbd: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache'],
+  surface: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd'],
+  commands: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd', 'surface'],
   cli: ['commands'],
 }
 
 /** The engine and the doors know remotes by their interfaces only. */
 const interfaces = ['blob', 'store', 'tree', 'commits'].map(name => `src/remote/${name}.ts`)
-const onlyInterfaces = ['cache', 'fs']
+const onlyInterfaces = ['cache', 'fs', 'nbd']
 
 /** Packages that only some places may know. */
 const owners: Record<string, RegExp> = {

@@ -15,6 +15,7 @@ const documents = [
   'docs/REMOTES.md',
   'docs/S3.md',
   'docs/REGIONS.md',
+  'docs/NBD.md',
 ]
 
 describe('README.md', () => {

@@ -4,6 +4,7 @@ import { digest } from '../chunk/digest.js'
 import {
   CHUNK_BYTES,
   CHUNK_PAGES,
+  FULL_MASK,
   firstRun,
   maskCovering,
   maskOf,
@@ -14,6 +15,7 @@ import {
   runStart,
 } from '../chunk/geometry.js'
 import { GUESSED, NAMED, type Row, SEALED, VERIFIED } from './chunk-table.js'
+import type { RegionExtent } from './door.js'
 import type { Durability } from './durability.js'
 import type { Maybe, Stamped } from './filesystem.js'
 import { Changed, type Inode } from './inode.js'
@@ -25,6 +27,8 @@ import type { TreeState } from './state.js'
 const INLINE_BYTES_MAX = 64 * 1024
 /** ext4's limit, which we share: 2^44 bytes, 16 TiB. */
 export const FILE_BYTES_MAX = 2 ** 44
+/** Chunks that are looked at in one go for what is known of them. */
+const LOOKED_CHUNKS_MAX = 65_536
 /** A read that keeps losing its pages to a change at the remote gives up after this many tries. */
 const READ_TRIES_MAX = 16
 
@@ -429,6 +433,38 @@ export class Content {
   }
 
   // --- where the data is
+
+  /** What is known to be zeros, in runs; not all of it, if it takes long to look at. */
+  extents(inode: Inode, at: number, length: number, countMax: number): RegionExtent[] {
+    const extents: RegionExtent[] = []
+    const end = Math.min(at + length, inode.size)
+    let looked = 0
+    for (let from = at; from < end && looked < LOOKED_CHUNKS_MAX; looked++) {
+      const index = Math.floor(from / CHUNK_BYTES)
+      const start = index * CHUNK_BYTES
+      const to = Math.min(end, start + CHUNK_BYTES)
+      const row = this.state.rowOf(inode, index)
+      const absent = row ? ~this.state.chunks.valid[row] >>> 0 : FULL_MASK
+      while (from < to) {
+        const page = Math.floor((from - start) / PAGE_BYTES)
+        const zeros = this.#isZeros(inode, index, absent, page)
+        let next = page + 1
+        while (next < CHUNK_PAGES && this.#isZeros(inode, index, absent, next) === zeros) next++
+        const until = Math.min(to, start + next * PAGE_BYTES)
+        const last = extents.at(-1)
+        if (last?.zeros === zeros) last.length += until - from
+        else if (extents.length === countMax) return extents
+        else extents.push({ length: until - from, zeros })
+        from = until
+      }
+    }
+    return extents
+  }
+
+  #isZeros(inode: Inode, index: number, absent: number, page: number): boolean {
+    const mask = (1 << page) >>> 0
+    return (absent & mask) !== 0 && !this.#atRemote(inode, index, mask)
+  }
 
   seek(inode: Inode, at: number, wanted: 'data' | 'hole'): number {
     if (at >= inode.size) throw new FerryError('RANGE', { detail: `offset ${at} of ${inode.size}` })

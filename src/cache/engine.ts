@@ -9,6 +9,7 @@ import { checkpoint, checkpointDue, restore } from './checkpoint.js'
 import { Completion } from './completion.js'
 import { Content, FILE_BYTES_MAX, nowNs } from './content.js'
 import { Database, damageOf, type Meta } from './database.js'
+import type { RegionExtent } from './door.js'
 import { Durability } from './durability.js'
 import {
   type AttributeChange,
@@ -56,9 +57,9 @@ const XATTR_NAME_BYTES_MAX = 255
 /** What remotes keep (see tree.ts). */
 const XATTR_SPACES = ['user.', 'trusted.']
 const LISTINGS_OPEN_MAX = 64
-/** What freed slots may keep of the disk, beyond the budget, so that they are used again without a hole; nothing of a small disk. */
 /** Directory of the database, in the cache directory. */
 const NAMES = 'names'
+/** What freed slots may keep of the disk, beyond the budget, so that they are used again without a hole; nothing of a small disk. */
 const WARM_BYTES_MAX = 64 * 1024 * 1024
 const WARM_DISK_BYTES_MIN = 4 * 1024 ** 3
 const NO_DATA = new FerryError('NO_DATA')
@@ -1015,6 +1016,14 @@ class Engine implements TreeCache {
   present(ino: Ino): number {
     const { chunks } = this.state
     return chunks.rowsOf(ino).reduce((sum, row) => sum + popcount(chunks.valid[row]) * PAGE_BYTES, 0)
+  }
+
+  prefetch(ino: Ino, at: number, length: number): Promise<void> {
+    return this.pullQueue.need(this.state.inode(ino), at, length)
+  }
+
+  extents(ino: Ino, at: number, length: number, countMax: number): RegionExtent[] {
+    return this.content.extents(this.state.inode(ino), at, length, countMax)
   }
 
   async pull(

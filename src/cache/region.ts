@@ -1,5 +1,6 @@
 // The local, cached face of one blob: what a front door reads and writes.
 import { FerryError } from '../base/errors.js'
+import type { RegionDoor, RegionExtent } from './door.js'
 import { type Ino, type Maybe, ROOT } from './filesystem.js'
 import type { Progress, TreeCache, TreeCacheStatus } from './tree-cache.js'
 
@@ -11,11 +12,14 @@ export interface RegionCacheStatus extends Omit<TreeCacheStatus, 'inodes' | 'qua
   availability: number
 }
 
+/** Asked for at once by a prefetch: others have their turn in between. */
+const PREFETCHED_BYTES = 16 * 1024 * 1024
+
 /**
  * Fixed in size. Reads and writes are answered at once when they need nothing from the remote, and with a promise otherwise.
  * They reject with a FerryError: INVALID beyond the end, READ_ONLY, CLOSED, NO_SPACE, and what the remote says of bytes that are not here.
  */
-export class RegionCache {
+export class RegionCache implements RegionDoor {
   /** In bytes. */
   readonly size: number
   readonly readOnly: boolean
@@ -65,6 +69,20 @@ export class RegionCache {
     this.#check(at, length)
     if (this.readOnly) throw new FerryError('READ_ONLY')
     if (length > 0) return this.#cache.allocate(this.#ino, { at, length }, { kind: 'punch', keepSize: true })
+  }
+
+  /** They are here when it resolves. */
+  async prefetch(at: number, length: number): Promise<void> {
+    this.#check(at, length)
+    const end = at + length
+    for (let from = at; from < end; from += PREFETCHED_BYTES)
+      await this.#cache.prefetch(this.#ino, from, Math.min(PREFETCHED_BYTES, end - from))
+  }
+
+  /** What is known to be zeros: see RegionDoor. */
+  extents(at: number, length: number, countMax: number): RegionExtent[] {
+    this.#check(at, length)
+    return this.#cache.extents(this.#ino, at, length, countMax)
   }
 
   /** Every earlier write is durable here; with `fsync: 'remote'` at the remote. */

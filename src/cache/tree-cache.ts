@@ -1,6 +1,7 @@
 // The engine behind a mounted tree, as its owner (the daemon, the library) sees it. `openTreeCache` makes one.
 import type { Claim, Commits } from '../remote/commits.js'
 import type { Tree, TreeChange } from '../remote/tree.js'
+import type { RegionExtent } from './door.js'
 import type { FileSystem, Ino } from './filesystem.js'
 import type { Storage } from './storage.js'
 
@@ -132,6 +133,10 @@ export interface TreeCache extends FileSystem, AsyncDisposable {
   conflicts(): Conflict[]
   /** Bytes of a file that are here, in whole pages. */
   present(ino: Ino): number
+  /** These bytes are here when it resolves. */
+  prefetch(ino: Ino, at: number, length: number): Promise<void>
+  /** As `RegionDoor.extents` says. */
+  extents(ino: Ino, at: number, length: number, countMax: number): RegionExtent[]
   /** Locally durable, lease released, not drained. Closing twice is fine. */
   close(): Promise<void>
 }

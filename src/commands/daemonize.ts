@@ -16,7 +16,9 @@ export const THREADS = '8'
 
 /** Whether a daemon is surely what is wanted, so that everything else can be left to it; it may also be wanted otherwise. */
 export const wantsDaemon = ([command, ...args]: string[]): boolean =>
-  command === 'mount' && args.includes('--daemon') && !args.some(arg => arg === '-h' || arg === '--help')
+  (command === 'mount' || command === 'nbd') &&
+  args.includes('--daemon') &&
+  !args.some(arg => arg === '-h' || arg === '--help')
 
 type Message = { say: string } | { done: string } | { failed: string; status: ExitStatus }
 

@@ -5,7 +5,8 @@ import { FerryError } from '../base/errors.js'
 import { callControl } from '../control.js'
 import { mounts } from '../linux/mountinfo.js'
 import type { MountStatus } from '../mounted-tree.js'
-import { type Daemon, Registry } from '../registry.js'
+import { type Daemon, nameOf, Registry } from '../registry.js'
+import type { ServerStatus } from '../served-regions.js'
 
 /** A daemon that does not answer for this long is in trouble. */
 export const SILENCE_MS_MAX = 10_000
@@ -16,8 +17,8 @@ const isWithin = (path: string, point: string) =>
 /** The daemon whose mount holds `path`, or which listens at it; of several, the innermost mount, and the newest of those. */
 const holding = (daemons: Daemon[], path: string): Daemon | undefined =>
   daemons
-    .filter(({ mountpoint, socket }) => isWithin(path, mountpoint) || path === socket)
-    .sort((a, b) => b.mountpoint.length - a.mountpoint.length || b.startTime - a.startTime)[0]
+    .filter(({ mountpoint, socket }) => (mountpoint && isWithin(path, mountpoint)) || path === socket)
+    .sort((a, b) => nameOf(b).length - nameOf(a).length || b.startTime - a.startTime)[0]
 
 /** What a path can also be called. Only its parent is looked at, and only when the name as given is no mount: a mount may be dead. */
 const withoutSymlinks = async (path: string) => {
@@ -40,6 +41,8 @@ export interface Found {
  */
 export async function findDaemon(given: string, registry = new Registry()): Promise<Found> {
   const daemons = registry.daemons()
+  const server = daemons.find(({ address }) => address === given)
+  if (server) return { daemon: server, path: '' }
   const names = [resolve(given)]
   let daemon = holding(daemons, names[0])
   if (!daemon) {
@@ -47,7 +50,7 @@ export async function findDaemon(given: string, registry = new Registry()): Prom
     daemon = holding(daemons, names[0])
   }
   if (!daemon) throw new FerryError('USAGE', { detail: await whyNot(names) })
-  const inside = names[0] === daemon.socket ? '' : relative(daemon.mountpoint, names[0])
+  const inside = names[0] === daemon.socket ? '' : relative(daemon.mountpoint!, names[0])
   return { daemon, path: Buffer.from(inside).toString('latin1') }
 }
 
@@ -73,5 +76,5 @@ async function whyNot(names: string[]): Promise<string> {
 }
 
 /** What a daemon says of itself. */
-export const statusOf = async (daemon: Daemon, silenceMsMax = SILENCE_MS_MAX): Promise<MountStatus> =>
-  (await callControl(daemon.socket, { do: 'status' }, { silenceMsMax })) as MountStatus
+export const statusOf = async (daemon: Daemon, silenceMsMax = SILENCE_MS_MAX): Promise<MountStatus | ServerStatus> =>
+  (await callControl(daemon.socket, { do: 'status' }, { silenceMsMax })) as MountStatus | ServerStatus

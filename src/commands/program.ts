@@ -1,14 +1,15 @@
 // The command line: every command with its options and examples. What a command does is loaded when it is called.
 import { readFileSync } from 'node:fs'
 import { Command, Option } from 'commander'
-import { mountOptionRows, type OptionRow } from '../options.js'
+import { mountOptionRows, nbdOptionRows, type OptionRow } from '../options.js'
 import type { Ready } from './daemonize.js'
-import type { ExitStatus } from './report.js'
+import { EXIT, type ExitStatus } from './report.js'
 
 const groups: Record<string, string> = {
   cache: 'Cache and write-back:',
   remote: 'Remote:',
   mount: 'Mount:',
+  server: 'Server:',
   process: 'Process:',
 }
 
@@ -34,6 +35,16 @@ function optionOf({ flag, placeholder, help, fallback, group, repeatable }: Opti
 
 /** Switches that the environment or a config file has turned on can be turned off again. */
 const negationOf = ({ flag }: OptionRow) => new Option(`--no-${flag}`).hideHelp()
+
+const configOption = () =>
+  new Option('--config <FILE>', 'read options from a TOML file: fetch-size = "1M"').helpGroup(groups.process)
+
+function addOptions(command: Command, rows: OptionRow[]): void {
+  for (const row of rows) {
+    command.addOption(optionOf(row))
+    if (row.placeholder === undefined) command.addOption(negationOf(row))
+  }
+}
 
 const examples = (...lines: string[]) => `\nExamples:\n${lines.map(line => `  $ pageferry ${line}\n`).join('')}`
 
@@ -74,13 +85,8 @@ export function program({ ended, ready }: ProgramOptions): Command {
   const mount = command('mount', 'use a remote directory as a local one')
     .argument('<remote>', 'where the bytes live: /path, file:///path, s3://bucket/prefix, https://host/path, mem:')
     .argument('<mountpoint>', 'an empty directory')
-    .addOption(
-      new Option('--config <FILE>', 'read options from a TOML file: fetch-size = "1M"').helpGroup(groups.process),
-    )
-  for (const row of mountOptionRows) {
-    mount.addOption(optionOf(row))
-    if (row.placeholder === undefined) mount.addOption(negationOf(row))
-  }
+    .addOption(configOption())
+  addOptions(mount, mountOptionRows)
   mount
     .addHelpText(
       'after',
@@ -94,6 +100,35 @@ export function program({ ended, ready }: ProgramOptions): Command {
     .action(
       run(async (remote: string, mountpoint: string, flags: Record<string, unknown>) =>
         (await import('./mount.js')).mountCommand(remote, mountpoint, flags, ready),
+      ),
+    )
+
+  const nbd = command('nbd', 'a run of bytes as a block device')
+  nbd.action(() => {
+    process.stderr.write(nbd.helpInformation())
+    ended(EXIT.usage)
+  })
+  const nbdServe = nbd
+    .command('serve')
+    .description('serve regions by NBD: one run of bytes each, under a name')
+    .argument(
+      '<[NAME=]REGION...>',
+      'a file or block device, s3://bucket/object, or chunks in a store: ?layout=chunks&size=10G',
+    )
+    .addOption(configOption())
+  addOptions(nbdServe, nbdOptionRows)
+  nbdServe
+    .addHelpText(
+      'after',
+      `${examples(
+        'nbd serve /srv/disk.img --listen unix:/run/disk.sock',
+        'nbd serve --daemon --pull all root=s3://images/root.img data=/srv/data.img --listen 10809',
+        "nbd serve 's3://images/scratch?layout=chunks&size=10G' --listen unix:/run/scratch.sock",
+      )}\nClients: nbd-client, qemu (nbd://127.0.0.1/root, nbd+unix:///?socket=/run/disk.sock), nbdcopy, fio.\nFLUSH and FUA mean what --fsync says: durable here, or at the remote.`,
+    )
+    .action(
+      run(async (regions: string[], flags: Record<string, unknown>) =>
+        (await import('./nbd.js')).nbdServeCommand(regions, flags, ready),
       ),
     )
 

@@ -2,7 +2,9 @@
 import { formatBytes, formatDuration } from '../base/units.js'
 import type { Lag } from '../cache/tree-cache.js'
 import type { MountStatus, Unsent } from '../mounted-tree.js'
+import type { RegionStatus } from '../open-region.js'
 import { hasWork, type Journal } from '../registry.js'
+import type { ServerStatus } from '../served-regions.js'
 
 const of = (bytes: number, bytesMax: number) => `${formatBytes(bytes)} of ${formatBytes(bytesMax)}`
 
@@ -27,12 +29,10 @@ const table = (rows: [label: string, value: string][]) => {
   return rows.map(([label, value]) => `  ${label.padEnd(width)}  ${value}`).join('\n')
 }
 
-/** A block of lines about one mount. */
-export function describeMount(status: MountStatus): string {
+/** What is told of a mount and of a region alike. */
+function engineRows(status: MountStatus | RegionStatus): [label: string, value: string][] {
   const { remote, lag, cache, memory, reads, lease, batches } = status
-  const title = `${status.mountpoint}  ${remote.url}${status.readOnly ? '  read-only' : ''}${status.state === 'draining' ? '  unmounted, sending what is left' : ''}`
   const rows: [string, string][] = [
-    ['daemon', `pid ${status.pid}, cache in ${status.cacheDir}`],
     ['lag', lagLine(lag)],
     ['contract', contracts[status.contract]],
     ['hit rate', `${percent(reads.hits, reads.hits + reads.misses)} of ${many(reads.hits + reads.misses, 'read')}`],
@@ -45,11 +45,34 @@ export function describeMount(status: MountStatus): string {
   ]
   if (lease) rows.push(['lease', `${lease.holder}, epoch ${lease.epoch}`])
   if (batches.lastError) rows.push(['last error', batches.lastError])
-  if (status.conflicts.length > 0)
-    rows.push(['conflicts', `${status.conflicts.length}: see pageferry conflicts ${status.mountpoint}`])
-  for (const { path, detail } of status.quarantine) rows.push(['refused', `${text(path)}: ${detail}`])
-  for (const problem of status.problems) rows.push(['problem', problem])
-  return `${title}\n${table(rows)}`
+  return rows
+}
+
+const problemRows = ({ problems }: { problems: string[] }) =>
+  problems.map((problem): [string, string] => ['problem', problem])
+
+/** A block of lines about one mount. */
+export function describeMount(status: MountStatus): string {
+  const { mountpoint, remote, readOnly, state, pid, cacheDir, conflicts, quarantine } = status
+  const title = `${mountpoint}  ${remote.url}${readOnly ? '  read-only' : ''}${state === 'draining' ? '  unmounted, sending what is left' : ''}`
+  const rows: [string, string][] = [['daemon', `pid ${pid}, cache in ${cacheDir}`], ...engineRows(status)]
+  if (conflicts.length > 0) rows.push(['conflicts', `${conflicts.length}: see pageferry conflicts ${mountpoint}`])
+  for (const { path, detail } of quarantine) rows.push(['refused', `${text(path)}: ${detail}`])
+  return `${title}\n${table([...rows, ...problemRows(status)])}`
+}
+
+/** A block of lines about each region of one server. */
+export function describeServer({ address, pid, connections, regions }: ServerStatus): string {
+  const blocks = regions.map(status => {
+    const { name, remote, readOnly, size, availability, cacheDir } = status
+    const title = `${address}${name ? `  ${name}` : ''}  ${remote.url}${readOnly ? '  read-only' : ''}`
+    const rows: [string, string][] = [
+      ['daemon', `pid ${pid}, ${many(connections, 'connection')}, cache in ${cacheDir}`],
+      ['size', `${formatBytes(size)}, ${percent(availability, 1)} here`],
+    ]
+    return `${title}\n${table([...rows, ...engineRows(status), ...problemRows(status)])}`
+  })
+  return blocks.join('\n\n')
 }
 
 export function describeJournal({ remote, cacheDir, lag, closed }: Journal): string {

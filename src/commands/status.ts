@@ -1,29 +1,30 @@
-// pageferry status: one mount, or every mount and every journal with unsent work.
+// pageferry status: one mount or server, or all of them and every journal with unsent work.
 import { isFerryError } from '../base/errors.js'
 import type { MountStatus } from '../mounted-tree.js'
 import { type Daemon, Registry } from '../registry.js'
+import type { ServerStatus } from '../served-regions.js'
 import { findDaemon, statusOf } from './find.js'
 import { EXIT, type ExitStatus, print } from './report.js'
-import { describeJournal, describeMount } from './show.js'
+import { describeJournal, describeMount, describeServer } from './show.js'
 
 /** Of many mounts one that is stopped must not hide the others. */
 const PATIENCE_MS = 3000
 
-/** What is known of a mount whose daemon does not answer. */
-type Silent = Pick<MountStatus, 'mountpoint' | 'pid' | 'readOnly' | 'cacheDir' | 'problems'> & {
+/** What is known of a mount or a server that does not answer. */
+type Silent = Pick<Daemon, 'mountpoint' | 'address' | 'pid' | 'readOnly' | 'cacheDirs'> & {
   remote: { url: string }
+  problems: string[]
 }
 
-const silent = ({ mountpoint, pid, readOnly, cacheDir, remote }: Daemon): Silent => ({
-  mountpoint,
-  pid,
-  readOnly,
-  cacheDir,
+const silent = ({ mountpoint, address, pid, readOnly, cacheDirs, remote }: Daemon): Silent => ({
+  ...{ mountpoint, address, pid, readOnly, cacheDirs },
   remote: { url: remote },
   problems: ['the daemon does not answer'],
 })
 
-async function ask(daemon: Daemon): Promise<MountStatus | Silent | null> {
+type Answer = MountStatus | ServerStatus | Silent
+
+async function ask(daemon: Daemon): Promise<Answer | null> {
   try {
     return await statusOf(daemon, PATIENCE_MS)
   } catch (error) {
@@ -32,10 +33,11 @@ async function ask(daemon: Daemon): Promise<MountStatus | Silent | null> {
   }
 }
 
-const describe = (mount: MountStatus | Silent) =>
-  'lag' in mount
-    ? describeMount(mount)
-    : `${mount.mountpoint}  ${mount.remote.url}\n  daemon ${mount.pid} does not answer`
+function describe(answer: Answer): string {
+  if ('regions' in answer) return describeServer(answer)
+  if ('lag' in answer) return describeMount(answer)
+  return `${answer.mountpoint ?? answer.address}  ${answer.remote.url}\n  daemon ${answer.pid} does not answer`
+}
 
 const json = (value: unknown) => print(JSON.stringify(value, null, 2))
 
@@ -44,13 +46,19 @@ export async function statusCommand(given: string | undefined, options: { json?:
   if (given !== undefined) {
     const status = await statusOf((await findDaemon(given, registry)).daemon)
     if (options.json) json(status)
-    else print(describeMount(status))
+    else print(describe(status))
     return EXIT.ok
   }
-  const mounts = (await Promise.all(registry.daemons().map(ask))).filter(each => each !== null)
+  const answers = (await Promise.all(registry.daemons().map(ask))).filter(each => each !== null)
   const journals = registry.journals()
-  if (options.json) json({ mounts, journals: journals.map(({ remote, cacheDir, lag }) => ({ remote, cacheDir, lag })) })
-  else if (mounts.length + journals.length === 0) print('nothing is mounted, and nothing is left to send')
-  else print([...mounts.map(describe), ...journals.map(describeJournal)].join('\n\n'))
+  const isServer = (answer: Answer) => 'address' in answer && answer.address !== undefined
+  if (options.json)
+    json({
+      mounts: answers.filter(answer => !isServer(answer)),
+      servers: answers.filter(isServer),
+      journals: journals.map(({ remote, cacheDir, lag }) => ({ remote, cacheDir, lag })),
+    })
+  else if (answers.length + journals.length === 0) print('nothing is mounted, and nothing is left to send')
+  else print([...answers.map(describe), ...journals.map(describeJournal)].join('\n\n'))
   return EXIT.ok
 }

@@ -9,7 +9,7 @@ import { STALLED_MS_MAX, type Unsent } from '../mounted-tree.js'
 import { time } from '../option-kinds.js'
 import { usageOf } from '../options.js'
 import { showProgress } from '../progress.js'
-import { type Daemon, Registry } from '../registry.js'
+import { type Daemon, nameOf, Registry } from '../registry.js'
 import { findDaemon, staleMountAt } from './find.js'
 import { EXIT, type ExitStatus, onInterrupt, say } from './report.js'
 import { describeUnsent } from './show.js'
@@ -46,7 +46,7 @@ export async function umountCommand(mountpoint: string, { timeout }: { timeout?:
   const unsent = (await watch(daemon, { do: 'umount', stalledMsMax }, 'sending', interrupted.signal)) as Unsent | null
   for (let waitedMs = 0; isAlive(daemon) && waitedMs < EXIT_MS_MAX; waitedMs += 10) await sleep(10)
   if (!unsent) return EXIT.ok
-  say(describeUnsent(unsent, daemon.cacheDir))
+  say(describeUnsent(unsent, daemon.cacheDirs.join(', ')))
   return EXIT.failed
 }
 
@@ -71,7 +71,7 @@ export async function syncCommand(given: string | undefined): Promise<ExitStatus
   const interrupted = onInterrupt()
   const daemons = given === undefined ? new Registry().daemons() : [(await findDaemon(given)).daemon]
   for (const daemon of daemons) {
-    const title = daemons.length > 1 ? `syncing ${daemon.mountpoint}` : 'syncing'
+    const title = daemons.length > 1 ? `syncing ${nameOf(daemon)}` : 'syncing'
     try {
       await watch(daemon, { do: 'sync' }, title, interrupted.signal)
     } catch (error) {

@@ -6,7 +6,7 @@ import { availableParallelism } from 'node:os'
 import { setTimeout } from 'node:timers/promises'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { errno, errnoOf, systemError } from '../linux/libc.js'
-import { type Watcher, watchReadable } from '../linux/poll.js'
+import { type Watcher, watchDescriptor } from '../linux/poll.js'
 import { readRaw, writeRaw, writev2 } from '../linux/preadv2.js'
 
 export interface FuseChannelOptions {
@@ -88,7 +88,7 @@ export class FuseChannel {
     this.#header = new Uint32Array(this.#request.buffer, 0, 2)
     // On a single CPU looking would keep the very program from running whose request we look for.
     this.#pollMs = availableParallelism() > 1 ? pollUs / 1000 : 0
-    this.#watcher = watchReadable(fd, failed => {
+    this.#watcher = watchDescriptor(fd, failed => {
       this.#turn()
       if (failed && this.#state === 'serving') this.#watcher.start()
     })

@@ -12,6 +12,17 @@ const dup2Call = self.func('dup2', 'int', ['int', 'int']) as (from: number, to: 
 /** `to` becomes another name of what `from` is; dup2(2). */
 export const duplicateOnto = (from: number, to: number): number => checked(dup2Call(from, to), 'dup2')
 
+const fcntlCall = self.func('fcntl', 'int', ['int', 'int', 'int']) as (
+  fd: number,
+  what: number,
+  value: number,
+) => number
+const F_DUPFD_CLOEXEC = 1030
+const FD_FIRST = 3
+
+/** Another descriptor of the same file, close-on-exec; fcntl(2). */
+export const duplicate = (fd: number): number => checked(fcntlCall(fd, F_DUPFD_CLOEXEC, FD_FIRST), 'fcntl')
+
 const SOL_SOCKET = 1
 const SCM_RIGHTS = 1
 const MSG_DONTWAIT = 0x40

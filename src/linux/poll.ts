@@ -35,6 +35,7 @@ export function pollFd(fd: number, timeoutMs: number, events: number = POLLIN): 
 const Handle = 'void *'
 const UV_POLL = 8
 const UV_READABLE = 1
+const UV_WRITABLE = 2
 
 const PollCallback = koffi.proto('void', [Handle, 'int', 'int'])
 const CloseCallback = koffi.proto('void', [Handle])
@@ -56,8 +57,8 @@ const uv = {
 }
 
 export interface Watcher {
-  /** Calls back whenever the descriptor is readable (level triggered). Starting twice is fine. */
-  start(): void
+  /** Calls back whenever the descriptor is readable, or also when it takes bytes (level triggered). Starting again is fine. */
+  start(wanted?: 'readable' | 'both'): void
   stop(): void
   /** Whether it keeps the process alive while started (it does unless told otherwise). */
   ref(): void
@@ -71,7 +72,7 @@ export interface Watcher {
  * the watcher). `onReady(failed)` runs in the loop; `failed` means that libuv stopped watching because the descriptor is in
  * error, as /dev/fuse is after an unmount: read it to learn why. What the callback throws becomes an uncaught exception.
  */
-export function watchReadable(fd: number, onReady: (failed: boolean) => void): Watcher {
+export function watchDescriptor(fd: number, onReady: (failed: boolean) => void): Watcher {
   assert(isMainThread, "uv_default_loop() is the main thread's, and libuv takes no calls from others")
   // Memory of ours until libuv calls the close callback; koffi's callback slots likewise.
   const handle = koffi.alloc('uint8_t', uv.handleSize(UV_POLL)) as Pointer
@@ -93,9 +94,10 @@ export function watchReadable(fd: number, onReady: (failed: boolean) => void): W
   let closed: Promise<void> | undefined
 
   return {
-    start() {
+    start(wanted = 'readable') {
       if (closed) return
-      const result = uv.start(handle, UV_READABLE, callback)
+      const events = wanted === 'both' ? UV_READABLE | UV_WRITABLE : UV_READABLE
+      const result = uv.start(handle, events, callback)
       if (result < 0) throw systemError(-result, 'uv_poll_start', `fd ${fd}`)
     },
     stop() {

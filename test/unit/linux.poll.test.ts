@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises'
 import { afterAll, beforeEach, describe, expect, test } from '@jest/globals'
 import { mknod } from '../../src/linux/files.js'
-import { POLLIN, pollFd, watchReadable } from '../../src/linux/poll.js'
+import { POLLIN, pollFd, watchDescriptor } from '../../src/linux/poll.js'
 import { readRaw, writeRaw } from '../../src/linux/preadv2.js'
 import { compile } from '../fixtures/compiled.js'
 
@@ -39,10 +39,10 @@ describe('pollFd', () => {
   })
 })
 
-describe('watchReadable', () => {
+describe('watchDescriptor', () => {
   test('calls back while there is something to read; promises go on right after it', async () => {
     const order: string[] = []
-    const watcher = watchReadable(fd, failed => {
+    const watcher = watchDescriptor(fd, failed => {
       expect(failed).toBe(false)
       drain()
       order.push('callback')
@@ -63,7 +63,7 @@ describe('watchReadable', () => {
 
   test('stops, starts again, and closes twice', async () => {
     let calls = 0
-    const watcher = watchReadable(fd, () => {
+    const watcher = watchDescriptor(fd, () => {
       calls++
       drain()
     })
@@ -86,7 +86,7 @@ describe('watchReadable', () => {
 
   test('may be closed from its own callback', async () => {
     const closed = new Promise<void>(resolve => {
-      const watcher = watchReadable(fd, () => watcher.close().then(resolve))
+      const watcher = watchDescriptor(fd, () => watcher.close().then(resolve))
       watcher.start()
     })
     writeRaw(fd, byte)
@@ -97,7 +97,7 @@ describe('watchReadable', () => {
     for (let i = 0; i < 90; i++) {
       const watchers = Array.from({ length: 100 }, () => {
         const copy = openSync(path, constants.O_RDWR | constants.O_NONBLOCK)
-        return { copy, watcher: watchReadable(copy, () => {}) }
+        return { copy, watcher: watchDescriptor(copy, () => {}) }
       })
       for (const { watcher } of watchers) watcher.start()
       await Promise.all(watchers.map(({ watcher }) => watcher.close()))
@@ -108,16 +108,16 @@ describe('watchReadable', () => {
 
   test('refuses what cannot be polled', () => {
     const file = openSync(folder, 'r')
-    expect(() => watchReadable(file, () => {})).toThrow(expect.objectContaining({ code: 'NOT_PERMITTED' }))
+    expect(() => watchDescriptor(file, () => {})).toThrow(expect.objectContaining({ code: 'NOT_PERMITTED' }))
     closeSync(file)
   })
 
   test('what the callback throws is an uncaught exception, not lost', () => {
     const { path: module, remove } = compile('src/linux/poll.ts')
     const program = `
-      import { watchReadable } from '${module}'
+      import { watchDescriptor } from '${module}'
       process.on('uncaughtException', error => { console.log(error.message); process.exit(7) })
-      watchReadable(3, () => { throw new Error('thrown inside') }).start()`
+      watchDescriptor(3, () => { throw new Error('thrown inside') }).start()`
     writeRaw(fd, byte)
     const child = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
       stdio: ['ignore', 'pipe', 'inherit', fd],

@@ -31,7 +31,7 @@ afterEach(() => rmSync(folder, { recursive: true }))
 const me = () => ({
   mountpoint: '/mnt',
   remote: 'file:///x',
-  cacheDir: folder,
+  cacheDirs: [folder],
   readOnly: false,
   socket: registry.socketPath(),
 })
@@ -106,7 +106,7 @@ describe('journals', () => {
 
   test("those that a daemon works on are the daemon's to tell", () => {
     registry.keepJournal({ remote: 'a', cacheDir: cache('a'), lag, closed: false })
-    registry.join({ ...me(), cacheDir: join(folder, 'a') })
+    registry.join({ ...me(), cacheDirs: [join(folder, 'a')] })
     expect(registry.journals()).toEqual([])
     registry.leave()
     expect(registry.journals()).toHaveLength(1)

@@ -1,0 +1,162 @@
+// NBD for everybody who asks: regions under their names, on a port or a Unix socket.
+import { chmodSync, existsSync, lstatSync, unlinkSync } from 'node:fs'
+import { type AddressInfo, createConnection, createServer, type Server } from 'node:net'
+import { dirname } from 'node:path'
+import type { TLSSocketOptions } from 'node:tls'
+import { deferred, sleep } from '../base/async.js'
+import { FerryError, toFerryError } from '../base/errors.js'
+import { logger } from '../base/log.js'
+import type { RegionDoor } from '../cache/door.js'
+import { type BlockSize, PAYLOAD_BYTES_MAX, STRING_BYTES_MAX, TransmissionFlag } from '../wire/nbd.js'
+import { Awake } from './awake.js'
+import { Connection, type Export } from './connection.js'
+
+const log = logger('nbd')
+
+/** What clients are told to prefer: half of what the engine keeps together, and what they use themselves. */
+const PREFERRED_BYTES = 64 * 1024
+/** How long closing waits for answers that are on their way. */
+const LAST_ANSWERS_MS_MAX = 5000
+const KEEPALIVE_MS = 60_000
+
+/** A region and what it is called. */
+export interface NamedRegion {
+  /** Up to 4,096 bytes of UTF-8; the first region is also the one without a name. Default ''. */
+  name?: string
+  description?: string
+  /** Default: as the region is. */
+  readOnly?: boolean
+  /** In bytes. Default: 1, 65,536, and 32 MiB. */
+  blockSize?: Partial<BlockSize>
+  region: RegionDoor
+}
+
+export type Address = { path: string } | { host: string; port: number }
+
+export interface NbdOptions {
+  listen: Address
+  tls: { mode: 'none' | 'offered' | 'required'; options: TLSSocketOptions }
+  /** At once; others are not let in. */
+  connectionsMax: number
+}
+
+/** A server that listens. */
+export interface NbdServer extends AsyncDisposable {
+  /** Where: with the port that was taken, if 0 was asked for. */
+  readonly address: Address
+  readonly connections: number
+  /** Answers what is being asked, and ends. Closing twice is fine. */
+  close(): Promise<void>
+}
+
+/** @throws USAGE: nobody can listen there, or the names do not go */
+export async function listenNbd(regions: readonly NamedRegion[], options: NbdOptions): Promise<NbdServer> {
+  const exports = exportsOf(regions)
+  const { listen, tls, connectionsMax } = options
+  const connections = new Set<Connection>()
+  const awake = new Awake()
+  const how = { noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEPALIVE_MS, pauseOnConnect: true }
+  const server = createServer(how, socket => {
+    if (connections.size >= connectionsMax) {
+      log.warn('a connection was not let in: there are as many as there may be', { connectionsMax })
+      socket.destroy()
+      return
+    }
+    const connection = new Connection(socket, { exports, tls, awake })
+    connections.add(connection)
+    connection.ended.then(() => connections.delete(connection))
+  })
+  server.maxConnections = connectionsMax
+  server.on('drop', () =>
+    log.warn('a connection was not let in: there are as many as there may be', { connectionsMax }),
+  )
+  await listening(server, listen)
+  let closing: Promise<void> | undefined
+  const close = async () => {
+    const closed = deferred()
+    server.close(() => closed.resolve())
+    for (const connection of connections) connection.end()
+    const ended = Promise.all([...connections].map(connection => connection.ended))
+    await Promise.race([ended, sleep(LAST_ANSWERS_MS_MAX)])
+    for (const connection of connections) connection.destroy()
+    await closed.promise
+  }
+  const listener: NbdServer = {
+    address: 'path' in listen ? listen : { host: listen.host, port: (server.address() as AddressInfo).port },
+    get connections() {
+      return connections.size
+    },
+    close() {
+      closing ??= close()
+      return closing
+    },
+    [Symbol.asyncDispose]: () => listener.close(),
+  }
+  return listener
+}
+
+function exportsOf(regions: readonly NamedRegion[]): Export[] {
+  const names = new Set<string>()
+  return regions.map(({ region, name = '', description, readOnly = region.readOnly, blockSize }) => {
+    const bytes = Buffer.from(name)
+    const refuse = (detail: string) => {
+      throw new FerryError('USAGE', { detail })
+    }
+    if (bytes.length > STRING_BYTES_MAX) refuse(`an export's name has at most ${STRING_BYTES_MAX} bytes`)
+    if (names.has(name)) refuse(`two exports are called "${name}"`)
+    names.add(name)
+    const { HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, SEND_FAST_ZERO } =
+      TransmissionFlag
+    const { SEND_CACHE, CAN_MULTI_CONN } = TransmissionFlag
+    const changes = SEND_FUA | SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO
+    const flags = HAS_FLAGS | SEND_FLUSH | SEND_CACHE | CAN_MULTI_CONN | (readOnly ? READ_ONLY : changes)
+    const details = {
+      name: bytes.toString('latin1'),
+      ...(description !== undefined && { description: Buffer.from(description).toString('latin1') }),
+      size: region.size,
+      flags,
+      blockSize: { minimum: 1, preferred: PREFERRED_BYTES, maximum: PAYLOAD_BYTES_MAX, ...blockSize },
+    }
+    return { details, region }
+  })
+}
+
+async function listening(server: Server, listen: Address): Promise<void> {
+  const attempt = () => {
+    const begun = deferred()
+    const failed = (error: Error) => begun.reject(error)
+    server.once('error', failed)
+    server.listen(listen, () => {
+      server.off('error', failed)
+      server.on('error', error => log.error('the server failed', { error: toFerryError(error) }))
+      begun.resolve()
+    })
+    return begun.promise
+  }
+  const shown = 'path' in listen ? `unix:${listen.path}` : `${listen.host}:${listen.port}`
+  try {
+    await attempt().catch(async error => {
+      if (!('path' in listen) || !(await isLeftOver(listen.path))) throw error
+      unlinkSync(listen.path)
+      await attempt()
+    })
+    if ('path' in listen) chmodSync(listen.path, 0o600)
+  } catch (error) {
+    // libuv says EACCES of a directory that is not there, too.
+    const isNowhere = 'path' in listen && !existsSync(dirname(listen.path))
+    const code = isNowhere ? 'ENOENT' : (error as NodeJS.ErrnoException).code
+    throw new FerryError('USAGE', { cause: error, detail: `nobody can listen at ${shown} (${code})` })
+  }
+}
+
+/** A socket that its server has left behind. */
+async function isLeftOver(path: string): Promise<boolean> {
+  if (!lstatSync(path, { throwIfNoEntry: false })?.isSocket()) return false
+  const answered = deferred<boolean>()
+  const socket = createConnection(path)
+  socket.on('connect', () => answered.resolve(false))
+  socket.on('error', ({ code }: NodeJS.ErrnoException) => answered.resolve(code === 'ECONNREFUSED'))
+  const isRefused = await answered.promise
+  socket.destroy()
+  return isRefused
+}
