@@ -163,8 +163,15 @@ function planInode(state: TreeState, inode: Inode, created: Map<Ino, string>, co
     attributes: inode.attributes,
     floor: inode.flightFloor,
     content: contentOf(state, inode, 'flight', plan),
+    zeros: zerosOf(inode),
     expect: known(inode),
   })
+}
+
+/** Runs that became zeros. What was written since has been taken out of them. */
+function zerosOf({ zeros, size }: Inode): { at: number; length: number }[] {
+  const runs = [...(zeros?.flight ?? [])].filter(([from]) => from < size)
+  return runs.map(([from, to]) => ({ at: from, length: Math.min(to, size) - from }))
 }
 
 /** The version to expect; undefined: it is ours, but nobody heard the remote say which. */

@@ -22,9 +22,11 @@ import { Changed, type Inode } from './inode.js'
 import type { Pull } from './pull.js'
 import { Kind, type Move, type Piece, packWrite, type TruncateRecord, unpackWrite, type ZeroRecord } from './records.js'
 import type { TreeState } from './state.js'
+import { Zeros } from './zeros.js'
 
 /** Up to this many bytes of one chunk ride inside the record; a chunk that is written whole goes to a fresh slot instead. */
 const INLINE_BYTES_MAX = 64 * 1024
+const NO_ZEROS = new Zeros()
 /** ext4's limit, which we share: 2^44 bytes, 16 TiB. */
 export const FILE_BYTES_MAX = 2 ** 44
 /** Chunks that are looked at in one go for what is known of them. */
@@ -98,8 +100,8 @@ export class Content {
   /** Do any of these pages show the remote's bytes? */
   #atRemote(inode: Inode, index: number, mask: number): boolean {
     if (mask === 0) return false
-    const lowest = 31 - Math.clz32(mask & -mask)
-    return index * CHUNK_BYTES + lowest * PAGE_BYTES < inode.baseSize
+    const below = Math.min(CHUNK_BYTES, inode.baseSize - index * CHUNK_BYTES)
+    return (mask & maskCovering(0, below) & ~inode.zerosMask(index)) !== 0
   }
 
   /** Once per process: the chunk that an earlier one left is what it was. */
@@ -208,7 +210,8 @@ export class Content {
       const index = Math.floor(page / CHUNK_BYTES)
       const row = this.state.rowOf(inode, index)
       const mask = 1 << ((page - index * CHUNK_BYTES) / PAGE_BYTES)
-      if (!row || (this.state.chunks.valid[row] & mask) === 0) return page
+      const has = (row ? this.state.chunks.valid[row] : 0) | inode.zerosMask(index)
+      if ((has & mask) === 0) return page
     }
     return -1
   }
@@ -281,6 +284,8 @@ export class Content {
       state.chunks.flags[row] |= VERIFIED
       const mask = maskOf(piece.firstPage, piece.pages)
       inode.allocate(piece.pages, popcount(mask & ~state.chunks.valid[row]))
+      const from = piece.index * CHUNK_BYTES + piece.firstPage * PAGE_BYTES
+      inode.zeros?.remove(from, from + piece.pages * PAGE_BYTES)
       state.dirty(row, mask)
     }
     this.#stamp(inode, timeNs, Changed.data)
@@ -347,6 +352,7 @@ export class Content {
     const { chunks, slots } = state
     const moves: Move[] = []
     if (size >= inode.size) return moves
+    inode.zeros?.remove(Math.ceil(size / PAGE_BYTES) * PAGE_BYTES, FILE_BYTES_MAX)
     for (const row of chunks.rowsOf(inode.ino)) {
       const start = chunks.index[row] * CHUNK_BYTES
       if (start + CHUNK_BYTES <= size) continue
@@ -381,16 +387,16 @@ export class Content {
     const { state } = this
     state.ensureKnown(inode)
     inode.growing = false
-    const moves = this.#zeroPages(inode, at, length, null)
+    this.#makeZeros(inode, at, length)
     const timeNs = nowNs(state)
-    const record: ZeroRecord = [inode.ino, at, length, size, timeNs, moves]
+    const record: ZeroRecord = [inode.ino, at, length, size, timeNs]
     state.append(Kind.zero, record)
     this.#zeroed(inode, size, stamped === 'now' ? timeNs : null)
   }
 
-  replayZero([ino, at, length, size, timeNs, moves]: ZeroRecord): void {
+  replayZero([ino, at, length, size, timeNs]: ZeroRecord): void {
     const inode = this.state.inode(ino)
-    this.#zeroPages(inode, at, length, new Map(moves))
+    this.#makeZeros(inode, at, length)
     this.#zeroed(inode, size, timeNs)
   }
 
@@ -405,31 +411,27 @@ export class Content {
     this.state.mark(inode, timeNs === null ? changed : changed | Changed.times)
   }
 
-  #zeroPages(inode: Inode, at: number, length: number, replayed: Map<number, number> | null): Move[] {
+  #makeZeros(inode: Inode, at: number, length: number) {
     const { state } = this
-    const { chunks, slots } = state
-    const moves: Move[] = []
-    const end = Math.min(at + length, Math.max(inode.baseSize, inode.size))
-    for (let from = at; from < end; ) {
-      const index = Math.floor(from / CHUNK_BYTES)
-      const offset = from - index * CHUNK_BYTES
-      const to = Math.min(CHUNK_BYTES, end - index * CHUNK_BYTES)
-      from = (index + 1) * CHUNK_BYTES
-      let row = state.rowOf(inode, index)
-      const pages = maskCovering(offset, to)
-      // Beyond what the remote has, absent pages are zeros already.
-      const known = Math.max(0, Math.min(CHUNK_BYTES, inode.baseSize - index * CHUNK_BYTES))
-      const mask = (pages & ((row ? chunks.valid[row] : 0) | maskCovering(0, known))) >>> 0
-      if (mask === 0) continue
-      row = state.needRow(inode, index)
-      this.#own(row, moves, replayed, mask)
-      for (let run = firstRun(mask, 0); run >= 0; run = firstRun(mask, runEnd(run))) {
-        slots.punch(chunks.slot[row], runStart(run) * PAGE_BYTES, runLength(run) * PAGE_BYTES)
-      }
-      chunks.flags[row] |= VERIFIED
-      state.dirty(row, mask)
+    const end = Math.min(at + length, Math.ceil(Math.max(inode.baseSize, inode.size) / PAGE_BYTES) * PAGE_BYTES)
+    if (at >= end) return
+    for (const row of this.#rowsWithin(inode, at, end)) {
+      const start = state.chunks.index[row] * CHUNK_BYTES
+      const mask = maskCovering(Math.max(0, at - start), Math.min(CHUNK_BYTES, end - start))
+      state.dropPages(row, (mask & state.chunks.valid[row]) >>> 0)
     }
-    return moves
+    inode.zeros ??= new Zeros()
+    inode.zeros.add(at, end)
+  }
+
+  /** Rows of chunks that have bytes of [from, to). */
+  #rowsWithin(inode: Inode, from: number, to: number): Row[] {
+    const { chunks } = this.state
+    const first = Math.floor(from / CHUNK_BYTES)
+    const end = Math.ceil(to / CHUNK_BYTES)
+    if (end - first > chunks.count)
+      return chunks.rowsOf(inode.ino).filter(row => chunks.index[row] >= first && chunks.index[row] < end)
+    return Array.from({ length: end - first }, (_, n) => this.state.rowOf(inode, first + n)).filter(row => row !== 0)
   }
 
   // --- where the data is
@@ -438,49 +440,62 @@ export class Content {
   extents(inode: Inode, at: number, length: number, countMax: number): RegionExtent[] {
     const extents: RegionExtent[] = []
     const end = Math.min(at + length, inode.size)
-    let looked = 0
-    for (let from = at; from < end && looked < LOOKED_CHUNKS_MAX; looked++) {
+    const add = (until: number, zeros: boolean) => {
+      const last = extents.at(-1)
+      if (last?.zeros === zeros) last.length += until - from
+      else if (extents.length < countMax) extents.push({ length: until - from, zeros })
+      else return false
+      from = until
+      return true
+    }
+    let from = at
+    for (let looked = 0; from < end && looked < LOOKED_CHUNKS_MAX; looked++) {
+      const [run] = inode.zeros?.within(from, end) ?? []
+      if (run?.[0] === from) {
+        if (!add(run[1], true)) return extents
+        continue
+      }
       const index = Math.floor(from / CHUNK_BYTES)
       const start = index * CHUNK_BYTES
       const to = Math.min(end, start + CHUNK_BYTES)
-      const row = this.state.rowOf(inode, index)
-      const absent = row ? ~this.state.chunks.valid[row] >>> 0 : FULL_MASK
+      const zeros = this.#zeroPages(inode, index)
       while (from < to) {
         const page = Math.floor((from - start) / PAGE_BYTES)
-        const zeros = this.#isZeros(inode, index, absent, page)
+        const isZeros = (zeros & (1 << page)) !== 0
         let next = page + 1
-        while (next < CHUNK_PAGES && this.#isZeros(inode, index, absent, next) === zeros) next++
-        const until = Math.min(to, start + next * PAGE_BYTES)
-        const last = extents.at(-1)
-        if (last?.zeros === zeros) last.length += until - from
-        else if (extents.length === countMax) return extents
-        else extents.push({ length: until - from, zeros })
-        from = until
+        while (next < CHUNK_PAGES && ((zeros & (1 << next)) !== 0) === isZeros) next++
+        if (!add(Math.min(to, start + next * PAGE_BYTES), isZeros)) return extents
       }
     }
     return extents
   }
 
-  #isZeros(inode: Inode, index: number, absent: number, page: number): boolean {
-    const mask = (1 << page) >>> 0
-    return (absent & mask) !== 0 && !this.#atRemote(inode, index, mask)
+  /** Pages of a chunk that are neither here nor anything but zeros. */
+  #zeroPages(inode: Inode, index: number): number {
+    const row = this.state.rowOf(inode, index)
+    const absent = row ? ~this.state.chunks.valid[row] : FULL_MASK
+    const below = maskCovering(0, Math.min(CHUNK_BYTES, inode.baseSize - index * CHUNK_BYTES))
+    return (absent & (~below | inode.zerosMask(index))) >>> 0
   }
 
   seek(inode: Inode, at: number, wanted: 'data' | 'hole'): number {
     if (at >= inode.size) throw new FerryError('RANGE', { detail: `offset ${at} of ${inode.size}` })
     const { chunks } = this.state
     const base = Math.ceil(Math.min(inode.baseSize, inode.size) / PAGE_BYTES) * PAGE_BYTES
-    const rows = chunks.rowsOf(inode.ino).filter(row => (chunks.index[row] + 1) * CHUNK_BYTES > at)
+    const rows = chunks.rowsOf(inode.ino).filter(row => (chunks.index[row] + 1) * CHUNK_BYTES > Math.max(at, base))
     rows.sort((a, b) => chunks.index[a] - chunks.index[b])
+    const zeros = inode.zeros ?? NO_ZEROS
     if (wanted === 'data') {
-      if (at < base) return at
+      for (const [from] of zeros.gaps(at, base)) return from
       for (const row of rows) {
         const start = chunks.index[row] * CHUNK_BYTES
-        const run = firstRun(chunks.valid[row], Math.max(0, Math.floor((at - start) / PAGE_BYTES)))
+        const beyond = Math.max(at, base)
+        const run = firstRun(chunks.valid[row], Math.max(0, Math.floor((beyond - start) / PAGE_BYTES)))
         if (run >= 0) return Math.max(at, start + runStart(run) * PAGE_BYTES)
       }
       throw new FerryError('RANGE', { detail: 'no data beyond' })
     }
+    for (const [from] of zeros.within(at, base)) return from
     let hole = Math.max(at, base)
     for (const row of rows) {
       const start = chunks.index[row] * CHUNK_BYTES

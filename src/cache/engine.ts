@@ -1015,7 +1015,8 @@ class Engine implements TreeCache {
 
   present(ino: Ino): number {
     const { chunks } = this.state
-    return chunks.rowsOf(ino).reduce((sum, row) => sum + popcount(chunks.valid[row]) * PAGE_BYTES, 0)
+    const zeroBytes = this.state.inode(ino).zeros?.bytes ?? 0
+    return chunks.rowsOf(ino).reduce((sum, row) => sum + popcount(chunks.valid[row]) * PAGE_BYTES, zeroBytes)
   }
 
   prefetch(ino: Ino, at: number, length: number): Promise<void> {

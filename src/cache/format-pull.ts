@@ -1,6 +1,7 @@
 // What a file's format says to pull ahead: its plan is followed while the file is open, in small steps between the turns of the event loop.
 import { type Deferred, deferred } from '../base/async.js'
-import { CHUNK_BYTES, maskCovering } from '../chunk/geometry.js'
+import { CHUNK_BYTES, maskCovering, PAGE_BYTES } from '../chunk/geometry.js'
+import type { Row } from './chunk-table.js'
 import { FIRST_BYTES, type FileView, need, type Plan, type Range } from './formats/format.js'
 import { formatOf } from './formats/index.js'
 import { Changed, type Inode } from './inode.js'
@@ -100,11 +101,27 @@ export class FormatPull implements FileView {
       const offset = at + done - index * CHUNK_BYTES
       const into = bytes.subarray(done, done + Math.min(CHUNK_BYTES - offset, bytes.length - done))
       const row = this.state.rowOf(this.inode, index)
-      if (!row || maskCovering(offset, offset + into.length) & ~chunks.valid[row]) return null
-      pieces.push({ slot: chunks.slot[row], offset, into })
+      const zeros = this.inode.zerosMask(index)
+      const absent = maskCovering(offset, offset + into.length) & ~(row ? chunks.valid[row] : 0)
+      if (absent & ~zeros) return null
+      if (absent === 0) pieces.push({ slot: chunks.slot[row], offset, into })
+      else pieces.push(...this.#pagesOf(row, offset, into, zeros))
       done += into.length
     }
     return pieces
+  }
+
+  /** Page by page, where some are zeros of which nothing is here. */
+  #pagesOf(row: Row, offset: number, into: Uint8Array, zeros: number): Piece[] {
+    const pages: Piece[] = []
+    for (let done = 0; done < into.length; ) {
+      const page = Math.floor((offset + done) / PAGE_BYTES)
+      const part = into.subarray(done, Math.min(into.length, (page + 1) * PAGE_BYTES - offset))
+      if (zeros & (1 << page)) part.fill(0)
+      else pages.push({ slot: this.state.chunks.slot[row], offset: offset + done, into: part })
+      done += part.length
+    }
+    return pages
   }
 
   async #waitFor(at: number, bytes: Uint8Array, pieces: Piece[]): Promise<void> {

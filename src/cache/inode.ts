@@ -1,6 +1,7 @@
 // One inode: what it is now, what the remote has of it, and which of its changes are on their way.
 import type { Attributes, Entry, Xattrs } from '../remote/tree.js'
 import type { Ino, InodeAttributes } from './filesystem.js'
+import { Zeros, type ZerosRecord } from './zeros.js'
 
 export const S_IFMT = 0o170000
 export const S_IFDIR = 0o040000
@@ -48,6 +49,7 @@ export type InodeRecord = [
   id: string | null,
   allocated: number,
   guessed: boolean,
+  zeros: ZerosRecord | null,
 ]
 
 /** Longer ones are no targets of symlinks (PATH_MAX). */
@@ -80,8 +82,9 @@ export class Inode implements InodeAttributes {
 
   /** Of the remote's bytes that show through; null: the remote has none of it. */
   version: string | null = null
-  /** Bytes of `version` that show through where no page is here; beyond are zeros. */
+  /** Bytes of `version` that show through where no page is here; beyond are zeros, and so is what `zeros` says. */
   baseSize = 0
+  zeros: Zeros | null = null
   /** The smallest size since the last cut. */
   floor = 0
   /** Its name at the remote, as last committed; parent 0: none. */
@@ -160,6 +163,11 @@ export class Inode implements InodeAttributes {
     this.allocated = Math.max(this.allocated, Math.min(now, most))
   }
 
+  /** Pages of a chunk that are known to be zeros, though nothing of them is here. */
+  zerosMask(index: number): number {
+    return this.zeros ? this.zeros.mask(index) : 0
+  }
+
   get attributes(): Attributes {
     return { mode: this.mode, uid: this.uid, gid: this.gid, atimeNs: this.atimeNs, mtimeNs: this.mtimeNs }
   }
@@ -183,6 +191,7 @@ export class Inode implements InodeAttributes {
     this.floor = entry.size
     this.id = entry.id ?? null
     this.stale = false
+    this.zeros = null
     this.guessed = entry.partial ?? false
     this.outdated = false
   }
@@ -215,6 +224,7 @@ export class Inode implements InodeAttributes {
       this.id,
       this.allocated,
       this.guessed,
+      this.zeros?.toRecord() ?? null,
     ]
   }
 
@@ -227,6 +237,7 @@ export class Inode implements InodeAttributes {
   takeRecord(record: InodeRecord): void {
     let xattrs: [string, Uint8Array][] | null
     let flight: InodeRecord[20]
+    let zeros: ZerosRecord | null
     ;[
       ,
       this.mode,
@@ -254,11 +265,13 @@ export class Inode implements InodeAttributes {
       this.id,
       this.allocated = this.size,
       this.guessed = false,
+      zeros = null,
     ] = record
     this.atimeNs = BigInt(this.atimeNs)
     this.mtimeNs = BigInt(this.mtimeNs)
     this.ctimeNs = BigInt(this.ctimeNs)
     this.xattrs = xattrs && new Map(xattrs)
+    this.zeros = zeros && Zeros.fromRecord(zeros)
     ;[this.flight, this.flightParent, this.flightName, this.flightSize, this.flightFloor] = flight
   }
 }

@@ -272,6 +272,12 @@ export class Pull {
 
   /** Page-aligned runs of [from, to) that are not here, adjacent ones of neighbouring chunks merged. */
   *#missing(inode: Inode, from: number, to: number): Iterable<Guess> {
+    if (!inode.zeros) yield* this.#absentRuns(inode, from, to)
+    // However many zeros there are, they are passed over in one step.
+    else for (const [first, end] of inode.zeros.gaps(from, to)) yield* this.#absentRuns(inode, first, end)
+  }
+
+  *#absentRuns(inode: Inode, from: number, to: number): Iterable<Guess> {
     const { chunks } = this.state
     let run: Guess | null = null
     for (let at = from; at < to; ) {
@@ -409,7 +415,8 @@ export class Pull {
       const start = index * CHUNK_BYTES
       const to = Math.min(start + CHUNK_BYTES, end)
       const row = state.needRow(inode, index)
-      const mask = (maskCovering(at - start, to - start) & ~chunks.valid[row]) >>> 0
+      const newer = chunks.valid[row] | inode.zerosMask(index)
+      const mask = (maskCovering(at - start, to - start) & ~newer) >>> 0
       at = start + CHUNK_BYTES
       if (mask === 0) continue
       if (!chunks.slot[row]) state.moveTo(row, slots.take(), false)

@@ -56,8 +56,8 @@ export type AttributesRecord = [
   ctimeNs: bigint,
 ]
 export type TruncateRecord = [ino: Ino, size: number, timeNs: bigint, moves: Move[]]
-/** Whole pages become zeros; `size` is the file's after it. */
-export type ZeroRecord = [ino: Ino, at: number, length: number, size: number, timeNs: bigint, moves: Move[]]
+/** Whole pages become zeros; `size` is the file's after it. (There was a sixth field, slots, which nobody needs any more.) */
+export type ZeroRecord = [ino: Ino, at: number, length: number, size: number, timeNs: bigint]
 export type XattrRecord = [ino: Ino, name: string, value: Uint8Array | null, timeNs: bigint]
 /** `held`: inodes that this batch leaves as they were at the last one, though they have changed. */
 export type CutRecord = [batch: number, held?: Ino[]]

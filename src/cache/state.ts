@@ -417,6 +417,7 @@ export class TreeState {
       inode.flightSize = inode.size
       inode.flightFloor = inode.floor
       inode.floor = inode.size
+      inode.zeros?.cut()
       inode.grownSinceMs = 0
       this.persist(inode)
       const sent = this.ahead.get(ino)
@@ -487,6 +488,7 @@ export class TreeState {
       }
       const flags = inode.flight
       inode.flight = 0
+      inode.zeros?.committed()
       if (inode.flightParent && !(this.isLocalOnly(inode.flightName) && !inode.isDirectory)) {
         inode.remoteParent = inode.flightParent
         inode.remoteName = inode.flightName
@@ -551,6 +553,7 @@ export class TreeState {
     inode.changed |= inode.flight
     inode.floor = Math.min(inode.floor, inode.flightFloor)
     inode.flight = 0
+    inode.zeros?.merged()
     this.open.inodes.add(inode.ino)
     this.persist(inode)
     for (const row of chunks.rowsOf(inode.ino)) {

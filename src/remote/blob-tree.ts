@@ -69,11 +69,15 @@ export function blobTree(blob: Blob & Commits<BlobChange>): Tree & Commits<TreeC
     close: () => blob.close(),
   })
 
-  const told = async (outcome: Outcome, signal?: AbortSignal): Promise<Outcome> => ({
-    versions: [[BLOB_FILE, await look(signal)]],
-    conflicts: [],
-    refused: outcome.refused.map(one => ({ ...one, path: BLOB_FILE })),
-  })
+  const told = async (outcome: Outcome, signal?: AbortSignal): Promise<Outcome> => {
+    // What is still being read is of the version before this batch.
+    if (!blob.version) version = randomUUID()
+    return {
+      versions: [[BLOB_FILE, await look(signal)]],
+      conflicts: [],
+      refused: outcome.refused.map(one => ({ ...one, path: BLOB_FILE })),
+    }
+  }
 
   return {
     ...reading,

@@ -131,6 +131,15 @@ describe('clients that are not ours', () => {
       await one.read(0, got)
       expect(got.equals(expected)).toBe(true)
       expect(await works('nbdinfo', '--map', uri('disk'))).toMatch(/^\s*0\s+16777216\s+0\s+data/)
+      await works('qemu-io', '-f', 'raw', '-c', 'write -z 1M 2M', '-c', 'discard 8M 1M', qemu)
+      const map = (await works('nbdinfo', '--map', uri('disk'))).trim().split(/\s*\n\s*/)
+      expect(map.map(line => line.split(/\s+/).slice(0, 3).map(Number))).toEqual([
+        [0, MiB, 0],
+        [MiB, 2 * MiB, 3],
+        [3 * MiB, 5 * MiB, 0],
+        [8 * MiB, MiB, 3],
+        [9 * MiB, 7 * MiB, 0],
+      ])
     },
     TEST_MS,
   )

@@ -1,7 +1,7 @@
 // Regions: one run of bytes, of a file, of memory, and of an object in a bucket.
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, expect } from '@jest/globals'
@@ -65,6 +65,51 @@ async function scribble(region: Region, model: Buffer, random: ReturnType<typeof
 const { describe, test } = requires('built')
 
 describe('a region of a file', () => {
+  test(
+    'is trimmed by the terabyte: it costs neither rows nor bytes, is a hole at the remote, and known as one from then on',
+    async () => {
+      const image = join(directory, 'disk.img')
+      const TiB = 2 ** 40
+      const bytes = randomOf(SEED).bytes(3 * MiB)
+      const region = await open(`file://${image}?size=4T`)
+      await region.write(TiB, bytes)
+      await region.write(3 * TiB - 5, Buffer.from('kept'))
+      await region.sync()
+      await region.trim(4096, 3 * TiB - 4096 - 5)
+      // The page of which only a part is trimmed.
+      expect(region.status().lag.bytes).toBe(4096)
+      const into = Buffer.alloc(MiB)
+      await region.read(TiB + MiB, into)
+      expect(into.equals(Buffer.alloc(MiB))).toBe(true)
+      // A page within that is written again, before what it lies in was sent.
+      await region.write(2 * TiB + 10, Buffer.from('new'))
+      expect(region.status().cache.chunks).toBeLessThan(8)
+      await region.sync()
+      expect(statSync(image).blocks).toBeLessThan(64)
+      const expected = [
+        { length: 4096, zeros: false },
+        { length: 2 * TiB - 4096, zeros: true },
+        { length: 4096, zeros: false },
+        { length: TiB - 8192, zeros: true },
+      ]
+      expect(region.extents(0, 3 * TiB, 4)).toEqual(expected)
+      await region.close()
+      opened.length = 0
+      const again = await open(`file://${image}`)
+      expect(again.extents(0, 3 * TiB, 4)).toEqual(expected)
+      const { requests } = again.status().remote
+      await again.read(TiB, into)
+      expect(into.equals(Buffer.alloc(MiB))).toBe(true)
+      expect(again.status().remote.requests).toBe(requests)
+      const edges = Buffer.alloc(8)
+      await again.read(3 * TiB - 5, edges)
+      expect(edges.toString()).toBe('kept\0\0\0\0')
+      await again.read(2 * TiB + 8, edges)
+      expect(edges.toString()).toBe('\0\0new\0\0\0')
+    },
+    TEST_MS,
+  )
+
   test(
     `has what was written, here at once and there after a sync; the next opener finds it here (SEED=${SEED})`,
     async () => {
