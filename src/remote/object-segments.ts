@@ -25,6 +25,8 @@ export interface PartPlan {
   length: number
   /** Copied on the server; otherwise sent. */
   piece?: Piece
+  /** First made an object of its own, of these parts, which is then copied whole. */
+  join?: PartPlan[]
 }
 
 const endOf = ({ at, length }: Segment) => at + length
@@ -142,43 +144,90 @@ const SENT_BYTES = 8 * 1024 ** 2
 /** Of what is copied; many at once are faster than one that is large. */
 const COPIED_BYTES = 256 * 1024 ** 2
 
+/** What is shorter at the end of a file, as a share of a part, costs less to send than the requests of a join. */
+const END_SHARE = 1 / 128
+
 /**
- * Long runs out of other objects are copied. What is shorter than a part may be is sent, and with it as much of its neighbours as
- * makes it a part. null: it cannot be had with so few parts.
+ * Long runs out of other objects are copied. A run that is shorter than a part may be is joined to the end of what is copied before
+ * it, since a last part may be short: so little is sent. Where nothing is copied before it, it is sent with as much of what follows
+ * as makes it a part. null: it cannot be had with so few parts.
  */
 export function partsOf(segments: Segment[], bounds: PartBounds): PartPlan[] | null {
   const { partBytesMax, partsMax } = bounds
   // Many short runs make more parts than there may be: then they are not that short.
   for (let partBytesMin = bounds.partBytesMin; partBytesMin * 2 <= partBytesMax; partBytesMin *= 2) {
-    const parts = cut(segments, { partBytesMin, partBytesMax, partsMax })
-    if (parts.length <= partsMax) return parts
+    const joined = { joinBytesMax: partBytesMax, endBytesMin: partBytesMin * END_SHARE }
+    // With more of their neighbours sent there are fewer.
+    const widened = { joinBytesMax: 0, endBytesMin: partBytesMin }
+    for (const way of [joined, widened]) {
+      const parts = cut(segments, { partBytesMin, partBytesMax, ...way })
+      if (parts.length <= partsMax) return parts
+    }
   }
   return null
 }
 
-function cut(segments: Segment[], { partBytesMin, partBytesMax }: PartBounds): PartPlan[] {
+interface Cutting {
+  partBytesMin: number
+  partBytesMax: number
+  joinBytesMax: number
+  /** What is shorter at the end of the file is not copied. */
+  endBytesMin: number
+}
+
+function cut(segments: Segment[], cutting: Cutting): PartPlan[] {
+  const { partBytesMin, partBytesMax } = cutting
   const sentBytes = Math.min(partBytesMax, Math.max(SENT_BYTES, partBytesMin))
   const copiedBytes = Math.min(partBytesMax, Math.max(COPIED_BYTES, partBytesMin))
+  const copies = copiesOf(segments, cutting)
+  const starts = new Map(segments.map(segment => [segment.at, segment]))
   const parts: PartPlan[] = []
-  /** What is to be sent begins here. */
+  /** There are parts up to here. */
   let from = segments[0]?.at ?? 0
-  const copy = (segment: Segment) => {
-    parts.push(...split(from, segment.at, sentBytes, partBytesMin))
-    for (const one of split(segment.at, endOf(segment), copiedBytes, partBytesMin))
-      parts.push({ ...one, piece: between(segment, one.at, endOf(one)).piece })
-    from = endOf(segment)
-  }
-  for (const segment of segments) {
-    if (!segment.piece) continue
-    const waiting = segment.at - from
-    // So much of this run is sent, for what waits before it is too short.
-    const taken = waiting > 0 ? Math.max(0, partBytesMin - waiting) : 0
-    if (segment.length - taken >= partBytesMin) copy(between(segment, segment.at + taken, endOf(segment)))
+  for (const [index, copy] of copies.entries()) {
+    const end = endOf(copy)
+    const next = copies[index + 1]?.at ?? end
+    const joined = isShort(next - end, cutting) ? joinedOf(copy, cutting) : 0
+    parts.push(...split(from, copy.at, sentBytes, partBytesMin))
+    for (const one of split(copy.at, end - joined, copiedBytes, partBytesMin))
+      parts.push(planOf(between(copy, one.at, endOf(one))))
+    from = end
+    if (joined === 0) continue
+    const run = starts.get(end)
+    const short = run && endOf(run) === next ? planOf(run) : { at: end, length: next - end }
+    const join = [planOf(between(copy, end - joined, end)), short]
+    parts.push({ at: end - joined, length: next - end + joined, join })
+    from = next
   }
   const end = segments.length > 0 ? endOf(segments[segments.length - 1]) : 0
   parts.push(...split(from, end, sentBytes, partBytesMin))
   return parts
 }
+
+const planOf = ({ at, length, piece }: Segment): PartPlan => ({ at, length, ...(piece && { piece }) })
+
+/** What is copied: between two of them there is nothing, or a part, or a run that can be joined to the one before it. */
+function copiesOf(segments: Segment[], cutting: Cutting): Segment[] {
+  const { partBytesMin, joinBytesMax, endBytesMin } = cutting
+  const copies: Segment[] = []
+  for (const [index, segment] of segments.entries()) {
+    if (!segment.piece) continue
+    const before = copies.at(-1)
+    const waiting = segment.at - (before ? endOf(before) : segments[0].at)
+    const joins = before !== undefined && joinedOf(before, cutting) + waiting <= joinBytesMax
+    // So much of this run is sent, for what waits before it is too short.
+    const taken = isShort(waiting, cutting) && !joins ? partBytesMin - waiting : 0
+    const bytesMin = index === segments.length - 1 ? endBytesMin : partBytesMin
+    if (segment.length - taken >= bytesMin) copies.push(between(segment, segment.at + taken, endOf(segment)))
+  }
+  return copies
+}
+
+const isShort = (bytes: number, { partBytesMin }: Cutting) => bytes > 0 && bytes < partBytesMin
+
+/** Of what is copied, so much at its end goes into a join: what is left is a part, or nothing. */
+const joinedOf = ({ length }: Segment, { partBytesMin }: Cutting) =>
+  length >= partBytesMin * 2 ? partBytesMin : length
 
 /** Parts of about `bytes`, none below the smallest size unless all of it is. */
 function split(from: number, to: number, bytes: number, partBytesMin: number): PartPlan[] {

@@ -106,6 +106,15 @@ class Application {
         await files.objects.put(note, writeUploadNote({ key, upload }), undefined, turn.signal)
         return () => options.ledger.ended(note)
       },
+      joins: {
+        // A request for one that failed may still be on its way: none has the name of another.
+        key: () => this.#key(`join-${turn.epoch}-${options.ledger.nextNumber()}`),
+        // Without a note: should we die, whoever comes next aborts what it finds in the stage of a former epoch.
+        onUpload: async (key, upload) => {
+          options.ledger.add(key, intent, { key, upload })
+          return () => options.ledger.ended(key)
+        },
+      },
       signal: turn.signal,
     })
     this.#maker = new ObjectMaker({ files, intent, content: this.#content, heldSinceMs, signal: turn.signal })

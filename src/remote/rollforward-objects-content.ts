@@ -2,7 +2,7 @@
 
 import { FerryError } from '../base/errors.js'
 import { readExactly } from '../base/read-exactly.js'
-import { type PartPlan, partsOf, type Segment } from './object-segments.js'
+import { type PartPlan, type Piece, partsOf, type Segment } from './object-segments.js'
 import type { Key, Metadata, ObjectCondition, Objects, Part } from './objects.js'
 import { inParallel } from './rollforward-parallel.js'
 import { overlay } from './through-bytes.js'
@@ -20,12 +20,16 @@ export interface NewObject extends ObjectCondition {
   contentType: string
 }
 
+type OnUpload = (key: Key, upload: string) => Promise<() => void>
+
 export interface ContentOptions {
   objects: Objects
   /** Before each request that changes something. */
   guard: () => Promise<void>
   /** An upload has begun, and is to be aborted should it be left. @returns what is to be called when it is completed or aborted */
-  onUpload: (key: Key, upload: string) => Promise<() => void>
+  onUpload: OnUpload
+  /** What only goes into another object: a key of the stage that nothing had before, nor will have again. */
+  joins: { key: () => Key; onUpload: OnUpload }
   signal?: AbortSignal
 }
 
@@ -64,16 +68,24 @@ export class ObjectContent {
     return objects.copy(source.key, key, { ...options, sourceEtag: source.etag }, signal)
   }
 
-  async #upload(target: NewObject, plans: PartPlan[], segments: Segment[]): Promise<string> {
-    const { objects, guard, onUpload, signal } = this.#options
+  async #upload(
+    target: NewObject,
+    plans: PartPlan[],
+    segments: Segment[],
+    onUpload = this.#options.onUpload,
+  ): Promise<string> {
+    const { objects, guard, signal } = this.#options
     const { key, metadata, contentType, ifAbsent, ifMatch } = target
     await guard()
     const upload = await objects.beginUpload(key, { metadata, contentType }, signal)
     const ended = await onUpload(key, upload)
+    const numbered = plans.map((plan, index) => ({ ...plan, number: index + 1 }))
+    // A join is requests one after the other: the others go on beside it.
+    const ordered = [...numbered.filter(({ join }) => join), ...numbered.filter(({ join }) => !join)]
     const parts: Part[] = []
     try {
-      await inParallel(plans, PARTS_AT_ONCE, async ({ at, length, piece }, index) => {
-        const number = index + 1
+      await inParallel(ordered, PARTS_AT_ONCE, async ({ number, at, length, join, ...copied }) => {
+        const piece = join ? await this.#join(join, segments) : copied.piece
         const bytes = piece ? null : await this.#gather(segments, { at, length })
         await guard()
         const etag = bytes
@@ -91,6 +103,14 @@ export class ObjectContent {
       await objects.abortUpload(key, upload, signal).then(ended, () => {})
       throw error
     }
+  }
+
+  /** Puts an object together that is only there to go into another one. */
+  async #join(plans: PartPlan[], segments: Segment[]): Promise<Piece> {
+    const { joins } = this.#options
+    const key = joins.key()
+    await this.#upload({ key, metadata: {}, contentType: '' }, plans, segments, joins.onUpload)
+    return { key, at: 0 }
   }
 
   #gather(segments: Segment[], range: { at: number; length: number }): Promise<Uint8Array> {

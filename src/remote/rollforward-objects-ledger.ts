@@ -13,13 +13,19 @@ interface Attempt {
 
 export class StageLedger {
   readonly #keys = new Map<Key, Attempt & { upload: UploadNote | null }>()
+  #numbers = 0
 
-  /** Before it is put; with the upload that it is a note of. */
+  /** For names: none is given twice. */
+  nextNumber(): number {
+    return this.#numbers++
+  }
+
+  /** Before it is put; with the upload that it is a note of, or that makes it. */
   add(key: Key, { epoch, batch }: Attempt, upload: UploadNote | null = null): void {
     this.#keys.set(key, { epoch, batch, upload })
   }
 
-  /** The upload of this note was completed or aborted. */
+  /** The upload of this key was completed or aborted. */
   ended(key: Key): void {
     const entry = this.#keys.get(key)
     if (entry) entry.upload = null

@@ -165,7 +165,7 @@ export async function clearObjects(
   }
 }
 
-/** Uploads of former epochs that were staged ahead, and that no batch took. */
+/** Uploads of former epochs within the stage: what was staged ahead and no batch took, and joins. */
 export async function abortStaged(objects: Objects, epoch: number, signal?: AbortSignal): Promise<void> {
   const prefix = `${HIDDEN}/${STAGE}`
   const left = (await objects.uploads(prefix, signal)).filter(

@@ -2,6 +2,7 @@
 import { FerryError } from '../../src/base/errors.js'
 import type { Random } from '../../src/base/random.js'
 import type { Blob } from '../../src/remote/blob.js'
+import type { Objects } from '../../src/remote/objects.js'
 import type { Store } from '../../src/remote/store.js'
 import type { Tree } from '../../src/remote/tree.js'
 
@@ -22,7 +23,7 @@ export interface Steps {
 }
 
 /** The same remote, with the fault. Several remotes may share one, as those of one process do. */
-export type Fault = <R extends Tree | Store | Blob>(remote: R) => R
+export type Fault = <R extends Tree | Store | Blob | Objects>(remote: R) => R
 
 type Gate = (number: number) => Promise<unknown>
 

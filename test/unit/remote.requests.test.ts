@@ -100,6 +100,21 @@ describe.each([
     )
   })
 
+  test('4 KiB within 20 MiB: what lies before and after is copied, with what they are joined to between them', async () => {
+    const size = 20 * 1024 ** 2
+    const large: TreeChange = { do: 'put', path: 'd/f', size, content: { inline: [] }, attributes: file, otherwise }
+    const { versions } = await cost([large])
+    const content = { inline: [{ at: size / 2, bytes: new Uint8Array(4096) }] }
+    const patch: TreeChange = {
+      ...{ do: 'patch', path: 'd/f', size, floor: size, content, attributes: file, otherwise },
+      expect: versions.get('d/f'),
+    }
+    // Put are the intent, the note of the upload, and the end.
+    expect((await cost([patch])).counts).toEqual({
+      ...{ put: 3, beginUpload: 2, copyPart: 4, uploadPart: 1, completeUpload: 2, removeAll: 1 },
+    })
+  })
+
   test('a file that is renamed', async () => {
     await cost([put('d/f', null)])
     // Put are the intent, the plan, the mark, the directory and the end; looked at are both names, as a file and as a directory each,
