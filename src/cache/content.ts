@@ -53,14 +53,15 @@ export class Content {
   read(inode: Inode, at: number, into: Uint8Array): Maybe<number> {
     const length = Math.min(into.length, inode.size - at)
     if (length <= 0) return 0
+    const isHit = this.#readNow(inode, at, into, length)
+    // Before anything is asked for ahead: what is sent first arrives first.
+    const read = isHit ? length : this.#readSlowly(inode, at, into, length)
     this.pull.observe(inode, at, length)
-    if (this.#readNow(inode, at, into, length)) {
+    if (isHit) {
       this.hits++
       this.bytesRead += length
-      return length
-    }
-    this.misses++
-    return this.#readSlowly(inode, at, into, length)
+    } else this.misses++
+    return read
   }
 
   #readNow(inode: Inode, at: number, into: Uint8Array, length: number): boolean {

@@ -2,8 +2,8 @@
 import { type Deferred, deferred } from '../base/async.js'
 import { CHUNK_BYTES, maskCovering, PAGE_BYTES } from '../chunk/geometry.js'
 import type { Row } from './chunk-table.js'
-import { FIRST_BYTES, type FileView, need, type Plan, type Range } from './formats/format.js'
-import { formatOf } from './formats/index.js'
+import { FIRST_BYTES, type FileView, type Range } from './formats/format.js'
+import { planOf } from './formats/index.js'
 import { Changed, type Inode } from './inode.js'
 import type { TreeState } from './state.js'
 
@@ -183,12 +183,6 @@ export class FormatPull implements FileView {
     const isWritten = ((inode.changed | inode.flight) & (Changed.data | Changed.new)) !== 0
     return !isWritten && !inode.stale && inode.version === this.#version && inode.baseSize === this.size
   }
-}
-
-function* planOf(file: FileView): Plan {
-  const { buffer, byteOffset, byteLength } = yield* need(file, 0, Math.min(FIRST_BYTES, file.size))
-  const format = formatOf(new Uint8Array(buffer, byteOffset, byteLength), file.name)
-  if (format) yield* format.plan(file)
 }
 
 const nextTurn = () => new Promise<void>(resolve => setImmediate(resolve))

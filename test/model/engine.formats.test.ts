@@ -45,11 +45,11 @@ interface Far {
 async function far(
   bytes: Buffer,
   changes: Parameters<typeof openEngine>[2] = {},
-  directory = temporaryDirectory(),
+  { directory = temporaryDirectory(), name = 'file' } = {},
 ): Promise<Far> {
   const tree = memTree()
-  await tree.make('file', { mode: 0o100644, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 1n, rdev: 0 })
-  await tree.write('file', 0, bytes)
+  await tree.make(name, { mode: 0o100644, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 1n, rdev: 0 })
+  await tree.write(name, 0, bytes)
   const requests: Far['requests'] = []
   let running = 0
   let waitedMs = 0
@@ -66,7 +66,7 @@ async function far(
   })
   const cache = await openEngine(remote, directory, { pullWorkers: 16, ...changes })
   opened.push({ cache, directory })
-  const { ino } = (await cache.lookup(1, 'file'))!
+  const { ino } = (await cache.lookup(1, name))!
   cache.opened(ino, false)
   return {
     cache,
@@ -165,7 +165,7 @@ test('on a disk that has nothing at once, each look is read once, and what the f
   bytes[399 * 4096] = 0x0d
   const directory = temporaryDirectory()
   const { storage, reads } = waiting(directory)
-  const file = await far(bytes, { storage }, directory)
+  const file = await far(bytes, { storage }, { directory })
   await file.read(0, 4096)
   await file.quiet()
   const leaf = 399 * 4096
@@ -193,6 +193,45 @@ requires('ffmpeg').describe('a film of 64 MiB with its index at the end', () => 
     // The head, where the index is, the index, and what is played first.
     expect(fetchedBytes(file)).toBeLessThan(bytes.length * 0.1)
     console.info(`index at the end: ${file.requests.length} requests, ${fetchedBytes(file)} bytes of ${bytes.length}`)
+  })
+
+  const asksFor = ({ requests }: Far, from: number) =>
+    requests.some(({ at, length }) => at <= from && at + length > from)
+  const named = { name: 'film.mp4' }
+
+  test('its first bytes are read, and its name says what it is: its index is on its way before they are here', async () => {
+    const file = await far(bytes, {}, named)
+    expect(file.requests).toEqual([])
+    await file.read(0, 4096)
+    expect(file.requests.map(({ at }) => at > bytes.length / 2)).toEqual([false, true])
+    expect(asksFor(file, moov)).toBe(true)
+    const before = file.waited()
+    await file.read(moov, bytes.length - moov)
+    expect(file.waited() - before).toBeLessThan(0.9)
+    const without = await far(bytes)
+    await without.read(0, 4096)
+    expect(asksFor(without, moov)).toBe(false)
+  })
+
+  test('what its reader waits for is asked for first, then what is guessed for him', async () => {
+    const file = await far(bytes, {}, named)
+    await file.read(0, READ_BYTES)
+    expect(file.requests[0]).toEqual({ at: 0, length: READ_BYTES })
+    expect(file.requests.length).toBeGreaterThan(2)
+  })
+
+  test('whoever begins to read elsewhere is not given its end, nor is anybody with --prefetch off, or without room', async () => {
+    const middle = await far(bytes, {}, named)
+    await middle.read(20 * MiB, 4096)
+    await middle.quiet()
+    expect(middle.requests).toHaveLength(1)
+    const off = await far(bytes, { prefetch: 'off' }, named)
+    await off.read(0, 4096)
+    await off.quiet()
+    expect(off.requests).toHaveLength(1)
+    const narrow = await far(bytes, { memoryBytesMax: 64 * KiB }, named)
+    await narrow.read(0, 4096)
+    expect(narrow.requests).toHaveLength(1)
   })
 
   test('--prefetch off: nothing but what is read', async () => {

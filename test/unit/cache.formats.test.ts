@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { afterAll, expect, test } from '@jest/globals'
 import fc from 'fast-check'
 import type { Range } from '../../src/cache/formats/format.js'
-import { formatOf } from '../../src/cache/formats/index.js'
+import { formatOf, planOf } from '../../src/cache/formats/index.js'
 import { mp4 } from '../../src/cache/formats/mp4.js'
 import { sqlite } from '../../src/cache/formats/sqlite.js'
 import { database, film, packets, pageTypes } from '../fixtures/media.js'
@@ -38,6 +38,18 @@ test('a format is told by its first bytes, and an old film by its name as well',
   expect(formatOf(first('\0\0\0\x08wide\0\0\0\0mdat'), 'film.bin')).toBeNull()
   expect(formatOf(first('#!/bin/sh'), 'film.mp4')).toBeNull()
   expect(formatOf(new Uint8Array(0), '')).toBeNull()
+})
+
+test('the end of a film is asked for beside its head, on its name alone, unless its reader begins elsewhere', () => {
+  const size = 64 * MiB
+  const first = (name: string, from: number) =>
+    planOf({ name, size, head: { from, to: from + 4096 }, have: () => null }).next().value?.ranges
+  const head = { from: 0, to: 64 }
+  for (const name of ['film.mp4', 'a.b.MOV', 'tone.m4a', 'clip.m4v']) {
+    expect(first(name, 0)).toEqual([head, { from: size - 64 * KiB, to: size }])
+    expect(first(name, 20 * MiB)).toEqual([head])
+  }
+  for (const name of ['film.mkv', 'mp4', 'film.mp4.part', '']) expect(first(name, 0)).toEqual([head])
 })
 
 requires('ffmpeg').describe('a film', () => {

@@ -37,6 +37,8 @@ export interface Format {
   /** Is it that, by the first `FIRST_BYTES` bytes of the file (or all, if it has fewer) and by its name? */
   recognises(first: Uint8Array, name: string): boolean
   plan(file: FileView): Plan
+  /** Files of these names may have at their end what is wanted first: so much of it is asked for together with their head. */
+  readonly tail?: { names: RegExp; bytes: number }
 }
 
 /** What a format is recognised by. */
