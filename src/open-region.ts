@@ -11,6 +11,7 @@ import { checkFiles, engineOptions, keepNoted } from './engine-options.js'
 import type { RemoteStatus } from './mounted-tree.js'
 import { objectOfUrl } from './open.js'
 import { type RegionOptions, regionSettings } from './options.js'
+import { RegionFile } from './region-file.js'
 import { Registry } from './registry.js'
 import { BLOB_FILE } from './remote/blob-tree.js'
 import { openStack } from './remote-stack.js'
@@ -151,6 +152,11 @@ export class Region implements RegionDoor, AsyncDisposable {
   /** All of it is here when it resolves. */
   pull(options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {}): Promise<void> {
     return this.#region.pull(options)
+  }
+
+  /** The same bytes behind the methods of node's FileHandle: reads, writes, streams. */
+  file(): RegionFile {
+    return new RegionFile(this)
   }
 
   status(): RegionStatus {

@@ -4,6 +4,8 @@ import { once } from 'node:events'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
+import { Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
 import { afterAll, afterEach, beforeAll, beforeEach, expect } from '@jest/globals'
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
 import { openRemote } from '../../src/open.js'
@@ -159,6 +161,45 @@ describe('a region of a file', () => {
     await expect(open(join(directory, 'new.img'), { driver: 'kernel' } as RegionOptions)).rejects.toThrow(
       /no such option/,
     )
+  })
+
+  test('is a file to those who know node: positions, short reads at the end, streams', async () => {
+    const region = await open('mem:?size=3M')
+    const file = region.file()
+    expect(await file.write('hello')).toMatchObject({ bytesWritten: 5 })
+    expect(await file.write(Buffer.from('xworldx'), 1, 5)).toMatchObject({ bytesWritten: 5 })
+    await file.write('far', 2 * MiB)
+    expect(await file.read(Buffer.alloc(10), 0, 10, 0)).toMatchObject({
+      bytesRead: 10,
+      buffer: Buffer.from('helloworld'),
+    })
+    expect(await file.read({ buffer: Buffer.alloc(4), position: 2 * MiB })).toMatchObject({
+      buffer: Buffer.from('far\0'),
+    })
+    // Where the last one without a position has ended.
+    expect(await file.read({ length: 2 })).toMatchObject({ bytesRead: 2, buffer: expect.any(Uint8Array) })
+    expect(await file.read(Buffer.alloc(10), 0, 10, 3 * MiB - 4)).toMatchObject({ bytesRead: 4 })
+    expect(await file.read(Buffer.alloc(10), 0, 10, 9 * MiB)).toMatchObject({ bytesRead: 0 })
+    await expect(file.write('beyond', 3 * MiB - 2)).rejects.toMatchObject({ code: 'NO_SPACE' })
+    await expect(file.read(Buffer.alloc(2), 1, 2)).rejects.toMatchObject({ code: 'INVALID' })
+    expect(await file.stat()).toMatchObject({ size: 3 * MiB, mode: 0o100600 })
+
+    const bytes = Buffer.from(randomOf(SEED).bytes(2 * MiB + 123))
+    await pipeline(
+      Readable.from([bytes.subarray(0, 1_000_000), bytes.subarray(1_000_000)]),
+      file.createWriteStream({ start: 77 }),
+    )
+    await file.sync()
+    const parts = await file
+      .createReadStream({ start: 77, end: 77 + bytes.length - 1, highWaterMark: 100_000 })
+      .toArray()
+    expect(Buffer.concat(parts).equals(bytes)).toBe(true)
+    expect((await file.readFile()).subarray(77, 77 + bytes.length).equals(bytes)).toBe(true)
+    const beyond = pipeline(Readable.from([Buffer.alloc(10)]), file.createWriteStream({ start: 3 * MiB - 5 }))
+    await expect(beyond).rejects.toMatchObject({ code: 'NO_SPACE' })
+    await file.close()
+    await expect(file.read()).rejects.toMatchObject({ code: 'CLOSED' })
+    await region.read(0, Buffer.alloc(1))
   })
 
   test('is given up while it waits for the lease of another', async () => {
