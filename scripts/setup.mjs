@@ -55,9 +55,15 @@ const debian = [
   { name: 'git', has: () => program('git'), goals: ['test'] },
   { name: 'rsync', has: () => program('rsync'), goals: ['test'] },
   { name: 'attr', has: () => program('getfattr'), goals: ['test'] },
+  { name: 'e2fsprogs', has: () => system('mkfs.ext4') && system('e2fsck'), goals: ['test'] },
   { name: 'procps', has: () => program('ps'), goals: ['test'] },
   { name: 'util-linux', has: () => program('fallocate') && program('mount'), goals: ['test'] },
 ]
+
+/** Of those that only root has on the path. */
+function system(name) {
+  return program(name) || existsSync(`/usr/sbin/${name}`) || existsSync(`/sbin/${name}`)
+}
 
 function program(name) {
   return (process.env.PATH ?? '').split(delimiter).some(folder => folder && existsSync(join(folder, name)))

@@ -2,6 +2,7 @@
 export { type Code, FerryError, isFerryError } from './base/errors.js'
 export type { RegionDoor, RegionExtent } from './cache/door.js'
 export type { Conflict, Lag, Progress } from './cache/tree-cache.js'
+export { type AttachedRegion, attachRegion } from './join.js'
 export { mountTree } from './mount-tree.js'
 export type { MountedTree, MountStatus, RemoteStatus, UnmountOptions, Unsent } from './mounted-tree.js'
 export type { NamedRegion, NbdServer } from './nbd/server.js'

@@ -91,6 +91,10 @@ interface RegionParts {
   release: () => Promise<void>
 }
 
+const fileSystems = new WeakMap<Region, RegionCache['fileSystem']>()
+/** The tree that a region is the one file of. */
+export const fileSystemOf = (region: Region): RegionCache['fileSystem'] => fileSystems.get(region)!
+
 /** A region that is open. `close` ends it: locally durable, then released, not sent (call `sync` first). */
 export class Region implements RegionDoor, AsyncDisposable {
   readonly #region: RegionCache
@@ -100,6 +104,7 @@ export class Region implements RegionDoor, AsyncDisposable {
   constructor(region: RegionCache, parts: RegionParts) {
     this.#region = region
     this.#parts = parts
+    fileSystems.set(this, region.fileSystem)
   }
 
   /** In bytes; it never changes. */

@@ -246,7 +246,9 @@ const regionSchema = schemaOf(regionTable)
 const serverSchema = schemaOf({ ...listenTable, ...serverTable })
 const commandSchema = schemaOf({ ...mountTable, ...programTable })
 const { metrics: _metrics, ...nbdProgramTable } = programTable
-const nbdTable = { ...regionTable, ...listenTable, ...serverTable, ...nbdProgramTable }
+const attachTable = { ...regionTable, ...nbdProgramTable }
+const attachSchema = schemaOf(attachTable)
+const nbdTable = { ...attachTable, ...listenTable, ...serverTable }
 const nbdSchema = schemaOf(nbdTable)
 
 /** Options of `mountTree`: the command line's, in camelCase. Sizes are bytes or text like '256M'; times are ms or text like '30s'. */
@@ -296,6 +298,8 @@ const rowsOf = (table: object): OptionRow[] =>
 export const mountOptionRows = rowsOf({ ...mountTable, ...programTable })
 /** The same of `nbd serve`. */
 export const nbdOptionRows = rowsOf(nbdTable)
+/** The same of `nbd attach`. */
+export const attachOptionRows = rowsOf(attachTable)
 
 /** Where a command's options come from. */
 interface CommandSources {
@@ -333,31 +337,40 @@ export function commandSettings(sources: CommandSources): CommandSettings {
   return settle(check(commandSchema, given), calledIn(given))
 }
 
-/** What `nbd serve` is told: of its regions, of the server, and of the program. */
-export interface NbdSettings extends Pick<CommandSettings, 'daemon' | 'logLevel' | 'logFile'> {
+/** What a command that opens regions is told of them, and of the program. */
+export interface AttachSettings extends Pick<CommandSettings, 'daemon' | 'logLevel' | 'logFile'> {
   cacheDir: string | undefined
   region: RegionOptions
+}
+
+/** The same of `nbd serve`, which has a server. */
+export interface NbdSettings extends AttachSettings {
   server: ServerSettings
+}
+
+/** What the command line collected for `nbd attach`. */
+export function attachSettings(sources: CommandSources): AttachSettings {
+  const given = collect(attachOptionRows, sources)
+  return attachOf(given, check(attachSchema, given, calledIn(given)))
 }
 
 /** The same for `nbd serve`. */
 export function nbdSettings(sources: CommandSources): NbdSettings {
   const given = collect(nbdOptionRows, sources)
   const checked = check(nbdSchema, given, calledIn(given))
+  const server = only(checked, { ...listenTable, ...serverTable }) as ServerSettings
+  return { ...attachOf(given, checked), server: settleServer(server, calledIn(given)) }
+}
+
+function attachOf(given: Given, checked: z.output<typeof attachSchema>): AttachSettings {
   settle(checked, calledIn(given))
   const { daemon, logLevel, logFile, cacheDir } = checked
-  const isOf =
-    (table: object) =>
-    ([name]: [string, unknown]) =>
-      Object.hasOwn(table, name)
-  const region = Object.fromEntries(Object.entries(given.values).filter(isOf(regionTable)))
-  const server = Object.fromEntries(Object.entries(checked).filter(isOf({ ...listenTable, ...serverTable })))
-  return {
-    ...{ daemon, logLevel, logFile, cacheDir },
-    region: region as RegionOptions,
-    server: settleServer(server as ServerSettings, calledIn(given)),
-  }
+  return { daemon, logLevel, logFile, cacheDir, region: only(given.values, regionTable) as RegionOptions }
 }
+
+/** The options of one table. */
+const only = (values: object, table: object) =>
+  Object.fromEntries(Object.entries(values).filter(([name]) => Object.hasOwn(table, name)))
 
 const calledIn =
   ({ calledAs }: Given) =>

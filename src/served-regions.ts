@@ -1,6 +1,6 @@
 // Regions that a process serves to others: what one can ask of them through its control socket, and how it ends.
 import { deferred } from './base/async.js'
-import { FerryError, toFerryError } from './base/errors.js'
+import { FerryError, isFerryError, toFerryError } from './base/errors.js'
 import { logger } from './base/log.js'
 import type { Lag, Progress } from './cache/tree-cache.js'
 import type { ControlContext, ControlRequest } from './control.js'
@@ -16,14 +16,16 @@ export interface ServerStatus {
   /** Its URI. */
   address: string
   pid: number
-  connections: number
+  /** Of a server of the network. */
+  connections?: number
   /** Each with what clients call it. */
   regions: (RegionStatus & { name: string })[]
 }
 
 /** What listens. */
 interface Door {
-  readonly connections: number
+  /** Absent: it has none. */
+  readonly connections?: number
   close(): Promise<void>
 }
 
@@ -72,7 +74,10 @@ export class ServedRegions {
     return { address, pid: process.pid, connections, regions: each }
   }
 
-  /** Lets nobody in any more, sends what is left for as long as that gets anywhere, closes. Null when the remotes have it all. */
+  /**
+   * Lets nobody in any more, sends what is left for as long as that gets anywhere, closes. Null when the remotes have it all.
+   * @throws BUSY: it is in use, and stays as it is
+   */
   stop(options: { stalledMsMax?: number; onProgress?: (progress: Progress) => void } = {}): Promise<Unsent | null> {
     this.#stopping ??= this.#stop(options).then(
       unsent => {
@@ -80,7 +85,9 @@ export class ServedRegions {
         return unsent
       },
       error => {
-        this.#end.reject(error)
+        // In use: everything stays as it is.
+        if (isFerryError(error, 'BUSY')) this.#stopping = undefined
+        else this.#end.reject(error)
         throw error
       },
     )
@@ -90,7 +97,10 @@ export class ServedRegions {
   /** SIGINT, SIGTERM: the first one stops, the second one skips the drain. */
   signal(): void {
     if (this.#stopping) this.#skip.abort(new FerryError('ABORTED', { detail: 'the drain was skipped' }))
-    else this.stop({ onProgress: this.#options.onProgress }).catch(() => {})
+    else
+      this.stop({ onProgress: this.#options.onProgress }).catch(error => {
+        if (isFerryError(error, 'BUSY')) log.error(`not ended: ${error.message}`)
+      })
   }
 
   async #sync(options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal }): Promise<void> {

@@ -1,7 +1,7 @@
 // The local, cached face of one blob: what a front door reads and writes.
 import { FerryError } from '../base/errors.js'
 import type { RegionDoor, RegionExtent } from './door.js'
-import { type Ino, type Maybe, ROOT } from './filesystem.js'
+import { type FileSystem, type Ino, type Maybe, ROOT } from './filesystem.js'
 import type { Progress, TreeCache, TreeCacheStatus } from './tree-cache.js'
 
 /** What `status --json` prints of a region, but for what only its owner knows. */
@@ -25,12 +25,14 @@ export class RegionCache implements RegionDoor {
   readonly readOnly: boolean
   readonly #cache: TreeCache
   readonly #ino: Ino
+  readonly #name: string
   #closing: Promise<void> | undefined
   #last: RegionCacheStatus | undefined
 
-  private constructor(cache: TreeCache, ino: Ino, size: number, readOnly: boolean) {
+  private constructor(cache: TreeCache, { ino, name }: { ino: Ino; name: string }, size: number, readOnly: boolean) {
     this.#cache = cache
     this.#ino = ino
+    this.#name = name
     this.size = size
     this.readOnly = readOnly
   }
@@ -42,7 +44,12 @@ export class RegionCache implements RegionDoor {
     if ((found.mode & 0o170000) !== 0o100000) throw new FerryError('IS_DIRECTORY', { detail: name })
     cache.remember(found.ino)
     cache.opened(found.ino, !readOnly)
-    return new RegionCache(cache, found.ino, found.size, readOnly)
+    return new RegionCache(cache, { ino: found.ino, name }, found.size, readOnly)
+  }
+
+  /** The tree that it is the one file of, for those who can only mount. */
+  get fileSystem(): { fs: FileSystem; name: string } {
+    return { fs: this.#cache, name: this.#name }
   }
 
   /** Fills `into` with the bytes from `at` on. */

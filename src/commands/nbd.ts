@@ -1,17 +1,18 @@
 // pageferry nbd: regions as block devices of others.
 import { FerryError } from '../base/errors.js'
 import { type ControlServer, serveControl } from '../control.js'
-import type { NbdServer } from '../nbd/server.js'
+import { attachRegion } from '../join.js'
 import { openRegion, type Region } from '../open-region.js'
-import { type NbdSettings, nbdSettings } from '../options.js'
+import { attachSettings, type NbdSettings, nbdSettings } from '../options.js'
 import { showProgress } from '../progress.js'
 import { Registry } from '../registry.js'
 import { serveNbdWith, uriOf } from '../serve-nbd.js'
-import { ServedRegions } from '../served-regions.js'
+import { type ServedOptions, ServedRegions } from '../served-regions.js'
 import { absoluteRemote, type Ready, startDaemon } from './daemonize.js'
 import { EXIT, type ExitStatus, say } from './report.js'
 import { type Serving, serving } from './serving.js'
 import { describeUnsent } from './show.js'
+import { umountCommand } from './unmount.js'
 
 interface Named {
   name: string
@@ -38,22 +39,59 @@ export async function nbdServeCommand(
   if (named.length > 1 && settings.cacheDir !== undefined)
     throw new FerryError('USAGE', { detail: '--cache-dir is for one region; of several each has its own' })
   if (settings.daemon && !ready) return startDaemon()
-  return serving(settings, ready, life => serve(named, settings, ready, life))
+  const open = async (regions: Opened[]) => {
+    const door = await serveNbdWith(regions, settings.server)
+    return { door, address: uriOf(door.address, settings.server) }
+  }
+  return serving(settings, ready, life => serve(named, settings, ready, life, open))
 }
 
-async function serve(named: Named[], settings: NbdSettings, ready: Ready | undefined, life: Serving) {
-  const regions: { name: string; region: Region }[] = []
-  let door: NbdServer | undefined
+/** `ready`: this is the daemon, and who started it waits. */
+export async function nbdAttachCommand(
+  given: string,
+  { config, ...flags }: { config?: string } & Record<string, unknown>,
+  ready: Ready | undefined,
+): Promise<ExitStatus> {
+  const { env } = process
+  const settings = attachSettings({ flags, env, config: config ?? env.PAGEFERRY_CONFIG })
+  if (settings.daemon && !ready) return startDaemon()
+  const open = async ([{ region }]: Opened[]) => {
+    const attached = await attachRegion(region)
+    return { door: attached, address: attached.path }
+  }
+  return serving(settings, ready, life =>
+    serve([{ name: '', remote: absoluteRemote(given) }], settings, ready, life, open),
+  )
+}
+
+/** Sends what is left, and takes the device away. */
+export async function nbdDetachCommand(device: string, options: { timeout?: string }): Promise<ExitStatus> {
+  return umountCommand(device, options)
+}
+
+interface Opened {
+  name: string
+  region: Region
+}
+
+async function serve(
+  named: Named[],
+  { region: options }: Pick<NbdSettings, 'region'>,
+  ready: Ready | undefined,
+  life: Serving,
+  open: (regions: Opened[]) => Promise<Pick<ServedOptions, 'door' | 'address'>>,
+) {
+  const regions: Opened[] = []
+  let opened: Pick<ServedOptions, 'door' | 'address'>
   try {
-    const { region: options } = settings
     for (const { name, remote } of named) regions.push({ name, region: await openRegion(remote, options, life.signal) })
     life.keptIn(regions[0].region.status().cacheDir)
-    door = await serveNbdWith(regions, settings.server)
+    opened = await open(regions)
   } catch (error) {
     for (const { region } of regions) await region.close()
     throw error
   }
-  const address = uriOf(door.address, settings.server)
+  const { door, address } = opened
   const view = ready ? undefined : showProgress({ title: 'sending' })
   const served = new ServedRegions({ address, regions, door, onProgress: progress => view?.update(progress) })
   const registry = new Registry()

@@ -1,7 +1,7 @@
 // The command line: every command with its options and examples. What a command does is loaded when it is called.
 import { readFileSync } from 'node:fs'
 import { Command, Option } from 'commander'
-import { mountOptionRows, nbdOptionRows, type OptionRow } from '../options.js'
+import { attachOptionRows, mountOptionRows, nbdOptionRows, type OptionRow } from '../options.js'
 import type { Ready } from './daemonize.js'
 import { EXIT, type ExitStatus } from './report.js'
 
@@ -129,6 +129,38 @@ export function program({ ended, ready }: ProgramOptions): Command {
     .action(
       run(async (regions: string[], flags: Record<string, unknown>) =>
         (await import('./nbd.js')).nbdServeCommand(regions, flags, ready),
+      ),
+    )
+
+  const nbdAttach = nbd
+    .command('attach')
+    .description('make a region a block device of this machine: a loop device on a file of its own mount')
+    .argument('<region>', 'as for nbd serve')
+    .addOption(configOption())
+  addOptions(nbdAttach, attachOptionRows)
+  nbdAttach
+    .addHelpText(
+      'after',
+      `${examples(
+        'nbd attach --daemon s3://images/disk.img   # says which: /dev/loop0',
+        'nbd detach /dev/loop0                      # sends what is left first',
+      )}\nNeeds root.`,
+    )
+    .action(
+      run(async (region: string, flags: Record<string, unknown>) =>
+        (await import('./nbd.js')).nbdAttachCommand(region, flags, ready),
+      ),
+    )
+
+  nbd
+    .command('detach')
+    .description('send what is left, then take the device away')
+    .argument('<device>')
+    .option('--timeout <TIME>', 'when nothing gets through for this long, detach and keep the rest (default: 60s)')
+    .addHelpText('after', examples('nbd detach /dev/loop0'))
+    .action(
+      run(async (device: string, options: { timeout?: string }) =>
+        (await import('./nbd.js')).nbdDetachCommand(device, options),
       ),
     )
 

@@ -67,7 +67,10 @@ export function describeServer({ address, pid, connections, regions }: ServerSta
     const { name, remote, readOnly, size, availability, cacheDir } = status
     const title = `${address}${name ? `  ${name}` : ''}  ${remote.url}${readOnly ? '  read-only' : ''}`
     const rows: [string, string][] = [
-      ['daemon', `pid ${pid}, ${many(connections, 'connection')}, cache in ${cacheDir}`],
+      [
+        'daemon',
+        `pid ${pid}, ${connections === undefined ? '' : `${many(connections, 'connection')}, `}cache in ${cacheDir}`,
+      ],
       ['size', `${formatBytes(size)}, ${percent(availability, 1)} here`],
     ]
     return `${title}\n${table([...rows, ...engineRows(status), ...problemRows(status)])}`
