@@ -42,7 +42,7 @@ const debian = [
   { name: 's3fs', has: () => program('s3fs'), goals: ['test', 'bench'] },
   // NBD clients and servers of others.
   { name: 'libnbd-bin', has: () => program('nbdinfo') && program('nbdcopy'), goals: ['test', 'bench'] },
-  { name: 'python3-libnbd', has: () => program('nbdsh'), goals: ['test'] },
+  { name: 'python3-libnbd', has: () => program('nbdsh'), goals: ['test', 'bench'] },
   { name: 'nbdkit', has: () => program('nbdkit'), goals: ['test', 'bench'] },
   {
     name: 'qemu-utils',
