@@ -24,6 +24,11 @@ export function takeBytes(length: number): Uint8Array {
 /** All of its buffer belongs to these bytes, though they may be fewer. */
 export const isTaken = ({ buffer }: Uint8Array): boolean => ours.has(buffer)
 
+/** Nobody needs these bytes any more: what was taken for them is kept for later. */
+export function giveBack({ buffer }: Uint8Array): void {
+  if (ours.has(buffer)) giveBytes(buffer as ArrayBuffer)
+}
+
 /** Nobody has a view of it any more. The oldest sizes go when there are too many. */
 export function giveBytes(buffer: ArrayBuffer): void {
   const size = buffer.byteLength

@@ -2,6 +2,7 @@
 import type { Socket } from 'node:net'
 import type { TLSSocketOptions } from 'node:tls'
 import { deferred } from '../base/async.js'
+import { giveBack, takeBytes } from '../base/buffers.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { RegionDoor } from '../cache/door.js'
@@ -187,7 +188,7 @@ export class Connection {
       if (request.type === Command.DISC) return
       if (!hasPayload) this.#answer(region, agreed, request, null)
       else if (length <= maximum) {
-        const payload = Buffer.allocUnsafeSlow(length)
+        const payload = takeBytes(length)
         this.#heldBytes += length
         yield payload
         this.#heldBytes -= length
@@ -225,8 +226,16 @@ export class Connection {
     if (reply instanceof Promise) {
       this.#requests++
       const heldBytes = request.type === Command.READ ? request.length : (payload?.length ?? 0)
-      void this.#answerLater(agreed, request, reply, heldBytes)
-    } else this.#transport.send(reply)
+      void this.#answerLater(
+        agreed,
+        request,
+        payload ? reply.then(bytes => gaveBack(payload, bytes)) : reply,
+        heldBytes,
+      )
+    } else {
+      this.#transport.send(reply)
+      if (payload) giveBack(payload)
+    }
   }
 
   async #answerLater(agreed: Agreed, request: AskedRequest, reply: Promise<Uint8Array>, heldBytes: number) {
@@ -264,6 +273,11 @@ export class Connection {
     if (type === Command.BLOCK_STATUS && (contextId === null || length === 0))
       refuse('INVALID', 'no status was agreed on, or none of nothing')
   }
+}
+
+function gaveBack<T>(payload: Uint8Array, result: T): T {
+  giveBack(payload)
+  return result
 }
 
 /** What is no error of ours is a bug, and thrown. */

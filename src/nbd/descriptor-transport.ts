@@ -2,6 +2,7 @@
 // is wanted, and nothing is a stream.
 import { closeSync } from 'node:fs'
 import type { Socket } from 'node:net'
+import { giveBack } from '../base/buffers.js'
 import { type FerryError, toFerryError } from '../base/errors.js'
 import { duplicate } from '../linux/descriptors.js'
 import { errno, systemError } from '../linux/libc.js'
@@ -147,6 +148,7 @@ export class DescriptorTransport implements Transport {
     if (sent < head.length) this.#enqueue(head.slice(sent))
     const left = bytes.subarray(Math.max(0, sent - head.length))
     if (left.length > 0) this.#enqueue(left)
+    else giveBack(bytes)
   }
 
   #enqueue(bytes: Uint8Array): void {
@@ -167,6 +169,7 @@ export class DescriptorTransport implements Transport {
         this.#sent += count
         break
       }
+      giveBack(first)
       this.#queue.shift()
       this.#sent = 0
     }

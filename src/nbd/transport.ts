@@ -1,6 +1,7 @@
 // Bytes in and out of one connection.
 import type { Socket } from 'node:net'
 import { TLSSocket, type TLSSocketOptions } from 'node:tls'
+import { giveBack } from '../base/buffers.js'
 import { type FerryError, toFerryError } from '../base/errors.js'
 
 export interface TransportEvents {
@@ -19,7 +20,7 @@ export interface TransportEvents {
 export interface Transport {
   /** Handed over and not sent yet. */
   readonly backlogBytes: number
-  /** The parts must not change any more. */
+  /** They must not change any more; a buffer that was taken for them is given back when they are sent. */
   send(bytes: Uint8Array): void
   /** Stops and goes on reading. */
   pause(): void
@@ -63,7 +64,9 @@ export class SocketTransport implements Transport {
         this.#socket.uncork()
       })
     }
-    this.#socket.write(bytes)
+    this.#socket.write(bytes, error => {
+      if (!error) giveBack(bytes)
+    })
   }
 
   pause(): void {

@@ -1,5 +1,6 @@
 // Replies to requests, in whichever of the three styles was agreed: simple, structured, or extended.
 
+import { takeBytes } from '../../base/buffers.js'
 import { viewOf } from '../reader.js'
 import {
   CHUNK_MAGIC,
@@ -39,24 +40,33 @@ export interface Extent {
 
 const headerBytes = { structured: ChunkHeader.size, extended: ExtendedChunkHeader.size }
 
+/** From here on buffers are taken, and given back by who has sent them. */
+const LARGE_BYTES = 128 * 1024
+
 /** Headers are made here and copied: a view for each reply would cost more than the rest of it. */
 const scratch = new Uint8Array(64)
 const view = viewOf(scratch)
 
 /** `length` bytes that begin with what is in the scratch. */
-function begun(headBytes: number, length: number): Buffer {
-  const bytes = Buffer.allocUnsafe(length)
+function begun(headBytes: number, length: number): Uint8Array {
+  const bytes = length < LARGE_BYTES ? Buffer.allocUnsafe(length) : takeBytes(length)
   bytes.set(headBytes === scratch.length ? scratch : scratch.subarray(0, headBytes))
   return bytes
 }
 
-function simple({ cookieHigh, cookieLow }: Asked, error: number, length = 0): Buffer {
+function simple({ cookieHigh, cookieLow }: Asked, error: number, length = 0): Uint8Array {
   SimpleReply.encode(view, 0, { magic: SIMPLE_REPLY_MAGIC, error, cookieHigh, cookieLow })
   return begun(SimpleReply.size, SimpleReply.size + length)
 }
 
 /** A chunk, the last one of its reply, with `length` bytes behind its header: the scratch has the first `headBytes` of them. */
-function chunk(style: 'structured' | 'extended', asked: Asked, type: number, length: number, headBytes = 0): Buffer {
+function chunk(
+  style: 'structured' | 'extended',
+  asked: Asked,
+  type: number,
+  length: number,
+  headBytes = 0,
+): Uint8Array {
   const { cookieHigh, cookieLow, offsetHigh, offsetLow } = asked
   const flags = ChunkFlag.DONE
   if (style === 'structured')
