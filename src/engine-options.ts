@@ -5,6 +5,7 @@ import { dirname } from 'node:path'
 import { FerryError } from './base/errors.js'
 import { logger } from './base/log.js'
 import type { CacheDir } from './cache/cache-dir.js'
+import type { PullOrder } from './cache/pull-order.js'
 import type { Lag, TreeCacheOptions } from './cache/tree-cache.js'
 import { coarseNowNs } from './linux/clock.js'
 import { identityOf } from './linux/process.js'
@@ -22,6 +23,7 @@ const NOTE_MS = 1000
 /** Of the options, those that the engine is made with. */
 export type EngineSettings = Omit<
   MountSettings,
+  | 'pullOrder'
   | 'cacheDir'
   | 'simulate'
   | 'uploadLimit'
@@ -34,6 +36,7 @@ export type EngineSettings = Omit<
   | 'dev'
   | 'driver'
 > & {
+  pullOrder: PullOrder
   /** Bytes the kernel may hold dirty. */
   kernelBytesMax: number
 }
@@ -57,6 +60,7 @@ export function engineOptions(settings: EngineSettings, { path: cacheDir, writer
     dirtyOperationsMax: DIRTY_OPERATIONS_MAX,
     whenFull: settings.whenFull,
     pull: settings.pull,
+    pullOrder: settings.pullOrder,
     pullWorkers: settings.pullWorkers,
     pushWorkers: settings.pushWorkers,
     prefetch: settings.prefetch,

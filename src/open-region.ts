@@ -21,6 +21,7 @@ const log = logger('region')
 /** It is one file, which nobody lists: what it is at the remote is looked at when it is opened. */
 const NEVER_MS = 2 ** 31
 const KERNEL_BYTES = 0
+const PRESENCE_RUNS = 1_000
 
 /** What `status --json` prints of a region. */
 export interface RegionStatus extends RegionCacheStatus {
@@ -134,6 +135,11 @@ export class Region implements RegionDoor, AsyncDisposable {
   /** These bytes are here when it resolves. */
   prefetch(at: number, length: number): Promise<void> {
     return this.#region.prefetch(at, length)
+  }
+
+  /** Runs of bytes that are here or known to be zeros, ascending: the first 1,000 of them, if no other number is asked for. */
+  presence(countMax = PRESENCE_RUNS): [from: number, to: number][] {
+    return this.#region.presence(countMax)
   }
 
   /**

@@ -5,7 +5,8 @@ import { parse as parseToml } from 'smol-toml'
 import * as z from 'zod/mini'
 import { FerryError } from './base/errors.js'
 import { levels } from './base/log.js'
-import { formatBytes } from './base/units.js'
+import { formatBytes, parseSize } from './base/units.js'
+import type { PullOrder } from './cache/pull-order.js'
 import {
   address,
   choice,
@@ -23,6 +24,13 @@ import {
   wordOrFile,
 } from './option-kinds.js'
 import { parseSimulation } from './remote/simulate.js'
+
+function parsePullOrder(given: string): Exclude<PullOrder, (chunk: number) => number> {
+  if (given === 'ascending' || given === 'descending') return given
+  const [, stride] = /^stride:(.+)$/.exec(given) ?? []
+  if (stride === undefined) throw new FerryError('USAGE', { detail: 'allowed: ascending, descending, or stride:SIZE' })
+  return { strideBytes: parseSize(stride, 'a stride') }
+}
 
 type Group = 'cache' | 'remote' | 'mount' | 'server' | 'process'
 
@@ -126,6 +134,12 @@ const mountTable = {
     choice('on-demand', 'all'),
     'on-demand',
     'fetch what is touched, or everything, in the background',
+  ),
+  pullOrder: defaulted(
+    'cache',
+    parsed('ORDER', parsePullOrder),
+    'ascending',
+    'of --pull all: ascending, descending, or stride:SIZE',
   ),
   pullWorkers: defaulted(
     'cache',
@@ -255,9 +269,14 @@ const nbdSchema = schemaOf(nbdTable)
 export type MountOptions = Partial<z.input<typeof mountSchema>>
 /** The same, read and checked; sizes in bytes, times in ms. */
 export type MountSettings = Settled<z.output<typeof mountSchema>>
-/** Options of `openRegion`, as those of `mountTree`. */
-export type RegionOptions = Partial<z.input<typeof regionSchema>>
-export type RegionSettings = Settled<z.output<typeof regionSchema>>
+/**
+ * Options of `openRegion`, as those of `mountTree`. `pull` may also be a function that says of each chunk of 128 KiB, by its index, how much
+ * it is wanted: then everything is pulled, what is wanted most first.
+ */
+export type RegionOptions = Partial<Omit<z.input<typeof regionSchema>, 'pull'>> & {
+  pull?: z.input<typeof regionSchema>['pull'] | ((chunk: number) => number)
+}
+export type RegionSettings = Omit<Settled<z.output<typeof regionSchema>>, 'pullOrder'> & { pullOrder: PullOrder }
 export type CommandSettings = Settled<z.output<typeof commandSchema>>
 
 /** Options of `serveNbd`, but for what each region is called. */
@@ -323,7 +342,11 @@ export function mountSettings(options: MountOptions = {}): MountSettings {
 
 /** The same for a region. */
 export function regionSettings(options: RegionOptions = {}): RegionSettings {
-  return settle(check(regionSchema, { values: { ...options }, calledAs: {} }), name => name)
+  const { pull, ...others } = options
+  const order = typeof pull === 'function' ? pull : undefined
+  const values = { ...others, ...(pull !== undefined && { pull: order ? 'all' : pull }) }
+  const settings = settle(check(regionSchema, { values, calledAs: {} }), name => name)
+  return order ? { ...settings, pullOrder: order } : settings
 }
 
 /** The same for a server. */

@@ -14,6 +14,7 @@ import {
   runLength,
   runStart,
 } from '../chunk/geometry.js'
+import { Intervals } from '../chunk/intervals.js'
 import { GUESSED, NAMED, type Row, SEALED, VERIFIED } from './chunk-table.js'
 import type { RegionExtent } from './door.js'
 import type { Durability } from './durability.js'
@@ -469,6 +470,21 @@ export class Content {
       }
     }
     return extents
+  }
+
+  /** Runs of bytes that are here or known to be zeros, the first `countMax` of them. */
+  presence(inode: Inode, countMax: number): [from: number, to: number][] {
+    const { chunks } = this.state
+    const here = new Intervals()
+    for (const row of chunks.rowsOf(inode.ino).sort((a, b) => chunks.index[a] - chunks.index[b])) {
+      const start = chunks.index[row] * CHUNK_BYTES
+      for (let run = firstRun(chunks.valid[row], 0); run >= 0; run = firstRun(chunks.valid[row], runEnd(run)))
+        here.add(start + runStart(run) * PAGE_BYTES, start + runEnd(run) * PAGE_BYTES)
+    }
+    for (const [from, to] of inode.zeros?.within(0, inode.size) ?? []) here.add(from, to)
+    const runs: [from: number, to: number][] = []
+    for (const run of here.within(0, inode.size)) if (runs.push(run) === countMax) break
+    return runs
   }
 
   /** Pages of a chunk that are neither here nor anything but zeros. */

@@ -1019,6 +1019,10 @@ class Engine implements TreeCache {
     return chunks.rowsOf(ino).reduce((sum, row) => sum + popcount(chunks.valid[row]) * PAGE_BYTES, zeroBytes)
   }
 
+  presence(ino: Ino, countMax: number): [from: number, to: number][] {
+    return this.content.presence(this.state.inode(ino), countMax)
+  }
+
   prefetch(ino: Ino, at: number, length: number): Promise<void> {
     return this.pullQueue.need(this.state.inode(ino), at, length)
   }

@@ -86,6 +86,11 @@ export class RegionCache implements RegionDoor {
       await this.#cache.prefetch(this.#ino, from, Math.min(PREFETCHED_BYTES, end - from))
   }
 
+  /** Runs that are here or known to be zeros, ascending, at most so many. */
+  presence(countMax: number): [from: number, to: number][] {
+    return this.#cache.presence(this.#ino, countMax)
+  }
+
   /** What is known to be zeros: see RegionDoor. */
   extents(at: number, length: number, countMax: number): RegionExtent[] {
     this.#check(at, length)

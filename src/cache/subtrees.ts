@@ -7,6 +7,7 @@ import type { Inode } from './inode.js'
 import type { Listing } from './listing.js'
 import { Profile } from './profile.js'
 import type { Pull } from './pull.js'
+import { inOrder } from './pull-order.js'
 import type { TreeState } from './state.js'
 import type { Progress, TreeCacheOptions } from './tree-cache.js'
 
@@ -157,7 +158,7 @@ export class Subtrees {
     }
     if (pull !== 'all') return
     for await (const inode of this.#below(this.state.inode(ROOT), true)) {
-      for (let at = 0; at < inode.baseSize; at += this.options.fetchBytesMax) {
+      for await (const at of inOrder(this.options.pullOrder, inode.baseSize, this.options.fetchBytesMax)) {
         if (this.#closed || this.state.cachedBytes > cacheBytesMax * 0.9) return
         await this.#guessed(inode, at, Math.min(inode.baseSize, at + this.options.fetchBytesMax))
       }

@@ -3,6 +3,7 @@ import type { Claim, Commits } from '../remote/commits.js'
 import type { Tree, TreeChange } from '../remote/tree.js'
 import type { RegionExtent } from './door.js'
 import type { FileSystem, Ino } from './filesystem.js'
+import type { PullOrder } from './pull-order.js'
 import type { Storage } from './storage.js'
 
 /** Validated at the edge (zod, in `src/options.ts`); the engine takes them as they are. */
@@ -33,6 +34,8 @@ export interface TreeCacheOptions {
   dirtyOperationsMax: number
   whenFull: 'wait' | 'error'
   pull: 'on-demand' | 'all'
+  /** Of `pull: 'all'`. Default 'ascending'. */
+  pullOrder: PullOrder
   pullWorkers: number
   pushWorkers: number
   prefetch: 'auto' | 'off' | { file: string }
@@ -133,6 +136,8 @@ export interface TreeCache extends FileSystem, AsyncDisposable {
   conflicts(): Conflict[]
   /** Bytes of a file that are here, in whole pages. */
   present(ino: Ino): number
+  /** Runs of a file's bytes that are here or known to be zeros, ascending, at most so many. */
+  presence(ino: Ino, countMax: number): [from: number, to: number][]
   /** These bytes are here when it resolves. */
   prefetch(ino: Ino, at: number, length: number): Promise<void>
   /** As `RegionDoor.extents` says. */

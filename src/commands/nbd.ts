@@ -1,5 +1,6 @@
 // pageferry nbd: regions as block devices of others.
 import { FerryError } from '../base/errors.js'
+import { formatBytes } from '../base/units.js'
 import { type ControlServer, serveControl } from '../control.js'
 import { attachRegion } from '../join.js'
 import { openRegion, type Region } from '../open-region.js'
@@ -109,9 +110,12 @@ async function serve(
     })
     life.onSignal(() => served.signal())
     process.chdir('/')
-    const message = `${named.map(({ remote }, n) => statuses[n].remote.url ?? remote).join(', ')} at ${address}`
-    ready?.done(`${message} (daemon ${process.pid})`)
-    if (!ready) say(`${message}; Ctrl-C sends what is left and ends`)
+    const hereBytes = statuses.reduce((sum, { size, availability }) => sum + size * availability, 0)
+    const message = `${statuses.map(({ remote }) => remote.url).join(', ')} at ${address}`
+    // What was pulled before anybody could ask.
+    const here = hereBytes > 0 ? `, ${formatBytes(hereBytes)} here already` : ''
+    ready?.done(`${message} (daemon ${process.pid}${here})`)
+    if (!ready) say(`${message}${here}; Ctrl-C sends what is left and ends`)
     const unsent = await served.ending
     if (!unsent) return EXIT.ok
     if (!ready) say(describeUnsent(unsent, statuses.map(({ cacheDir }) => cacheDir).join(', ')))

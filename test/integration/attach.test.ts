@@ -68,7 +68,7 @@ const pageferry = (...args: string[]) => runs(process.execPath, join(dist, 'cli.
 /** @returns the device */
 async function attach(...args: string[]): Promise<{ device: string; pid: number }> {
   const { status, stdout, stderr } = await pageferry('nbd', 'attach', '--daemon', ...args)
-  const [, device, pid] = / at (\/dev\/loop\d+) \(daemon (\d+)\)/.exec(stdout) ?? []
+  const [, device, pid] = / at (\/dev\/loop\d+) \(daemon (\d+)/.exec(stdout) ?? []
   expect({ status, stderr, device }).toEqual({ status: 0, stderr: '', device: expect.any(String) })
   devices.add(device)
   return { device, pid: Number(pid) }

@@ -563,8 +563,8 @@ describe('the command', () => {
       expect(JSON.parse(status.stdout)).toMatchObject({
         address,
         regions: [
-          { name: '', size: MiB },
-          { name: 'two', size: 2 * MiB, lag: { operations: 1 } },
+          { name: '', size: MiB, presence: [] },
+          { name: 'two', size: 2 * MiB, lag: { operations: 1 }, presence: [[0, expect.any(Number)]] },
         ],
       })
       expect((await pageferry('status')).stdout).toMatch(/two {2}file:.*\n {2}daemon .*\n {2}size +2 MiB/)

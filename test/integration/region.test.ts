@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, afterEach, beforeAll, beforeEach, expect } from '@jest/globals'
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
 import { openRemote } from '../../src/open.js'
@@ -200,6 +201,27 @@ describe('a region of a file', () => {
     await file.close()
     await expect(file.read()).rejects.toMatchObject({ code: 'CLOSED' })
     await region.read(0, Buffer.alloc(1))
+  })
+
+  test('is pulled in the order that is asked for, and tells what of it is here', async () => {
+    const path = join(directory, 'disk.img')
+    writeFileSync(path, Buffer.alloc(12 * MiB, 'd'))
+    const slow = { simulate: 'rtt=40ms', pullWorkers: 1, fetchSize: '1M', readOnly: true } as const
+    const orders: [options: RegionOptions, first: number][] = [
+      [{ pull: 'all' }, 0],
+      [{ pull: 'all', pullOrder: 'descending' }, 11 * MiB],
+      [{ pull: chunk => (chunk === 5 * 8 + 3 ? 1 : 0) }, 5 * MiB],
+    ]
+    for (const [n, [options, first]] of orders.entries()) {
+      const region = await open(path, { ...slow, ...options, cacheDir: join(directory, `cache${n}`) })
+      while (region.presence().length === 0) await sleep(5)
+      expect(region.presence(1)[0][0]).toBe(first)
+      while (region.status().availability < 1) await sleep(20)
+      expect(region.presence()).toEqual([[0, 12 * MiB]])
+    }
+    await expect(open(path, { pullOrder: 'sideways' })).rejects.toThrow(
+      'pullOrder: got "sideways"; allowed: ascending, descending, or stride:SIZE',
+    )
   })
 
   test('is given up while it waits for the lease of another', async () => {

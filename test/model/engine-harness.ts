@@ -28,6 +28,7 @@ export const engineOptions = (cacheDir: string, changes: Partial<TreeCacheOption
   dirtyOperationsMax: 1_000_000,
   whenFull: 'wait',
   pull: 'on-demand',
+  pullOrder: 'ascending',
   pullWorkers: 4,
   pushWorkers: 4,
   prefetch: 'auto',

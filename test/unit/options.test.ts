@@ -118,6 +118,7 @@ describe('where it comes from', () => {
       GLOB: 'x',
       ADDR: '1',
       SPEC: 'rtt=1ms',
+      ORDER: 'stride:8M',
     }
     for (const { name, flag, variable, placeholder } of mountOptionRows) {
       const value = placeholder === undefined ? 'yes' : (samples[placeholder] ?? placeholder.split('|')[1])
@@ -150,6 +151,7 @@ describe('what is wrong is said with its name, what was given and what is allowe
     [{ flushInterval: '2' }, /^--flush-interval: got "2"; allowed: a time .*units: ms, s, m/],
     [{ lease: '1ms' }, /^--lease: got "1ms"; allowed: a time from 1s/],
     [{ fsync: 'never' }, /^--fsync: got "never"; allowed: local, remote$/],
+    [{ pullOrder: 'up' }, /^--pull-order: got "up"; allowed: ascending, descending, or stride:SIZE$/],
     [{ pullWorkers: '1.5' }, /^--pull-workers: got "1.5"; allowed: a whole number from 0 to 64$/],
     [{ pushWorkers: '0' }, /^--push-workers: got "0"/],
     [{ umask: '9' }, /^--umask: got "9"; allowed: octal/],
