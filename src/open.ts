@@ -1,4 +1,6 @@
 // URLs become remotes here, and only here.
+import { readFileSync } from 'node:fs'
+import { isIP } from 'node:net'
 import { resolve } from 'node:path'
 import { FerryError, isFerryError } from './base/errors.js'
 import { parseSize } from './base/units.js'
@@ -12,6 +14,7 @@ import { inWorker } from './remote/in-worker.js'
 import { memBlob } from './remote/mem-blob.js'
 import { memStore } from './remote/mem-store.js'
 import { memTree } from './remote/mem-tree.js'
+import type { NbdAddress } from './remote/nbd-connection.js'
 import { objectBlob } from './remote/object-blob.js'
 import { objectStore } from './remote/object-store.js'
 import type { Key, Objects } from './remote/objects.js'
@@ -19,6 +22,7 @@ import { rollforwardChunks } from './remote/rollforward-chunks.js'
 import type { S3Options } from './remote/s3.js'
 import type { Store } from './remote/store.js'
 import type { Remote, Shape, Shapes } from './remote/wrap.js'
+import { DEFAULT_PORT } from './wire/nbd.js'
 
 /** How a remote is to be opened. */
 export interface OpenOptions<S extends Shape = Shape> {
@@ -54,6 +58,45 @@ const web: Scheme = {
   },
 }
 
+const nbd: Scheme = {
+  query: { blob: ['socket'] },
+  open: {
+    blob: async location => (await import('./remote/nbd-blob.js')).nbdBlob(nbdAddress(location)),
+  },
+}
+
+/** nbd://HOST[:PORT]/EXPORT, or nbd+unix:///EXPORT?socket=PATH; nbds for TLS, whose files the environment names. */
+function nbdAddress({ shown, scheme, path, query }: Location): NbdAddress {
+  const [, host, digits, name] = /^\/\/(\[[^\]]+\]|[^/:]*)(?::(\d{1,5}))?(?:\/(.*))?$/s.exec(path) ?? []
+  const isUnix = scheme.endsWith('+unix')
+  const socket = query.get('socket')
+  if (host === undefined || isUnix !== (host === '') || isUnix !== (socket !== null))
+    throw usage(`${shown}: such a URL is like nbd://host:10809/export, or nbd+unix:///export?socket=/path`)
+  const servername = host.replace(/^\[|\]$/g, '')
+  const file = (variable: string) => {
+    const value = process.env[variable]
+    try {
+      return value ? readFileSync(value) : undefined
+    } catch (error) {
+      throw usage(`${variable}: ${value} cannot be read (${(error as NodeJS.ErrnoException).code})`, error)
+    }
+  }
+  return {
+    to: socket === null ? { host: servername, port: Number(digits ?? DEFAULT_PORT) } : { path: socket },
+    name: name ?? '',
+    tls: scheme.startsWith('nbds')
+      ? {
+          servername: isIP(servername) ? '' : servername,
+          host: servername,
+          ca: file('PAGEFERRY_TLS_CA'),
+          cert: file('PAGEFERRY_TLS_CERT'),
+          key: file('PAGEFERRY_TLS_KEY'),
+        }
+      : null,
+    shown,
+  }
+}
+
 /** A shape, in a sentence. */
 const named: Record<Shape, string> = { tree: 'a tree', store: 'a store', objects: 'objects', blob: 'a blob' }
 
@@ -82,6 +125,10 @@ const schemes: Record<string, Scheme> = {
   },
   https: web,
   http: web,
+  nbd,
+  nbds: nbd,
+  'nbd+unix': nbd,
+  'nbds+unix': nbd,
   s3: {
     query: { objects: [...s3Query, 'attributes'], store: s3Query, blob: [...s3Query, 'size', 'layout'] },
     open: {
@@ -139,7 +186,7 @@ const chunksIn = async (store: Store | Promise<Store>, query: URLSearchParams) =
 const sizeOf = (query: URLSearchParams) => (query.has('size') ? { size: parseSize(query.get('size')!, 'size') } : {})
 
 /**
- * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob, `https://host/path` as a tree, and
+ * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob, `https://host/path` as a tree, `nbd://host/export` as a blob, and
  * `s3://bucket/prefix` as a store, a (read-only) blob, or objects. A blob's URL may say `?size=1G`: the file is made, or a blob in
  * memory gets that size; with `layout=chunks` it is kept chunk by chunk in what the rest of the URL is as a store, and commits whole batches. Close it when done. @throws FerryError USAGE, in one line, for what is not such a URL, for what is not there or is not
  * what `shape` asks for, and for credentials in it: these come from the environment.

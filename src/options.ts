@@ -255,7 +255,15 @@ const schemaOf = <T extends Table>(table: T) =>
 const mountSchema = schemaOf(mountTable)
 /** What `openRegion` takes: what has a meaning for one run of bytes. */
 const { dirTtl: _dirTtl, localOnly: _localOnly, uid: _uid, gid: _gid, umask: _umask, ...rest } = mountTable
-const { allowOther: _allowOther, suid: _suid, dev: _dev, driver: _driver, maxDelay: _maxDelay, ...regionTable } = rest
+const { allowOther: _allowOther, suid: _suid, dev: _dev, driver: _driver, maxDelay: _maxDelay, ...common } = rest
+const regionTable = {
+  ...common,
+  commitStore: optional(
+    'remote',
+    parsed('URL', given => given),
+    'where intents and the lease are kept of what has no place beside it (nbd:): a store, /path or s3://bucket/prefix',
+  ),
+}
 const regionSchema = schemaOf(regionTable)
 const serverSchema = schemaOf({ ...listenTable, ...serverTable })
 const commandSchema = schemaOf({ ...mountTable, ...programTable })

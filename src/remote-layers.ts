@@ -30,7 +30,7 @@ const NICE_MAX = 19
 export async function openLayers(
   kind: StackKind,
   url: string,
-  { simulate: simulation, deadline: ms, uploadLimit, downloadLimit, readOnly }: StackSettings,
+  { simulate: simulation, deadline: ms, uploadLimit, downloadLimit, readOnly, commitStore }: StackSettings,
   counters: SharedArrayBuffer,
 ): Promise<CommittingTree> {
   if (!isMainThread) {
@@ -44,7 +44,7 @@ export async function openLayers(
     const limited = uploadLimit || downloadLimit
     return limited ? throttle(timely, { upPerSecond: uploadLimit, downPerSecond: downloadLimit }) : timely
   }
-  if (kind === 'region') return openRegionLayers(url, { around, readOnly })
+  if (kind === 'region') return openRegionLayers(url, { around, readOnly, commitStore })
   // A server that may be out of reach is not waited for: the mount is to be usable at once.
   return shapeOfMount(url) === 'objects'
     ? rollforward(around(await openRemote(url, { shape: 'objects', probe: readOnly ? 'change' : 'begin' })), {
@@ -56,7 +56,11 @@ export async function openLayers(
 /** One run of bytes: where it can be changed in place, or whole, each with what commits to it beside it. */
 async function openRegionLayers(
   url: string,
-  { around, readOnly }: { around: <R extends Remote>(remote: R) => R; readOnly: boolean },
+  {
+    around,
+    readOnly,
+    commitStore,
+  }: { around: <R extends Remote>(remote: R) => R; readOnly: boolean; commitStore: string | undefined },
 ): Promise<CommittingTree> {
   const chunks = chunksOfUrl(url)
   if (chunks) {
@@ -77,8 +81,9 @@ async function openRegionLayers(
     return rollforward(around(oneObject(objects, object.key)))
   }
   const blob = around(await openRemote(url, { shape: 'blob' }))
-  const beside = (await openBeside(url)) ?? memStore()
-  return blobTree(rollforward(blob, { commitStore: around(beside) }))
+  const beside = commitStore ? await openRemote(commitStore, { shape: 'store' }) : await openBeside(url)
+  const kept = around(beside ?? memStore())
+  return blobTree(rollforward(blob, { commitStore: kept }), beside ? 'remote' : 'local')
 }
 
 /** Tried again, but every call ends within `ms`. The last attempt begins early enough to end by itself: what is said then is what was wrong. */

@@ -6,7 +6,11 @@ import type { MountSettings } from './options.js'
 import { inWorker } from './remote/in-worker.js'
 import { METER_BYTES, sharedMeter } from './remote/metered.js'
 
-export type StackSettings = Pick<MountSettings, 'deadline' | 'uploadLimit' | 'downloadLimit' | 'simulate' | 'readOnly'>
+export interface StackSettings
+  extends Pick<MountSettings, 'deadline' | 'uploadLimit' | 'downloadLimit' | 'simulate' | 'readOnly'> {
+  /** Of a region that has nothing beside it: the URL of a store. */
+  commitStore?: string
+}
 
 /** Which layers: of a directory, or of one run of bytes as a tree of one file. */
 export type StackKind = 'tree' | 'region'
@@ -14,12 +18,12 @@ export type StackKind = 'tree' | 'region'
 /** @throws FerryError USAGE, NOT_FOUND, NOT_DIRECTORY and what else `openRemote` throws */
 export async function openStack(
   url: string,
-  { simulate, deadline, uploadLimit, downloadLimit, readOnly }: StackSettings,
+  { simulate, deadline, uploadLimit, downloadLimit, readOnly, commitStore }: StackSettings,
   kind: StackKind = 'tree',
 ): Promise<{ tree: CommittingTree; status: () => RemoteStatus }> {
   const memory = new SharedArrayBuffer(METER_BYTES)
   const meter = sharedMeter(memory)
-  const settings: StackSettings = { simulate, deadline, uploadLimit, downloadLimit, readOnly }
+  const settings: StackSettings = { simulate, deadline, uploadLimit, downloadLimit, readOnly, commitStore }
   // What lies in this process's memory is known by its name in this thread only, and costs nothing to reach.
   const tree = url.startsWith('mem:')
     ? await (await import('./remote-layers.js')).openLayers(kind, url, settings, memory)

@@ -961,7 +961,7 @@ class Engine implements TreeCache {
     if (state.quarantine.size) problems.push(`${state.quarantine.size} refused by the remote for good: see quarantine`)
     return {
       readOnly: this.readOnly,
-      contract: 'remote',
+      contract: this.remote.capabilities.contract ?? 'remote',
       lag: {
         bytes: state.dirtyBytes,
         operations: state.open.operations + (state.flight?.operations ?? 0),

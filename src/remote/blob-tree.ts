@@ -13,13 +13,17 @@ export const BLOB_FILE = 'blob'
 const MODE = { directory: 0o40700, file: 0o100600 }
 
 /** Its file is BLOB_FILE. It takes changes of that file's bytes, and of nothing else; it closes what it stands on. */
-export function blobTree(blob: Blob & Commits<BlobChange>): Tree & Commits<TreeChange> {
+export function blobTree(
+  blob: Blob & Commits<BlobChange>,
+  contract: TreeCapabilities['contract'] = 'remote',
+): Tree & Commits<TreeChange> {
   const { size } = blob
   const owner = { uid: process.geteuid?.() ?? 0, gid: process.getegid?.() ?? 0 }
   const times = { atimeNs: 0n, mtimeNs: 0n, ctimeNs: 0n }
   /** What is read is of this version, as far as anybody knows. */
   let version: Version = randomUUID()
   const capabilities: TreeCapabilities = {
+    contract,
     write: blob.capabilities.write,
     hardLinks: false,
     symlinks: false,

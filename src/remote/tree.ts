@@ -50,6 +50,8 @@ export interface PartialName {
 }
 
 export interface TreeCapabilities {
+  /** 'local': what commits to it is lost with this process, so that a lost host may leave a mixture. Default 'remote'. */
+  contract?: 'remote' | 'local'
   /** False: it never takes a change, and mounts of it are read-only by themselves. */
   write: boolean
   hardLinks: boolean
