@@ -1,5 +1,6 @@
 // What can be asked of a bucket without changing it.
-import type { ObjectStorageClass } from '@aws-sdk/client-s3'
+import type { Readable } from 'node:stream'
+import type { GetObjectCommandOutput, HeadObjectCommandOutput, ObjectStorageClass } from '@aws-sdk/client-s3'
 import { throwIfAborted } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import type { Key, ListOptions, ListPage, ObjectEntry, ObjectHead } from './objects.js'
@@ -20,21 +21,34 @@ export async function head(bucket: S3Bucket, key: Key, signal?: AbortSignal): Pr
   const doing = `head ${printable(key)}`
   for (let heads = 1; ; heads++) {
     try {
-      const found = await bucket.s3.headObject({ Bucket: bucket.name, Key: wire }, { abortSignal: signal })
-      const restored = /ongoing-request="false"/.test(found.Restore ?? '')
-      return {
-        ...entryOf(key, found.ContentLength, found.ETag, found.LastModified),
-        archived: (isArchive(found.StorageClass) || found.ArchiveStatus !== undefined) && !restored,
-        metadata: found.Metadata ?? {},
-        contentType: found.ContentType ?? '',
-      }
+      // The mark of a directory is most often not there, and has no bytes where it is: a GET tells at once what a HEAD leaves open.
+      if (heads === 1 && wire.endsWith('/')) return await look(bucket, key, wire, signal)
+      return headOf(key, await bucket.s3.headObject({ Bucket: bucket.name, Key: wire }, { abortSignal: signal }))
     } catch (error) {
       const refusal = refusalOf(error)
       if (!refusal || refusal.status >= 500 || signal?.aborted) throw toS3Error(error, doing, { signal })
+      if (refusal.code === 'NoSuchKey') return null
       if (await isMissing(bucket, wire, doing, signal)) return null
       if (heads === HEADS_MAX) throw new FerryError('IO', { detail: `${doing}: refused, but it can be read` })
     }
   }
+}
+
+async function look(bucket: S3Bucket, key: Key, wire: string, signal?: AbortSignal): Promise<ObjectHead> {
+  const found = await bucket.s3.getObject({ Bucket: bucket.name, Key: wire }, { abortSignal: signal })
+  const body = found.Body as (Readable & { transformToByteArray(): Promise<Uint8Array> }) | undefined
+  if (found.ContentLength === 0) await body?.transformToByteArray()
+  else body?.destroy()
+  return headOf(key, found)
+}
+
+function headOf(key: Key, found: HeadObjectCommandOutput | GetObjectCommandOutput): ObjectHead {
+  const { ContentLength, ETag, LastModified, StorageClass, Restore, Metadata = {}, ContentType = '' } = found
+  const isRestored = /ongoing-request="false"/.test(Restore ?? '')
+  const archived =
+    (isArchive(StorageClass) || ('ArchiveStatus' in found && found.ArchiveStatus !== undefined)) && !isRestored
+  const entry = entryOf(key, ContentLength, ETag, LastModified)
+  return { ...entry, archived, metadata: Metadata, contentType: ContentType }
 }
 
 /** The answer to a HEAD has no body: it does not say what is not there, or why it was refused. A GET does: true if it is the key. */
