@@ -160,7 +160,7 @@ describe('status', () => {
   })
 
   test('without an argument lists every mount and every journal with unsent work', async () => {
-    expect(await all()).toEqual({ mounts: [], journals: [] })
+    expect(await all()).toEqual({ mounts: [], servers: [], journals: [] })
     await daemon('--flush-interval', '1h')
     await sh('echo unsent > $M/unsent; sync $M/unsent')
     const { mounts, journals } = await all()
@@ -189,7 +189,7 @@ describe('status', () => {
     expect((await place.pageferry('sync')).status).toBe(0)
     expect(readFileSync(join(place.remote, 'unsent'), 'utf8')).toBe('unsent\n')
     await place.pageferry('umount', place.mountpoint)
-    expect(await all()).toEqual({ mounts: [], journals: [] })
+    expect(await all()).toEqual({ mounts: [], servers: [], journals: [] })
   })
 
   test('does not wait for a daemon that is stopped', async () => {
@@ -326,7 +326,7 @@ requires('fuse', 'built', 'root').describe('umount(8)', () => {
     await until(() => !existsSync(`/proc/${pid}`))
     expect((await place.pageferry('umount', place.mountpoint)).status).toBe(0)
     expect(await run('sha256sum', ['large'], { cwd: place.remote })).toBe(before)
-    expect(await all()).toEqual({ mounts: [], journals: [] })
+    expect(await all()).toEqual({ mounts: [], servers: [], journals: [] })
   }, 90_000)
 
   test('alone: the daemon goes on sending, is still listed, then ends', async () => {
@@ -337,7 +337,7 @@ requires('fuse', 'built', 'root').describe('umount(8)', () => {
     expect((await all()).mounts).toMatchObject([{ pid, state: 'draining' }])
     await until(() => !existsSync(`/proc/${pid}`), 30_000)
     expect(statSync(join(place.remote, 'large')).size).toBe(3 * 2 ** 20)
-    expect(await all()).toEqual({ mounts: [], journals: [] })
+    expect(await all()).toEqual({ mounts: [], servers: [], journals: [] })
   }, 60_000)
 
   test('-l: programs that use it go on, and their last word is sent', async () => {
