@@ -1,8 +1,8 @@
 // A blob behind NBD: our own server and those of others, servers that go away, and servers that talk nonsense.
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
-import { createServer, type Server, type Socket } from 'node:net'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { connect, createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -46,9 +46,17 @@ async function ended(child: ChildProcess): Promise<void> {
   await once(child, 'close')
 }
 
+function answers(socket: string): Promise<boolean> {
+  const probe = connect(socket)
+  return new Promise(done => {
+    probe.on('connect', () => done(true)).on('error', () => done(false))
+  }).finally(() => probe.destroy()) as Promise<boolean>
+}
+
 async function listening(program: string, socket: string, args: string[]): Promise<ChildProcess> {
   const child = spawn(program, args, { stdio: 'ignore' })
-  for (let waited = 0; !existsSync(socket); waited += 10) {
+  // The socket is there before anybody listens at it.
+  for (let waited = 0; !(await answers(socket)); waited += 10) {
     if (waited > 5_000 || child.exitCode !== null) throw new Error(`${program} ${args.join(' ')} does not listen`)
     await sleep(10)
   }
