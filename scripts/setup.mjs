@@ -36,6 +36,9 @@ const debian = [
   { name: 'ceph-mon', has: () => program('ceph-mon') && program('monmaptool'), goals: ['test', 'bench'] },
   { name: 'ceph-osd', has: () => program('ceph-osd'), goals: ['test', 'bench'] },
   { name: 'ceph-common', has: () => program('ceph') && program('radosgw-admin'), goals: ['test', 'bench'] },
+  { name: 'redis-server', has: () => program('redis-server'), goals: ['test', 'bench'] },
+  { name: 'nbd-server', has: () => program('nbd-server'), goals: ['test'] },
+  { name: 'openssl', has: () => program('openssl'), goals: ['test'] },
   // Other tools that use buckets. An `aws` that is there already will do.
   { name: 'awscli', has: () => program('aws'), goals: ['test'] },
   { name: 'rclone', has: () => program('rclone'), goals: ['test', 'bench'] },

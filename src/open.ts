@@ -1,6 +1,4 @@
 // URLs become remotes here, and only here.
-import { readFileSync } from 'node:fs'
-import { isIP } from 'node:net'
 import { resolve } from 'node:path'
 import { FerryError, isFerryError } from './base/errors.js'
 import { parseSize } from './base/units.js'
@@ -14,7 +12,6 @@ import { inWorker } from './remote/in-worker.js'
 import { memBlob } from './remote/mem-blob.js'
 import { memStore } from './remote/mem-store.js'
 import { memTree } from './remote/mem-tree.js'
-import type { NbdAddress } from './remote/nbd-connection.js'
 import { objectBlob } from './remote/object-blob.js'
 import { objectStore } from './remote/object-store.js'
 import type { Key, Objects } from './remote/objects.js'
@@ -22,7 +19,6 @@ import { rollforwardChunks } from './remote/rollforward-chunks.js'
 import type { S3Options } from './remote/s3.js'
 import type { Store } from './remote/store.js'
 import type { Remote, Shape, Shapes } from './remote/wrap.js'
-import { DEFAULT_PORT } from './wire/nbd.js'
 
 /** How a remote is to be opened. */
 export interface OpenOptions<S extends Shape = Shape> {
@@ -59,42 +55,14 @@ const web: Scheme = {
 }
 
 const nbd: Scheme = {
-  query: { blob: ['socket'] },
+  query: { blob: ['socket', 'connections', 'tls-hostname'] },
   open: {
-    blob: async location => (await import('./remote/nbd-blob.js')).nbdBlob(nbdAddress(location)),
+    async blob(location) {
+      const { nbdAddress } = await import('./remote/nbd-address.js')
+      const address = nbdAddress(location, process.env)
+      return (await import('./remote/nbd-blob.js')).nbdBlob(address)
+    },
   },
-}
-
-/** nbd://HOST[:PORT]/EXPORT, or nbd+unix:///EXPORT?socket=PATH; nbds for TLS, whose files the environment names. */
-function nbdAddress({ shown, scheme, path, query }: Location): NbdAddress {
-  const [, host, digits, name] = /^\/\/(\[[^\]]+\]|[^/:]*)(?::(\d{1,5}))?(?:\/(.*))?$/s.exec(path) ?? []
-  const isUnix = scheme.endsWith('+unix')
-  const socket = query.get('socket')
-  if (host === undefined || isUnix !== (host === '') || isUnix !== (socket !== null))
-    throw usage(`${shown}: such a URL is like nbd://host:10809/export, or nbd+unix:///export?socket=/path`)
-  const servername = host.replace(/^\[|\]$/g, '')
-  const file = (variable: string) => {
-    const value = process.env[variable]
-    try {
-      return value ? readFileSync(value) : undefined
-    } catch (error) {
-      throw usage(`${variable}: ${value} cannot be read (${(error as NodeJS.ErrnoException).code})`, error)
-    }
-  }
-  return {
-    to: socket === null ? { host: servername, port: Number(digits ?? DEFAULT_PORT) } : { path: socket },
-    name: name ?? '',
-    tls: scheme.startsWith('nbds')
-      ? {
-          servername: isIP(servername) ? '' : servername,
-          host: servername,
-          ca: file('PAGEFERRY_TLS_CA'),
-          cert: file('PAGEFERRY_TLS_CERT'),
-          key: file('PAGEFERRY_TLS_KEY'),
-        }
-      : null,
-    shown,
-  }
 }
 
 /** A shape, in a sentence. */
@@ -181,13 +149,20 @@ const webUrl = (scheme: string, path: string) => {
   return new URL(`${scheme}://${host}${escaped || '/'}`)
 }
 const nameOf = (path: string) => (path === '' ? {} : { name: path })
-const chunksIn = async (store: Store | Promise<Store>, query: URLSearchParams) =>
-  rollforwardChunks(await ChunkStore.open(await store, sizeOf(query)))
+async function chunksIn(opening: Store | Promise<Store>, query: URLSearchParams) {
+  const store = await opening
+  try {
+    return rollforwardChunks(await ChunkStore.open(store, sizeOf(query)))
+  } catch (error) {
+    await store.close()
+    throw error
+  }
+}
 const sizeOf = (query: URLSearchParams) => (query.has('size') ? { size: parseSize(query.get('size')!, 'size') } : {})
 
 /**
- * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob, `https://host/path` as a tree, `nbd://host/export` as a blob, and
- * `s3://bucket/prefix` as a store, a (read-only) blob, or objects. A blob's URL may say `?size=1G`: the file is made, or a blob in
+ * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob, `https://host/path` as a tree,
+ * `nbd://host/export` as a blob, and `s3://bucket/prefix` as a store, a (read-only) blob, or objects. A blob's URL may say `?size=1G`: the file is made, or a blob in
  * memory gets that size; with `layout=chunks` it is kept chunk by chunk in what the rest of the URL is as a store, and commits whole batches. Close it when done. @throws FerryError USAGE, in one line, for what is not such a URL, for what is not there or is not
  * what `shape` asks for, and for credentials in it: these come from the environment.
  */
@@ -319,8 +294,8 @@ function unescapeBytes(path: string, shown: string): string {
 }
 
 /** What is wrong with what the user gave is said in their words; everything else stays as it is. */
-function mistakeOf(error: unknown, { shown }: Location, shape: Shape): unknown {
-  const what = shape === 'blob' ? 'file' : 'directory'
+function mistakeOf(error: unknown, { shown, scheme }: Location, shape: Shape): unknown {
+  const what = schemes[scheme] === nbd ? 'export' : shape === 'blob' ? 'file' : 'directory'
   if (isFerryError(error, 'NOT_FOUND')) return usage(`${shown}: no such ${what}`, error)
   if (isFerryError(error, 'NOT_DIRECTORY')) return usage(`${shown} is not a directory`, error)
   if (isFerryError(error, 'IS_DIRECTORY')) return usage(`${shown} is a directory, not a file`, error)

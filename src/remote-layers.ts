@@ -81,7 +81,17 @@ async function openRegionLayers(
     return rollforward(around(oneObject(objects, object.key)))
   }
   const blob = around(await openRemote(url, { shape: 'blob' }))
-  const beside = commitStore ? await openRemote(commitStore, { shape: 'store' }) : await openBeside(url)
+  const closing = async (error: unknown): Promise<never> => {
+    await blob.close()
+    throw error
+  }
+  const own = await openBeside(url).catch(closing)
+  if (own && commitStore) {
+    await own.close()
+    const detail = `${redact(url)}: what commits to it is kept beside it; --commit-store is for what has no such place (nbd:)`
+    return closing(new FerryError('USAGE', { detail }))
+  }
+  const beside = commitStore ? await openRemote(commitStore, { shape: 'store' }).catch(closing) : own
   const kept = around(beside ?? memStore())
   return blobTree(rollforward(blob, { commitStore: kept }), beside ? 'remote' : 'local')
 }

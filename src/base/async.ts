@@ -180,6 +180,28 @@ export async function mapLimit<T, R>(
   return results
 }
 
+/** `work` on each item, at most `limit` at a time. When one fails, those under way are waited for, and its error is thrown. */
+export async function inParallel<T>(
+  items: readonly T[],
+  limit: number,
+  work: (item: T, index: number) => Promise<void>,
+): Promise<void> {
+  let next = 0
+  const failures: unknown[] = []
+  const worker = async () => {
+    while (next < items.length && failures.length === 0) {
+      const index = next++
+      try {
+        await work(items[index], index)
+      } catch (error) {
+        failures.push(error)
+      }
+    }
+  }
+  await Promise.all(Array.from({ length: Math.min(limit, items.length) }, worker))
+  if (failures.length > 0) throw failures[0]
+}
+
 /** Runs what is given to it one after the other, per key; the queue of a key lasts as long as there is work in it. */
 export class KeyedMutex {
   readonly #tails = new Map<string, Promise<unknown>>()

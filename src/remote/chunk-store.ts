@@ -5,11 +5,12 @@
 //                     and since none is ever changed, one that an overtaken writer puts late counts for nothing
 //   runs/...          see chunk-runs.ts
 //   .pageferry/       the chain
+
+import { inParallel } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import { readExactly } from '../base/read-exactly.js'
 import { type ChunkGeometry, parseRun, RUNS, type Run, RunIndex } from './chunk-runs.js'
 import { decode, encode } from './intent.js'
-import { inParallel } from './rollforward-parallel.js'
 import type { Store } from './store.js'
 
 const REGION = 'region'

@@ -6,11 +6,11 @@
 // 3. in place: pages, sizes, attributes. Files are reached by a link in the stage, so that a former holder cannot.
 // 4. all of it is synced. What is left in the stage goes when the batch is known to be done.
 import { constants } from 'node:fs'
+import { inParallel } from '../base/async.js'
 import { FerryError, isFerryError, isPermanent } from '../base/errors.js'
 import type { Outcome } from './commits.js'
 import type { IntentRecord } from './intent.js'
 import { copyFile, patchFile, type Step, writeContent } from './rollforward-content.js'
-import { inParallel } from './rollforward-parallel.js'
 import { Placement } from './rollforward-place.js'
 import {
   type AttributesOf,

@@ -1,4 +1,6 @@
 // A blob that takes whole batches. What is staged, and the chain, are in a store beside it.
+
+import { inParallel } from '../base/async.js'
 import { FerryError, isPermanent } from '../base/errors.js'
 import type { Blob, BlobCapabilities, BlobChange } from './blob.js'
 import type { Batch, Outcome } from './commits.js'
@@ -7,7 +9,6 @@ import { ChainCommits, type Shape, type Turn } from './rollforward-commits.js'
 import { Committing } from './rollforward-delegate.js'
 import type { RollforwardOptions } from './rollforward-options.js'
 import { clearPacks, Packer, Unpacker } from './rollforward-pack.js'
-import { inParallel } from './rollforward-parallel.js'
 import { Passed, type StillPending, Views } from './rollforward-view.js'
 import type { Store } from './store.js'
 import { overlay } from './through-bytes.js'
@@ -23,11 +24,13 @@ export class RollforwardBlob extends Committing<BlobChange> implements Blob {
   readonly trim?: (at: number, length: number, signal?: AbortSignal) => Promise<void>
   readonly version?: (signal?: AbortSignal) => Promise<string>
   readonly #blob: Blob
+  readonly #commitStore: Store
   readonly #views: Views<BlobChange, ThroughBlob>
 
   constructor(blob: Blob, commitStore: Store, options: RollforwardOptions) {
     super(new ChainCommits(new BlobShape(blob, commitStore, options), commitStore, options))
     this.#blob = blob
+    this.#commitStore = commitStore
     this.url = blob.url
     this.size = blob.size
     this.capabilities = blob.capabilities
@@ -57,8 +60,8 @@ export class RollforwardBlob extends Committing<BlobChange> implements Blob {
     return this.#blob.flush(signal)
   }
 
-  close(): Promise<void> {
-    return this.#blob.close()
+  async close(): Promise<void> {
+    await Promise.all([this.#blob.close(), this.#commitStore.close()])
   }
 }
 

@@ -1,6 +1,6 @@
 // A blob that is kept chunk by chunk in a store, and takes whole batches. What is staged is put at once where it stays, under a name that
 // counts only when a head says so: every byte travels once. A small change is in the intent, and becomes a run when it is applied.
-import { KeyedMutex } from '../base/async.js'
+import { inParallel, KeyedMutex } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import { Intervals } from '../chunk/intervals.js'
 import type { Blob, BlobCapabilities, BlobChange } from './blob.js'
@@ -12,7 +12,6 @@ import { checkRange } from './path.js'
 import { ChainCommits, type Shape, type Turn } from './rollforward-commits.js'
 import { Committing } from './rollforward-delegate.js'
 import { type RollforwardOptions, withDefaults } from './rollforward-options.js'
-import { inParallel } from './rollforward-parallel.js'
 import { prefixed } from './rollforward-prefix.js'
 import { type StillPending, Views } from './rollforward-view.js'
 import { overlay } from './through-bytes.js'

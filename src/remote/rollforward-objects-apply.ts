@@ -9,6 +9,8 @@
 // The fence is the chain, and these conditions: a request of a former holder that is late meets another tag, a source that has gone,
 // or an upload that was aborted. What none of these can tell is a name that was free, was used, and is free again, and bytes that are
 // again what they were: such a request is waited for (a third of the lease), and that is all.
+
+import { inParallel } from '../base/async.js'
 import { FerryError, isFerryError, isPermanent } from '../base/errors.js'
 import type { Outcome } from './commits.js'
 import { encode, type IntentRecord } from './intent.js'
@@ -36,7 +38,6 @@ import { Names } from './rollforward-objects-names.js'
 import { planObjects } from './rollforward-objects-plan.js'
 import { isManyTogether, removeMatching } from './rollforward-objects-remove.js'
 import { planName, readNote, stageKey, type UploadNote, writeUploadNote } from './rollforward-objects-stage.js'
-import { inParallel } from './rollforward-parallel.js'
 import type { Path, TreeChange, Version } from './tree.js'
 
 /** Something changes under our hands so often at most. */

@@ -1,10 +1,10 @@
 // Bytes become objects: small ones in one put, large ones as uploads in parts, of which the server copies all that it has already.
 
+import { inParallel } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import { readExactly } from '../base/read-exactly.js'
 import { type PartPlan, type Piece, partsOf, type Segment } from './object-segments.js'
 import type { Key, Metadata, ObjectCondition, Objects, Part } from './objects.js'
-import { inParallel } from './rollforward-parallel.js'
 import { overlay } from './through-bytes.js'
 
 /** Up to this size an object is put together here, and sent whole. */

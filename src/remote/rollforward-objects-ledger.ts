@@ -1,7 +1,8 @@
 // What this process has put into the stage: it need not be listed to be removed.
+
+import { inParallel } from '../base/async.js'
 import type { Key, Objects } from './objects.js'
 import type { UploadNote } from './rollforward-objects-stage.js'
-import { inParallel } from './rollforward-parallel.js'
 
 const REMOVES_MAX = 1_000
 const ABORTS_AT_ONCE = 4

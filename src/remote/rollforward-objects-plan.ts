@@ -2,6 +2,7 @@
 // or done again. Objects come first and go last: until all that comes is there, all that goes is there as well, and what would come
 // at the name of something that is still to be copied has it held in the stage first.
 import { constants } from 'node:fs'
+import { inParallel } from '../base/async.js'
 import { FerryError, isPermanent } from '../base/errors.js'
 import type { IntentRecord } from './intent.js'
 import { tagOf } from './object-attributes.js'
@@ -23,7 +24,6 @@ import {
   type Target,
 } from './rollforward-objects-model.js'
 import { Names } from './rollforward-objects-names.js'
-import { inParallel } from './rollforward-parallel.js'
 import { byDepth } from './rollforward-plan.js'
 import { isDirectory } from './rollforward-stage.js'
 import type { Path, TreeChange } from './tree.js'

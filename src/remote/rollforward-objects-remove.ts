@@ -1,7 +1,8 @@
 // Many objects that go, if they are still what they were: where the server does not look itself, they are looked at as a listing
 // shows them, and go in one request.
+
+import { inParallel } from '../base/async.js'
 import type { Key, ObjectEntry, Objects } from './objects.js'
-import { inParallel } from './rollforward-parallel.js'
 
 /** Fewer are cheaper one by one. */
 const TOGETHER_MIN = 4

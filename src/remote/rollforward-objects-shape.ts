@@ -1,4 +1,6 @@
 // What a bucket does with a batch: staged bytes are packed into objects of the stage, and the server makes files of them.
+
+import { inParallel } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import type { Batch, Claim, Outcome } from './commits.js'
 import type { IntentRecord, Packed, Refusal } from './intent.js'
@@ -12,7 +14,6 @@ import { applyObjects } from './rollforward-objects-apply.js'
 import { StageLedger } from './rollforward-objects-ledger.js'
 import { abortStaged, abortUploadsOf, clearObjects, ObjectPacker } from './rollforward-objects-stage.js'
 import type { RollforwardOptions } from './rollforward-options.js'
-import { inParallel } from './rollforward-parallel.js'
 import { isHiddenPath, ORPHANS } from './rollforward-plan.js'
 import type { Path, TreeChange, Version } from './tree.js'
 

@@ -1,9 +1,10 @@
 // The stage of a bucket: objects under `.pageferry/stage/EPOCH/`, named BATCH.WHAT, of which the intent says what lies where.
+
+import { inParallel } from '../base/async.js'
 import { isFerryError } from '../base/errors.js'
 import { decode, type Packed } from './intent.js'
 import type { Key, Objects } from './objects.js'
 import type { StageLedger } from './rollforward-objects-ledger.js'
-import { inParallel } from './rollforward-parallel.js'
 import { HIDDEN } from './tree.js'
 
 /** Where packs are, as the intent names them, and everything else of a batch. */

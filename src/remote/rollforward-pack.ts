@@ -1,7 +1,8 @@
 // Staged bytes of stores and blobs: many small pieces packed into few objects. The intent says what lies where.
+
+import { inParallel } from '../base/async.js'
 import { readExactly } from '../base/read-exactly.js'
 import type { Packed } from './intent.js'
-import { inParallel } from './rollforward-parallel.js'
 import type { Store } from './store.js'
 import { overlay } from './through-bytes.js'
 

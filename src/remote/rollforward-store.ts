@@ -1,4 +1,6 @@
 // A store that takes whole batches. Objects are small enough to be put whole; what makes it one moment is the intent.
+
+import { inParallel } from '../base/async.js'
 import { FerryError, isFerryError, isPermanent } from '../base/errors.js'
 import type { Batch, Outcome } from './commits.js'
 import type { IntentRecord } from './intent.js'
@@ -7,7 +9,6 @@ import { ChainCommits } from './rollforward-commits.js'
 import { Committing } from './rollforward-delegate.js'
 import type { RollforwardOptions } from './rollforward-options.js'
 import { clearPacks, Packer, Unpacker } from './rollforward-pack.js'
-import { inParallel } from './rollforward-parallel.js'
 import { prefixed } from './rollforward-prefix.js'
 import { Views } from './rollforward-view.js'
 import type { ObjectInfo, PutCondition, Store, StoreCapabilities, StoreChange } from './store.js'

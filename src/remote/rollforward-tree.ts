@@ -1,5 +1,6 @@
 // What a tree does with a batch: files wait as files in the stage, and come to their names by one rename each.
 import { constants } from 'node:fs'
+import { inParallel } from '../base/async.js'
 import { type FerryError, isPermanent } from '../base/errors.js'
 import type { Batch, Claim, Outcome } from './commits.js'
 import type { IntentRecord, Refusal } from './intent.js'
@@ -7,7 +8,6 @@ import { applyTree, clearStage, finishPut } from './rollforward-apply.js'
 import type { Shape, Turn } from './rollforward-commits.js'
 import { exorcise } from './rollforward-exorcise.js'
 import type { RollforwardOptions } from './rollforward-options.js'
-import { inParallel } from './rollforward-parallel.js'
 import { isHiddenPath, stagedName } from './rollforward-plan.js'
 import {
   bareNode,

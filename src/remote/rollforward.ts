@@ -19,7 +19,7 @@ export function rollforward(tree: Tree, options?: Partial<RollforwardOptions>): 
 export function rollforward(store: Store, options?: Partial<RollforwardOptions>): Store & Commits<StoreChange>
 /** A tree in which one file is one object. */
 export function rollforward(objects: Objects, options?: Partial<ObjectTreeOptions>): Tree & Commits<TreeChange>
-/** `commitStore` keeps the lease, intents and what is staged; it is the blob's own: nothing else is in it. */
+/** `commitStore` keeps the lease, intents and what is staged; it is the blob's own: nothing else is in it, and both are closed together. */
 export function rollforward(
   blob: Blob,
   options: Partial<RollforwardOptions> & { commitStore: Store },

@@ -2,7 +2,15 @@
 
 import { type Code, FerryError } from '../../base/errors.js'
 import { latin1, malformed, viewOf } from '../reader.js'
-import { CHUNK_MAGIC, ChunkFlag, ChunkType, NbdError, PAYLOAD_BYTES_MAX, SIMPLE_REPLY_MAGIC } from './constants.js'
+import {
+  CHUNK_MAGIC,
+  ChunkFlag,
+  ChunkType,
+  NbdError,
+  PAYLOAD_BYTES_MAX,
+  SIMPLE_REPLY_MAGIC,
+  STRING_BYTES_MAX,
+} from './constants.js'
 import type { Conversation } from './conversation.js'
 import { ChunkHeader, DataOffset, ErrorPayload, Hole, SimpleReply } from './structs.js'
 
@@ -26,6 +34,8 @@ export interface Waiting {
 }
 
 export interface Answers {
+  /** What was agreed: `structured` means that data come in chunks. */
+  style: 'simple' | 'structured'
   /** Both halves of a cookie; undefined: nobody waits for it. */
   waiting(cookieHigh: number, cookieLow: number): Waiting | undefined
   /** It was answered. */
@@ -33,6 +43,8 @@ export interface Answers {
 }
 
 const MAGIC_BYTES = 4
+/** ERROR_OFFSET with as long a message as there may be. */
+const ERROR_BYTES_MAX = ErrorPayload.size + STRING_BYTES_MAX + DataOffset.size
 const isError = (type: number) => (type & 0x8000) !== 0
 
 const codes: Record<number, Code> = {
@@ -52,7 +64,7 @@ export function* readAnswers(answers: Answers): Conversation<never> {
   for (;;) {
     const magic = viewOf(yield MAGIC_BYTES).getUint32(0)
     if (magic === SIMPLE_REPLY_MAGIC) yield* simpleReply(answers)
-    else if (magic === CHUNK_MAGIC) yield* chunk(answers)
+    else if (magic === CHUNK_MAGIC && answers.style === 'structured') yield* chunk(answers)
     else throw malformed('no reply where one belongs')
   }
 }
@@ -68,6 +80,7 @@ function* simpleReply(answers: Answers): Conversation {
   const { error, cookieHigh, cookieLow } = SimpleReply.decode(viewOf(withMagic(rest)))
   const waiting = find(answers, cookieHigh, cookieLow)
   if (error === 0 && waiting.into) {
+    if (answers.style === 'structured') throw malformed('data without a chunk')
     yield waiting.into
     waiting.filled.add(0, waiting.into.length)
   }
@@ -84,7 +97,8 @@ const withMagic = (rest: Uint8Array) => {
 function* chunk(answers: Answers): Conversation {
   const rest = Uint8Array.from(yield ChunkHeader.size - MAGIC_BYTES)
   const { flags, type, cookieHigh, cookieLow, length } = ChunkHeader.decode(viewOf(withMagic(rest)))
-  if (length > PAYLOAD_BYTES_MAX + DataOffset.size) throw malformed(`a chunk of ${length} bytes`)
+  const lengthMax = isError(type) ? ERROR_BYTES_MAX : PAYLOAD_BYTES_MAX + DataOffset.size
+  if (length > lengthMax) throw malformed(`a chunk of ${length} bytes`)
   const waiting = find(answers, cookieHigh, cookieLow)
   if (type === ChunkType.OFFSET_DATA) {
     if (length <= DataOffset.size) throw malformed('a chunk of data without data')
@@ -94,11 +108,12 @@ function* chunk(answers: Answers): Conversation {
     if (length !== Hole.size) throw malformed('a hole without its size')
     const hole = Hole.decode(viewOf(yield Hole.size))
     place(waiting, hole.offset, hole.length).fill(0)
-  } else {
-    const payload = length > 0 ? Uint8Array.from(yield length) : new Uint8Array(0)
-    if (isError(type)) waiting.error ??= errorIn(payload)
-    else if (type !== ChunkType.NONE || length > 0) throw malformed(`a chunk of type ${type}`)
-  }
+  } else if (isError(type)) {
+    if (length < ErrorPayload.size) throw malformed('an error without a number')
+    const error = errorIn(yield length)
+    waiting.error ??= error
+  } else if (type !== ChunkType.NONE || length > 0 || !(flags & ChunkFlag.DONE))
+    throw malformed(`a chunk of type ${type} with ${length} bytes`)
   if (flags & ChunkFlag.DONE) settle(answers, waiting, cookieHigh, cookieLow)
 }
 
@@ -112,7 +127,6 @@ function place({ at, into, filled }: Waiting, offset: number, length: number): U
 }
 
 function errorIn(payload: Uint8Array): FerryError {
-  if (payload.length < ErrorPayload.size) throw malformed('an error without a number')
   const { error, messageLength } = ErrorPayload.decode(viewOf(payload))
   const end = ErrorPayload.size + messageLength
   if (error === 0 || end > payload.length) throw malformed('an error that is none')

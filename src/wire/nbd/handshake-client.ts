@@ -1,7 +1,7 @@
 // What a client and a server agree on before the first request: the client's side of fixed newstyle. No I/O.
 
 import { type Code, FerryError } from '../../base/errors.js'
-import { latin1, malformed, putLatin1, viewOf } from '../reader.js'
+import { malformed, putLatin1, viewOf } from '../reader.js'
 import {
   HandshakeFlag,
   Info,
@@ -60,12 +60,15 @@ export function* askHandshake(client: HandshakeClient): Conversation<Opened> {
   if (client.tls) {
     client.send(option(Option.STARTTLS))
     const { type, data } = yield* replyTo(Option.STARTTLS)
+    if (type === OptionReply.ERR_UNSUP || type === OptionReply.ERR_POLICY)
+      throw new FerryError('FORBIDDEN', { detail: 'the server has no TLS (nbd:// is without)', lasting: true })
     if (type !== OptionReply.ACK) throw refusal(type, data)
     client.startTls()
     yield STOP
   }
   client.send(option(Option.STRUCTURED_REPLY))
   const structured = yield* replyTo(Option.STRUCTURED_REPLY)
+  // Whatever else it says to that: without it, it goes as well.
   if (structured.type === OptionReply.ERR_TLS_REQD) throw refusal(structured.type, structured.data)
   const style = structured.type === OptionReply.ACK ? 'structured' : 'simple'
 
@@ -110,15 +113,16 @@ function* replyTo(asked: number): Conversation<{ type: number; data: Uint8Array 
 const codes: Record<number, Code> = {
   [OptionReply.ERR_UNKNOWN]: 'NOT_FOUND',
   [OptionReply.ERR_POLICY]: 'FORBIDDEN',
-  [OptionReply.ERR_TLS_REQD]: 'FORBIDDEN',
   [OptionReply.ERR_SHUTDOWN]: 'UNREACHABLE',
 }
 
 function refusal(type: number, data: Uint8Array): FerryError {
   if (!isError(type)) return malformed(`reply ${type} where none of that kind belongs`)
-  const said = latin1(data, 0, data.length)
+  const said = Buffer.from(data).toString()
   if (type === OptionReply.ERR_TLS_REQD)
     return new FerryError('FORBIDDEN', { detail: 'the server wants TLS (nbds://)', lasting: true })
   const code = codes[type] ?? 'PROTOCOL'
-  return new FerryError(code, { detail: said || `the server refuses (${type - 0x80000000})`, lasting: true })
+  // One that goes down may soon be up again.
+  const lasting = type !== OptionReply.ERR_SHUTDOWN
+  return new FerryError(code, { detail: said || `the server refuses (${type - 0x80000000})`, lasting })
 }
