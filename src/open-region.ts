@@ -32,9 +32,9 @@ export interface RegionStatus extends RegionCacheStatus {
 }
 
 /**
- * Opens one run of bytes: a file, an object of a bucket, or memory. The options are those of `pageferry mount` that have a meaning for
- * it, in camelCase. Its bytes come when they are read, or before; what is written is durable here first, and travels back in the
- * background, in whole batches.
+ * Opens one run of bytes: a file, an object of a bucket, keys of a Redis server, or memory. The options are those of `pageferry mount`
+ * that have a meaning for it, in camelCase. Its bytes come when they are read, or before; what is written is durable here first, and
+ * travels back in the background, in whole batches.
  * @throws FerryError USAGE (an option or the URL is wrong, or there is no such file), BUSY (the cache directory is in use), LEASE_HELD
  *   (another writer has it), UNREACHABLE, ABORTED
  */

@@ -15,6 +15,7 @@ import { memTree } from './remote/mem-tree.js'
 import { objectBlob } from './remote/object-blob.js'
 import { objectStore } from './remote/object-store.js'
 import type { Key, Objects } from './remote/objects.js'
+import type { RedisOptions } from './remote/redis-client.js'
 import { rollforwardChunks } from './remote/rollforward-chunks.js'
 import type { S3Options } from './remote/s3.js'
 import type { Store } from './remote/store.js'
@@ -70,6 +71,19 @@ const named: Record<Shape, string> = { tree: 'a tree', store: 'a store', objects
 
 const s3Query = ['endpoint', 'region', 'pathStyle']
 
+const redis: Scheme = {
+  query: { store: ['prefix'], blob: ['prefix', 'size', 'layout'] },
+  open: {
+    store: location => openRedisStore(redisOptions(location)),
+    blob: async location => {
+      const { query } = location
+      const options = redisOptions(location)
+      if (query.has('layout')) return chunksIn(openRedisStore(options), query)
+      return (await import('./remote/redis-blob.js')).redisBlob(options, sizeOf(query))
+    },
+  },
+}
+
 const schemes: Record<string, Scheme> = {
   file: {
     query: { blob: ['size', 'layout'] },
@@ -97,6 +111,8 @@ const schemes: Record<string, Scheme> = {
   nbds: nbd,
   'nbd+unix': nbd,
   'nbds+unix': nbd,
+  redis,
+  rediss: redis,
   s3: {
     query: { objects: [...s3Query, 'attributes'], store: s3Query, blob: [...s3Query, 'size', 'layout'] },
     open: {
@@ -131,6 +147,27 @@ async function openS3(
   })
 }
 
+async function openRedisStore(options: RedisOptions): Promise<Store> {
+  return (await import('./remote/redis-store.js')).redisStore(options)
+}
+
+function redisOptions({ shown, scheme, path, query }: Location): RedisOptions {
+  const [, user, host, port, db = ''] =
+    /^\/\/(?:([^/@]+)@)?(\[[\da-f:.]+\]|[\w.-]+)(?::([^/]*))?(?:\/(.*))?$/is.exec(path) ?? []
+  if (host === undefined) throw usage(`${shown}: a Redis URL is like redis://host:6379/0?prefix=NAME`)
+  if (port !== undefined && !(/^\d{1,5}$/.test(port) && Number(port) > 0 && Number(port) < 2 ** 16))
+    throw usage(`${shown}: "${port}" is no port`)
+  if (!/^\d{0,5}$/.test(db)) throw usage(`${shown}: "${db}" is no database: these have numbers`)
+  const prefix = query.get('prefix')
+  if (prefix === '') throw usage(`${shown}: the prefix is empty`)
+  return {
+    ...{ host: host.replace(/^\[|\]$/g, ''), tls: scheme === 'rediss', db: Number(db) },
+    ...(port !== undefined && { port: Number(port) }),
+    ...(user !== undefined && { user: Buffer.from(user, 'latin1').toString() }),
+    ...(prefix !== null && { prefix: Buffer.from(prefix).toString('latin1') }),
+  }
+}
+
 /** What `attributes=` says of the metadata of a bucket's objects; see object-files.ts. Default 'full'. */
 export const attributesOfUrl = (url: string): 'full' | 'listed' => attributesAsked(parse(url).location)
 
@@ -162,7 +199,8 @@ const sizeOf = (query: URLSearchParams) => (query.has('size') ? { size: parseSiz
 
 /**
  * Opens `/path`, `./path`, `file:///path` or `mem:NAME` as a tree, a store or a blob, `https://host/path` as a tree,
- * `nbd://host/export` as a blob, and `s3://bucket/prefix` as a store, a (read-only) blob, or objects. A blob's URL may say `?size=1G`: the file is made, or a blob in
+ * `nbd://host/export` as a blob, `s3://bucket/prefix` as a store, a (read-only) blob, or objects, and `redis://host:port/db?prefix=NAME` (`rediss:` through TLS) as a
+ * store or a blob. A blob's URL may say `?size=1G`: the file is made, or a blob in
  * memory gets that size; with `layout=chunks` it is kept chunk by chunk in what the rest of the URL is as a store, and commits whole batches. Close it when done. @throws FerryError USAGE, in one line, for what is not such a URL, for what is not there or is not
  * what `shape` asks for, and for credentials in it: these come from the environment.
  */
@@ -222,10 +260,17 @@ function objectIn({ shown, path }: Location): { bucket: string; key: Key } {
   return { bucket, key }
 }
 
-/** Where the intents and the lease of a blob are kept: beside a file. null: there is no such place, it needs a `--commit-store`. */
+/**
+ * Where the intents and the lease of a blob are kept: beside a file, or in the same Redis. null: there is no such place, it needs a
+ * `--commit-store`.
+ */
 export async function openBeside(url: string): Promise<Store | null> {
-  const { name, location } = parse(url)
-  return name === 'file' ? fileStoreBeside(bytes(location.path)) : null
+  const { name, scheme, location } = parse(url)
+  if (name === 'file') return fileStoreBeside(bytes(location.path))
+  if (scheme !== redis) return null
+  const { PREFIX_DEFAULT } = await import('./remote/redis-client.js')
+  const { prefix = PREFIX_DEFAULT, ...rest } = redisOptions(location)
+  return openRedisStore({ ...rest, prefix: `${prefix}.pageferry/` })
 }
 
 /** A URL as it may be printed: without the password, and without what looks like a secret in the query. */

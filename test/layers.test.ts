@@ -36,6 +36,7 @@ const owners: Record<string, RegExp> = {
   '@smithy/node-http-handler': /^src\/remote\/s3-client\.ts$/,
   hpagent: /^src\/remote\/s3-client\.ts$/,
   'proxy-from-env': /^src\/remote\/s3-client\.ts$/,
+  ioredis: /^src\/remote\/redis-client\.ts$/,
   commander: /^src\/commands\/program\.ts$/,
   pino: /^src\/log\.ts$/,
   'prom-client': /^src\/metrics\.ts$/,
@@ -126,11 +127,11 @@ describe('packages', () => {
     expect(strays.map(({ importer, imported }) => `${importer} imports ${imported}`)).toEqual([])
   })
 
-  test('that take long to load are loaded when a bucket is opened', () => {
-    const others = sources.filter(file => !/^src\/remote\/s3/.test(file))
+  test('that take long to load are loaded when what needs them is opened', () => {
+    const others = sources.filter(file => !/^src\/remote\/(s3|redis)/.test(file))
     const early = others.filter(file => {
       const text = readFileSync(join(project, file), 'utf8').replace(/^import type [^']*'[^']*'$/gm, '')
-      return /\bfrom '[^']*\/s3(-\w+)?\.js'/.test(text)
+      return /\bfrom '[^']*\/(s3|redis)(-\w+)?\.js'/.test(text)
     })
     expect(early).toEqual([])
   })

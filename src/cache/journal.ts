@@ -1,9 +1,9 @@
 // The durable, ordered, local log of changes: segments that are preallocated, written with zeros, and recycled.
 import { strict as assert } from 'node:assert'
 import { FerryError, toFerryError } from '../base/errors.js'
+import { GroupSync } from '../base/group-sync.js'
 import { logger as loggerOf } from '../base/log.js'
 import { crc32 } from '../chunk/digest.js'
-import { GroupSync } from './group-sync.js'
 import {
   aligned,
   decodeHeader,

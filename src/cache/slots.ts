@@ -1,8 +1,8 @@
 // The one sparse data file: slot i is CHUNK_BYTES at i * CHUNK_BYTES. Slot 0 holds the file's header.
 import { strict as assert } from 'node:assert'
 import { FerryError, toFerryError } from '../base/errors.js'
+import { GroupSync } from '../base/group-sync.js'
 import { CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES } from '../chunk/geometry.js'
-import { GroupSync } from './group-sync.js'
 import type { Storage, StorageFile } from './storage.js'
 
 export interface SlotsOptions {

@@ -158,7 +158,14 @@ describe('clients that are not ours', () => {
     async () => {
       const { uri } = await serving(await region('mem:?size=64M', { cacheSize: '32M', dirtyLimit: '8M' }))
       const common = ['--ioengine=nbd', `--uri=${uri()}`, '--iodepth=16', '--size=12M', '--offset_increment=16M']
-      const work = ['--rw=randrw', '--bsrange=512-64k', '--bs_unaligned', '--verify=crc32c', '--verify_fatal=1', '--verify_state_save=0']
+      const work = [
+        '--rw=randrw',
+        '--bsrange=512-64k',
+        '--bs_unaligned',
+        '--verify=crc32c',
+        '--verify_fatal=1',
+        '--verify_state_save=0',
+      ]
       await works('fio', '--name=x', ...common, ...work, '--numjobs=4', `--output=${join(directory, 'fio')}`)
     },
     TEST_MS,
