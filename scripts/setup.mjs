@@ -19,6 +19,9 @@ const fail = line => {
   process.exit(1)
 }
 
+/** A module of Debian's python, which need not be the one of the PATH. */
+const debianPython = module => spawnSync('/usr/bin/python3', ['-c', `import ${module}`]).status === 0
+
 /** Debian package -> how one sees that it is there, and which goals want it. */
 const debian = [
   { name: 'fuse3', has: () => program('fusermount3'), goals: ['demo', 'test', 'bench'] },
@@ -43,6 +46,9 @@ const debian = [
   { name: 'awscli', has: () => program('aws'), goals: ['test'] },
   { name: 'rclone', has: () => program('rclone'), goals: ['test', 'bench'] },
   { name: 's3fs', has: () => program('s3fs'), goals: ['test', 'bench'] },
+  // gRPC of others.
+  { name: 'python3-grpcio', has: () => debianPython('grpc'), goals: ['test'] },
+  { name: 'python3-grpc-tools', has: () => debianPython('grpc_tools'), goals: ['test'] },
   // NBD clients and servers of others.
   { name: 'libnbd-bin', has: () => program('nbdinfo') && program('nbdcopy'), goals: ['test', 'bench'] },
   { name: 'python3-libnbd', has: () => program('nbdsh'), goals: ['test', 'bench'] },

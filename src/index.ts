@@ -13,4 +13,6 @@ export type { ReadOptions, RegionFile, RegionStats, StreamOptions } from './regi
 export type { Blob } from './remote/blob.js'
 export type { Store } from './remote/store.js'
 export type { Tree } from './remote/tree.js'
+export type { RemoteServer } from './serve/server.js'
 export { type ServeNbdOptions, serveNbd } from './serve-nbd.js'
+export { type ServeOptions, serve } from './serve-remote.js'

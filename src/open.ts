@@ -1,4 +1,5 @@
 // URLs become remotes here, and only here.
+import { stat } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import { FerryError, isFerryError } from './base/errors.js'
 import { parseSize } from './base/units.js'
@@ -84,6 +85,28 @@ const redis: Scheme = {
   },
 }
 
+const grpcQuery = ['socket', 'tls-hostname']
+
+const grpc: Scheme = {
+  query: { tree: grpcQuery, blob: [...grpcQuery, 'size'] },
+  open: {
+    async tree(location) {
+      const { grpcTree, address } = await grpcAt(location)
+      return grpcTree(address)
+    },
+    async blob(location) {
+      const { grpcBlob, address } = await grpcAt(location)
+      return grpcBlob(address, sizeOf(location.query))
+    },
+  },
+}
+
+async function grpcAt(location: Location) {
+  const { grpcAddress } = await import('./remote/grpc-address.js')
+  const address = grpcAddress(location, process.env)
+  return { ...(await import('./remote/grpc.js')), address }
+}
+
 const schemes: Record<string, Scheme> = {
   file: {
     query: { blob: ['size', 'layout'] },
@@ -113,6 +136,10 @@ const schemes: Record<string, Scheme> = {
   'nbds+unix': nbd,
   redis,
   rediss: redis,
+  grpc,
+  grpcs: grpc,
+  'grpc+unix': grpc,
+  'grpcs+unix': grpc,
   s3: {
     query: { objects: [...s3Query, 'attributes'], store: s3Query, blob: [...s3Query, 'size', 'layout'] },
     open: {
@@ -229,6 +256,15 @@ export async function openRemote<S extends Shape>(
 /** What `pageferry mount` opens a URL as: its scheme has directories, or objects that become some. */
 export const shapeOfMount = (url: string): 'tree' | 'objects' => (schemeOf(url) === 's3' ? 'objects' : 'tree')
 
+/** What `pageferry serve` opens a URL as. */
+export async function shapeToServe(url: string): Promise<'tree' | 'blob'> {
+  const { name, scheme, location } = parse(url)
+  if (location.query.has('size') || location.query.has('layout') || !scheme.open.tree) return 'blob'
+  if (name !== 'file') return 'tree'
+  const there = await stat(bytes(location.path)).catch(() => null)
+  return there && !there.isDirectory() ? 'blob' : 'tree'
+}
+
 /** Of a URL of one object in a bucket: the bucket, with all that is asked of it, and the object's key. null: of something else. */
 export function objectOfUrl(url: string): { directory: string; key: Key } | null {
   const { name, location } = parse(url)
@@ -261,12 +297,16 @@ function objectIn({ shown, path }: Location): { bucket: string; key: Key } {
 }
 
 /**
- * Where the intents and the lease of a blob are kept: beside a file, or in the same Redis. null: there is no such place, it needs a
+ * Where the intents and the lease of a blob are kept: beside a file, in the same Redis, or where its server has them. null: there is no such place, it needs a
  * `--commit-store`.
  */
 export async function openBeside(url: string): Promise<Store | null> {
   const { name, scheme, location } = parse(url)
   if (name === 'file') return fileStoreBeside(bytes(location.path))
+  if (scheme === grpc) {
+    const { grpcBeside, address } = await grpcAt(location)
+    return grpcBeside(address)
+  }
   if (scheme !== redis) return null
   const { PREFIX_DEFAULT } = await import('./remote/redis-client.js')
   const { prefix = PREFIX_DEFAULT, ...rest } = redisOptions(location)

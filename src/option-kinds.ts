@@ -1,7 +1,7 @@
 // What an option's value can be: how it is read from a flag, a variable, a config file or a caller, and how a refusal is worded.
-import { isIP } from 'node:net'
 import { resolve } from 'node:path'
 import * as z from 'zod/mini'
+import { isLoopback } from './base/addresses.js'
 import { codes } from './base/errors.js'
 import { parseSize, parseTime } from './base/units.js'
 
@@ -139,9 +139,6 @@ export const loopback = () =>
 
 /** Where a server listens. */
 export type Address = { path: string } | Listen
-
-export const isLoopback = (host: string) =>
-  host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
 
 /** unix:PATH, PORT, HOST:PORT or [IPV6]:PORT; of this machine alone, unless a host is named. Port 0: any that is free. */
 export const address = () =>

@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs'
 import { parse as parseToml } from 'smol-toml'
 import * as z from 'zod/mini'
+import { isLoopback } from './base/addresses.js'
 import { FerryError } from './base/errors.js'
 import { levels } from './base/log.js'
 import { formatBytes, parseSize } from './base/units.js'
@@ -11,7 +12,6 @@ import {
   address,
   choice,
   count,
-  isLoopback,
   type Kind,
   list,
   loopback,
@@ -229,6 +229,16 @@ const serverTable = {
   insecure: defaulted('server', toggle(), false, 'let in who does not speak TLS, from other machines as well'),
   maxConnections: defaulted('server', count({ min: 1, max: 10_000 }), 64, 'connections at once'),
 }
+/** What a server of gRPC takes. */
+const { pskFile: _pskFile, ...grpcServerTable } = {
+  ...serverTable,
+  tokenFile: optional(
+    'server',
+    path('FILE'),
+    'let in only who shows the first line of this file (PAGEFERRY_GRPC_TOKEN)',
+  ),
+  readOnly: defaulted('server', toggle(), false, 'refuse changes'),
+}
 /** Where it does that. */
 const listenTable = {
   listen: needed('server', address(), 'where: unix:PATH, a port of this machine, or ADDRESS:PORT'),
@@ -266,12 +276,15 @@ const regionTable = {
 }
 const regionSchema = schemaOf(regionTable)
 const serverSchema = schemaOf({ ...listenTable, ...serverTable })
+const grpcSchema = schemaOf({ ...listenTable, ...grpcServerTable })
 const commandSchema = schemaOf({ ...mountTable, ...programTable })
 const { metrics: _metrics, ...nbdProgramTable } = programTable
 const attachTable = { ...regionTable, ...nbdProgramTable }
 const attachSchema = schemaOf(attachTable)
 const nbdTable = { ...attachTable, ...listenTable, ...serverTable }
 const nbdSchema = schemaOf(nbdTable)
+const serveTable = { ...listenTable, ...grpcServerTable, ...nbdProgramTable }
+const serveSchema = schemaOf(serveTable)
 
 /** Options of `mountTree`: the command line's, in camelCase. Sizes are bytes or text like '256M'; times are ms or text like '30s'. */
 export type MountOptions = Partial<z.input<typeof mountSchema>>
@@ -290,6 +303,10 @@ export type CommandSettings = Settled<z.output<typeof commandSchema>>
 /** Options of `serveNbd`, but for what each region is called. */
 export type ServerOptions = z.input<typeof serverSchema>
 export type ServerSettings = z.output<typeof serverSchema>
+
+/** Options of `serve`, but for the store. */
+export type GrpcServerOptions = z.input<typeof grpcSchema>
+export type GrpcServerSettings = z.output<typeof grpcSchema>
 
 /** What follows from several options together. */
 type Settled<T> = Omit<T, 'dirtyLimit'> & { dirtyLimit: number }
@@ -325,6 +342,8 @@ const rowsOf = (table: object): OptionRow[] =>
 export const mountOptionRows = rowsOf({ ...mountTable, ...programTable })
 /** The same of `nbd serve`. */
 export const nbdOptionRows = rowsOf(nbdTable)
+/** The same of `serve`. */
+export const serveOptionRows = rowsOf(serveTable)
 /** The same of `nbd attach`. */
 export const attachOptionRows = rowsOf(attachTable)
 
@@ -359,7 +378,15 @@ export function regionSettings(options: RegionOptions = {}): RegionSettings {
 
 /** The same for a server. */
 export function serverSettings(options: ServerOptions): ServerSettings {
-  return settleServer(check(serverSchema, { values: { ...options }, calledAs: {} }), name => name)
+  return settleServer(check(serverSchema, { values: { ...options }, calledAs: {} }), name => name, [
+    'tlsCert',
+    'pskFile',
+  ])
+}
+
+/** The same for a server of gRPC. */
+export function grpcServerSettings(options: GrpcServerOptions): GrpcServerSettings {
+  return settleServer(check(grpcSchema, { values: { ...options }, calledAs: {} }), name => name, ['tlsCert'])
 }
 
 /** Checks what the command line collected. USAGE names the first one that is wrong, and where it was given. */
@@ -390,7 +417,21 @@ export function nbdSettings(sources: CommandSources): NbdSettings {
   const given = collect(nbdOptionRows, sources)
   const checked = check(nbdSchema, given, calledIn(given))
   const server = only(checked, { ...listenTable, ...serverTable }) as ServerSettings
-  return { ...attachOf(given, checked), server: settleServer(server, calledIn(given)) }
+  return { ...attachOf(given, checked), server: settleServer(server, calledIn(given), ['tlsCert', 'pskFile']) }
+}
+
+/** What the command line collected for `serve`. */
+export interface ServeSettings extends Pick<CommandSettings, 'daemon' | 'logLevel' | 'logFile'> {
+  server: GrpcServerSettings
+}
+
+/** The same for `serve`. */
+export function serveSettings(sources: CommandSources): ServeSettings {
+  const given = collect(serveOptionRows, sources)
+  const checked = check(serveSchema, given, calledIn(given))
+  const { daemon, logLevel, logFile } = checked
+  const server = only(checked, { ...listenTable, ...grpcServerTable }) as GrpcServerSettings
+  return { daemon, logLevel, logFile, server: settleServer(server, calledIn(given), ['tlsCert']) }
 }
 
 function attachOf(given: Given, checked: z.output<typeof attachSchema>): AttachSettings {
@@ -441,16 +482,20 @@ function settle<T extends { cacheSize: number; dirtyLimit?: number | undefined; 
   return { ...settings, dirtyLimit }
 }
 
-function settleServer<T extends ServerSettings>(settings: T, called: (name: string) => string): T {
-  const { tlsCert, tlsKey, tlsCa, pskFile, listen, insecure } = settings
+function settleServer<T extends ServerSettings | GrpcServerSettings>(
+  settings: T,
+  called: (name: string) => string,
+  secureBy: (keyof T & ('tlsCert' | 'pskFile'))[],
+): T {
+  const { tlsCert, tlsKey, tlsCa, listen, insecure } = settings
   if ((tlsCert === undefined) !== (tlsKey === undefined))
     throw usage(`${called('tlsCert')} and ${called('tlsKey')} go together`)
   if (tlsCa !== undefined && tlsCert === undefined)
     throw usage(`${called('tlsCa')}: without ${called('tlsCert')} there is no TLS`)
-  const isSecure = tlsCert !== undefined || pskFile !== undefined
+  const isSecure = secureBy.some(name => settings[name] !== undefined)
   if (!isSecure && !insecure && 'host' in listen && !isLoopback(listen.host))
     throw usage(
-      `${called('listen')}: ${listen.host} is seen by other machines; allowed with ${called('tlsCert')} or ${called('pskFile')}, or with ${called('insecure')}`,
+      `${called('listen')}: ${listen.host} is seen by other machines; allowed with ${secureBy.map(called).join(' or ')}, or with ${called('insecure')}`,
     )
   return settings
 }

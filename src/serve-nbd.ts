@@ -1,11 +1,11 @@
 // Regions as block devices of others: what the library and the command line call to serve NBD.
-import { readFileSync } from 'node:fs'
 import type { TLSSocketOptions } from 'node:tls'
 import { FerryError } from './base/errors.js'
 import { listenNbd, type NamedRegion, type NbdServer } from './nbd/server.js'
 import type { Region } from './open-region.js'
 import type { Address } from './option-kinds.js'
 import { type ServerOptions, type ServerSettings, serverSettings } from './options.js'
+import { readOption as read } from './read-option.js'
 import { DEFAULT_PORT } from './wire/nbd.js'
 
 /** What one region is called, if there is only one; and what a server takes. */
@@ -51,15 +51,6 @@ export function tlsOptions({ tlsCert, tlsKey, tlsCa, pskFile }: ServerSettings):
       ciphers: `PSK:${tlsCert === undefined ? '' : 'HIGH:'}!aNULL`,
     }),
   } as TLSSocketOptions
-}
-
-function read(option: string, path: string): Buffer {
-  try {
-    return readFileSync(path)
-  } catch (error) {
-    const detail = `${option}: ${path} cannot be read (${(error as NodeJS.ErrnoException).code})`
-    throw new FerryError('USAGE', { cause: error, detail })
-  }
 }
 
 /** NAME:HEX a line, as psktool(1) writes them. */

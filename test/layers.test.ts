@@ -15,8 +15,9 @@ const mayImport: Record<string, string[]> = {
   cache: ['base', 'wire', 'chunk', 'remote'],
   fs: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache'],
   nbd: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache'],
-  surface: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd'],
-  commands: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd', 'surface'],
+  serve: ['base', 'wire', 'linux', 'remote'],
+  surface: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd', 'serve'],
+  commands: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd', 'serve', 'surface'],
   cli: ['commands'],
 }
 
@@ -36,6 +37,8 @@ const owners: Record<string, RegExp> = {
   '@smithy/node-http-handler': /^src\/remote\/s3-client\.ts$/,
   hpagent: /^src\/remote\/s3-client\.ts$/,
   'proxy-from-env': /^src\/remote\/s3-client\.ts$/,
+  '@grpc/grpc-js': /^src\/(remote\/grpc-(client|proto)|serve\/\w+)\.ts$/,
+  '@grpc/proto-loader': /^src\/remote\/grpc-proto\.ts$/,
   ioredis: /^src\/remote\/redis-client\.ts$/,
   commander: /^src\/commands\/program\.ts$/,
   pino: /^src\/log\.ts$/,
@@ -128,10 +131,10 @@ describe('packages', () => {
   })
 
   test('that take long to load are loaded when what needs them is opened', () => {
-    const others = sources.filter(file => !/^src\/remote\/(s3|redis)/.test(file))
+    const others = sources.filter(file => !/^src\/(remote\/(s3|redis|grpc|r3map)|serve\/)/.test(file))
     const early = others.filter(file => {
       const text = readFileSync(join(project, file), 'utf8').replace(/^import type [^']*'[^']*'$/gm, '')
-      return /\bfrom '[^']*\/(s3|redis)(-\w+)?\.js'/.test(text)
+      return /\bfrom '[^']*\/(s3|redis|grpc|r3map)(-\w+)?\.js'/.test(text)
     })
     expect(early).toEqual([])
   })

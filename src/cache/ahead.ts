@@ -1,9 +1,10 @@
 // Files that go on growing are sent before their batch is cut, chunk by chunk, in order. What is changed after it was sent is sent
 // again with the batch, and lies over it.
+
+import type { MemoryBudget } from '../base/memory-budget.js'
 import { CHUNK_BYTES, FULL_MASK } from '../chunk/geometry.js'
 import type { Row } from './chunk-table.js'
 import type { Ino } from './filesystem.js'
-import type { MemoryBudget } from './memory-budget.js'
 import type { TreeState } from './state.js'
 import type { CommittingTree } from './tree-cache.js'
 

@@ -4,6 +4,7 @@ import { LRUCache } from 'lru-cache'
 import PQueue from 'p-queue'
 import { lasting } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
+import type { MemoryBudget } from '../base/memory-budget.js'
 import { readExactly } from '../base/read-exactly.js'
 import {
   CHUNK_BYTES,
@@ -23,7 +24,6 @@ import { FormatPull } from './format-pull.js'
 import { Hedge } from './hedge.js'
 import type { Inode } from './inode.js'
 import { Link } from './link.js'
-import type { MemoryBudget } from './memory-budget.js'
 import { type Guess, Heads } from './prefetch.js'
 import { type TreeState, UNKNOWN_VERSION } from './state.js'
 

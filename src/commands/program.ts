@@ -1,7 +1,7 @@
 // The command line: every command with its options and examples. What a command does is loaded when it is called.
 import { readFileSync } from 'node:fs'
 import { Command, Option } from 'commander'
-import { attachOptionRows, mountOptionRows, nbdOptionRows, type OptionRow } from '../options.js'
+import { attachOptionRows, mountOptionRows, nbdOptionRows, type OptionRow, serveOptionRows } from '../options.js'
 import type { Ready } from './daemonize.js'
 import { EXIT, type ExitStatus } from './report.js'
 
@@ -83,7 +83,10 @@ export function program({ ended, ready }: ProgramOptions): Command {
       ended(await action(...args))
 
   const mount = command('mount', 'use a remote directory as a local one')
-    .argument('<remote>', 'where the bytes live: /path, file:///path, s3://bucket/prefix, https://host/path, mem:')
+    .argument(
+      '<remote>',
+      'where the bytes live: /path, file:///path, s3://bucket/prefix, https://host/path, grpcs://host:port/, mem:',
+    )
     .argument('<mountpoint>', 'an empty directory')
     .addOption(configOption())
   addOptions(mount, mountOptionRows)
@@ -100,6 +103,27 @@ export function program({ ended, ready }: ProgramOptions): Command {
     .action(
       run(async (remote: string, mountpoint: string, flags: Record<string, unknown>) =>
         (await import('./mount.js')).mountCommand(remote, mountpoint, flags, ready),
+      ),
+    )
+
+  const serve = command('serve', 'let other hosts use a directory or a region of this one, by gRPC').argument(
+    '<remote>',
+    'a directory; or a file, an export of NBD, or keys of Redis: one run of bytes',
+  )
+  addOptions(serve, serveOptionRows)
+  serve
+    .addOption(configOption())
+    .addHelpText(
+      'after',
+      `${examples(
+        'serve /srv/photos --listen unix:/run/photos.sock',
+        'serve /srv/photos --listen 0.0.0.0:4711 --tls-cert host.pem --tls-key host.key --tls-ca clients.pem',
+        'mount grpcs://host:4711/ /mnt/photos        # on another host',
+      )}\nA region is there for programs of r3map as well (mount.v1.Backend).`,
+    )
+    .action(
+      run(async (remote: string, flags: Record<string, unknown>) =>
+        (await import('./serve-remote.js')).serveCommand(remote, flags, ready),
       ),
     )
 

@@ -5,6 +5,7 @@ import type { MountStatus, Unsent } from '../mounted-tree.js'
 import type { RegionStatus } from '../open-region.js'
 import { hasWork, type Journal } from '../registry.js'
 import type { ServerStatus } from '../served-regions.js'
+import type { ExportStatus } from '../served-remote.js'
 
 const of = (bytes: number, bytesMax: number) => `${formatBytes(bytes)} of ${formatBytes(bytesMax)}`
 
@@ -76,6 +77,13 @@ export function describeServer({ address, pid, connections, regions }: ServerSta
     return `${title}\n${table([...rows, ...engineRows(status), ...problemRows(status)])}`
   })
   return blocks.join('\n\n')
+}
+
+/** A block of lines about what is served to other hosts. */
+export function describeExport({ address, pid, connections, serves, remote, readOnly }: ExportStatus): string {
+  const what = serves === 'tree' ? 'a directory' : 'a run of bytes'
+  const daemon: [string, string] = ['daemon', `pid ${pid}, ${many(connections, 'connection')}`]
+  return `${address}  ${remote.url}${readOnly ? '  read-only' : ''}\n${table([daemon, ['serves', what]])}`
 }
 
 export function describeJournal({ remote, cacheDir, lag, closed }: Journal): string {

@@ -3,9 +3,10 @@ import { isFerryError } from '../base/errors.js'
 import type { MountStatus } from '../mounted-tree.js'
 import { type Daemon, Registry } from '../registry.js'
 import type { ServerStatus } from '../served-regions.js'
+import type { ExportStatus } from '../served-remote.js'
 import { findDaemon, statusOf } from './find.js'
 import { EXIT, type ExitStatus, print } from './report.js'
-import { describeJournal, describeMount, describeServer } from './show.js'
+import { describeExport, describeJournal, describeMount, describeServer } from './show.js'
 
 /** Of many mounts one that is stopped must not hide the others. */
 const PATIENCE_MS = 3000
@@ -22,7 +23,7 @@ const silent = ({ mountpoint, address, pid, readOnly, cacheDirs, remote }: Daemo
   problems: ['the daemon does not answer'],
 })
 
-type Answer = MountStatus | ServerStatus | Silent
+type Answer = MountStatus | ServerStatus | ExportStatus | Silent
 
 async function ask(daemon: Daemon): Promise<Answer | null> {
   try {
@@ -35,6 +36,7 @@ async function ask(daemon: Daemon): Promise<Answer | null> {
 
 function describe(answer: Answer): string {
   if ('regions' in answer) return describeServer(answer)
+  if ('serves' in answer) return describeExport(answer)
   if ('lag' in answer) return describeMount(answer)
   return `${answer.mountpoint ?? answer.address}  ${answer.remote.url}\n  daemon ${answer.pid} does not answer`
 }

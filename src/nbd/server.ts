@@ -1,12 +1,11 @@
 // NBD for everybody who asks: regions under their names, on a port or a Unix socket.
-import { chmodSync, existsSync, lstatSync, unlinkSync } from 'node:fs'
-import { type AddressInfo, createConnection, createServer, type Server } from 'node:net'
-import { dirname } from 'node:path'
+import { createServer } from 'node:net'
 import type { TLSSocketOptions } from 'node:tls'
 import { deferred, sleep } from '../base/async.js'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { RegionDoor } from '../cache/door.js'
+import { type Address, listen as listenAt } from '../linux/listen.js'
 import { type BlockSize, PAYLOAD_BYTES_MAX, STRING_BYTES_MAX, TransmissionFlag } from '../wire/nbd.js'
 import { Awake } from './awake.js'
 import { Connection, type Export } from './connection.js'
@@ -30,8 +29,6 @@ export interface NamedRegion {
   blockSize?: Partial<BlockSize>
   region: RegionDoor
 }
-
-export type Address = { path: string } | { host: string; port: number }
 
 export interface NbdOptions {
   listen: Address
@@ -70,7 +67,8 @@ export async function listenNbd(regions: readonly NamedRegion[], options: NbdOpt
   server.on('drop', () =>
     log.warn('a connection was not let in: there are as many as there may be', { connectionsMax }),
   )
-  await listening(server, listen)
+  const address = await listenAt(server, listen)
+  server.on('error', error => log.error('the server failed', { error: toFerryError(error) }))
   let closing: Promise<void> | undefined
   const close = async () => {
     const closed = deferred()
@@ -82,7 +80,7 @@ export async function listenNbd(regions: readonly NamedRegion[], options: NbdOpt
     await closed.promise
   }
   const listener: NbdServer = {
-    address: 'path' in listen ? listen : { host: listen.host, port: (server.address() as AddressInfo).port },
+    address,
     get connections() {
       return connections.size
     },
@@ -119,44 +117,4 @@ function exportsOf(regions: readonly NamedRegion[]): Export[] {
     }
     return { details, region }
   })
-}
-
-async function listening(server: Server, listen: Address): Promise<void> {
-  const attempt = () => {
-    const begun = deferred()
-    const failed = (error: Error) => begun.reject(error)
-    server.once('error', failed)
-    server.listen(listen, () => {
-      server.off('error', failed)
-      server.on('error', error => log.error('the server failed', { error: toFerryError(error) }))
-      begun.resolve()
-    })
-    return begun.promise
-  }
-  const shown = 'path' in listen ? `unix:${listen.path}` : `${listen.host}:${listen.port}`
-  try {
-    await attempt().catch(async error => {
-      if (!('path' in listen) || !(await isLeftOver(listen.path))) throw error
-      unlinkSync(listen.path)
-      await attempt()
-    })
-    if ('path' in listen) chmodSync(listen.path, 0o600)
-  } catch (error) {
-    // libuv says EACCES of a directory that is not there, too.
-    const isNowhere = 'path' in listen && !existsSync(dirname(listen.path))
-    const code = isNowhere ? 'ENOENT' : (error as NodeJS.ErrnoException).code
-    throw new FerryError('USAGE', { cause: error, detail: `nobody can listen at ${shown} (${code})` })
-  }
-}
-
-/** A socket that its server has left behind. */
-async function isLeftOver(path: string): Promise<boolean> {
-  if (!lstatSync(path, { throwIfNoEntry: false })?.isSocket()) return false
-  const answered = deferred<boolean>()
-  const socket = createConnection(path)
-  socket.on('connect', () => answered.resolve(false))
-  socket.on('error', ({ code }: NodeJS.ErrnoException) => answered.resolve(code === 'ECONNREFUSED'))
-  const isRefused = await answered.promise
-  socket.destroy()
-  return isRefused
 }

@@ -65,6 +65,7 @@ export const methods: Record<Shape, Record<string, Method>> = {
     // A conditional put that was done finds itself in the way the second time.
     put: changes(3, ([, , condition]) => !isConditional(condition as PutCondition | undefined)),
     remove: sets(2),
+    removeAll: sets(1),
     list: reads(2),
     ...commits,
   },

@@ -73,7 +73,7 @@ const cases: [string, RegExp][] = [
   ['conflicts $F', /is not in a mount of pageferry$/],
   ['frobnicate', /unknown command 'frobnicate'/],
   ['umont $M', /Did you mean umount\?/],
-  ['serve $R', /unknown command 'serve'/],
+  ['serve $R', /listen/],
 ]
 
 describe('is refused in one line, with exit status 2', () => {

@@ -1,5 +1,5 @@
 // The buffers of fetches and pushes on their way, together below one bound.
-import { type Deferred, deferred } from '../base/async.js'
+import { type Deferred, deferred } from './async.js'
 
 /** Who comes first is served first, but demand before guesses and pushes. One request alone always fits. */
 export class MemoryBudget {
