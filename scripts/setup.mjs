@@ -5,7 +5,7 @@
 // What is there already is left alone, so a second run takes a moment.
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { existsSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
 import { delimiter, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -46,6 +46,13 @@ const debian = [
   { name: 'awscli', has: () => program('aws'), goals: ['test'] },
   { name: 'rclone', has: () => program('rclone'), goals: ['test', 'bench'] },
   { name: 's3fs', has: () => program('s3fs'), goals: ['test', 'bench'] },
+  // A guest whose kernel has an NBD client.
+  { name: 'qemu-system-x86', has: () => program('qemu-system-x86_64'), goals: ['test'] },
+  { name: 'busybox-static', has: () => program('busybox'), goals: ['test'] },
+  { name: 'nbd-client', has: () => program('nbd-client'), goals: ['test'] },
+  { name: 'cpio', has: () => program('cpio'), goals: ['test'] },
+  { name: 'kmod', has: () => program('depmod'), goals: ['test'] },
+  { name: 'xz-utils', has: () => program('xz'), goals: ['test'] },
   // gRPC of others.
   { name: 'python3-grpcio', has: () => debianPython('grpc'), goals: ['test'] },
   { name: 'python3-grpc-tools', has: () => debianPython('grpc_tools'), goals: ['test'] },
@@ -128,6 +135,25 @@ function debianPackages() {
   return true
 }
 
+/** Debian's kernel for virtual machines, unpacked where the tests find it: it is not installed. */
+function guestKernel() {
+  const folder = join(root, 'node_modules', '.cache', 'guest-kernel')
+  if (process.arch !== 'x64' || existsSync(join(folder, 'boot')) || !program('apt-get')) return
+  say("unpacking a kernel of Debian's for the tests in a guest")
+  mkdirSync(folder, { recursive: true })
+  const script = `
+    package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
+    apt-get -qq download "$package"
+    dpkg -x "$package"_*.deb .
+    rm "$package"_*.deb
+    [ -d lib ] || ln -s usr/lib lib
+    PATH="$PATH:/usr/sbin:/sbin" depmod -b . "$(ls lib/modules)"`
+  const done = spawnSync('sh', ['-ec', script], { cwd: folder, stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8' })
+  if (done.status === 0) return
+  rmSync(folder, { recursive: true, force: true })
+  say(`no kernel for the tests in a guest, which are skipped: ${done.stderr.trim().split('\n').at(-1)}`)
+}
+
 /** The newest change below a path, in ms. */
 function newest(path) {
   const entry = statSync(path, { throwIfNoEntry: false })
@@ -158,4 +184,5 @@ if (process.platform !== 'linux') fail(`pageferry needs Linux; this is ${process
 if (Number(process.versions.node.split('.')[0]) < 20) fail(`Node 20 or newer is needed; this is ${process.version}`)
 npmPackages()
 if (goal !== 'build' && !debianPackages() && goal === 'demo') process.exit(1)
+if (goal === 'test') guestKernel()
 build()

@@ -98,6 +98,16 @@ const kinds: Record<number, [name: string, todo: string]> = {
   1702057286: ['FUSE', 'another program stands behind it: name a directory on a local disk with --cache-dir'],
 }
 
+/** What `nbd attach` makes of a region here. */
+function attachBy({ root, kernelRelease }: Required<DoctorOptions>): Outcome {
+  if (existsSync(join(root, 'sys/module/nbd'))) return ok("the kernel's NBD client: /dev/nbdN")
+  const drivers = join(root, 'lib/modules', kernelRelease, 'kernel/drivers/block')
+  if (['nbd.ko', 'nbd.ko.xz', 'nbd.ko.zst', 'nbd.ko.gz'].some(name => existsSync(join(drivers, name))))
+    return ok("the kernel's NBD client, which is loaded when it is needed: /dev/nbdN")
+  if (existsSync(join(root, 'dev/loop-control'))) return ok('this kernel has no NBD client: a loop device')
+  return warning('neither an NBD client nor loop devices', 'nbd serve works; its clients have to be elsewhere')
+}
+
 const FREE_BYTES_MIN = 1024 ** 3
 const PAGE = 4096
 
@@ -213,6 +223,7 @@ const checks: [name: string, check: Check][] = [
         ? bad(`Node ${nodeVersion}`, 'install Node 20 or newer')
         : ok(`Node ${nodeVersion}`),
   ],
+  ['nbd attach', attachBy],
   [
     '/dev/fuse',
     ({ root }) => {

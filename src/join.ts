@@ -1,27 +1,11 @@
-// A region as a block device of this machine: its one file, mounted where nobody else comes, under a loop device.
-import { execFile } from 'node:child_process'
-import { mkdtempSync, readFileSync } from 'node:fs'
-import { open, readdir, rmdir, stat } from 'node:fs/promises'
-import { basename, join } from 'node:path'
-import { promisify } from 'node:util'
-import { sleep } from './base/async.js'
-import { FerryError, isFerryError } from './base/errors.js'
-import type { FileSystem } from './cache/filesystem.js'
-import { type Mounted, mountFileSystem } from './fs/mount.js'
-import { unmountFuse } from './linux/mount.js'
-import { mounts } from './linux/mountinfo.js'
-import { fileSystemOf, type Region } from './open-region.js'
-import { privateDirectory, registryPaths } from './registry.js'
+// A region as a block device of this machine: of the kernel's NBD client, or a loop device where there is none.
+import { FerryError } from './base/errors.js'
+import { joinKernel } from './join-kernel.js'
+import { joinLoop } from './join-loop.js'
+import type { Region } from './open-region.js'
+import { type JoinOptions, joinSettings } from './options.js'
 
-/** How long the kernel may take to let go of a device that nobody uses. */
-const DETACH_MS_MAX = 10_000
-/** losetup(8) waits for udev, and for us. */
-const LOSETUP_MS_MAX = 30_000
 const SECTOR_BYTES = 512
-/** Of its directory, beside the control sockets. */
-const PREFIX = 'attached-'
-/** A mount that does not answer for this long may be slow: it is left alone. */
-const ANSWER_MS_MAX = 1000
 
 /** A region that is a block device. Closing it does not close the region. */
 export interface AttachedRegion extends AsyncDisposable {
@@ -35,114 +19,31 @@ export interface AttachedRegion extends AsyncDisposable {
 }
 
 /**
- * Makes a region a block device (/dev/loopN), of whole sectors of 512 bytes. FLUSH means what the region's `fsync` says, a discard is a trim. It does not
- * survive this process: what uses it gets I/O errors then.
- * @throws NOT_PERMITTED (loop devices are root's), UNSUPPORTED (no FUSE, or no loop devices here), INVALID (less than a sector)
+ * Makes a region a block device, of whole sectors of 512 bytes. FLUSH means what the region's `fsync` says, a discard is a trim. By the
+ * kernel's NBD client (/dev/nbdN), which waits for `deadConnTimeout` (default 5 minutes) when this process is killed, for another one
+ * that attaches the same region; where the kernel has none, or with `loop`, as a loop device, whose users get I/O errors then.
+ * @throws NOT_PERMITTED (devices are root's), UNSUPPORTED (neither is here), USAGE, BUSY (of `device`), INVALID (less than a sector)
  */
-export async function attachRegion(region: Region): Promise<AttachedRegion> {
+export async function attachRegion(region: Region, options: JoinOptions = {}): Promise<AttachedRegion> {
+  const { loop, device, deadConnTimeout } = joinSettings(options)
   if (region.size < SECTOR_BYTES) throw new FerryError('INVALID', { detail: `a device of ${region.size} bytes` })
-  const { fs, name } = fileSystemOf(region)
-  const runDir = privateDirectory(registryPaths().runDir)
-  await clearLeftOvers(runDir)
-  const directory = mkdtempSync(join(runDir, PREFIX))
-  let mounted: Mounted | undefined
-  const release = async () => {
-    await mounted?.[Symbol.asyncDispose]()
-    await rmdir(directory)
+  const kernels = loop ? null : await joinKernel(region, { device, deadConnTimeout })
+  if (!kernels && device !== undefined)
+    throw new FerryError('UNSUPPORTED', {
+      detail: `${device}: this kernel has no NBD; without a device it is a loop device`,
+    })
+  const { path, detach } = kernels ?? (await joinLoop(region))
+  let closing: Promise<void> | undefined
+  const attached: AttachedRegion = {
+    path,
+    close() {
+      closing ??= detach().catch(error => {
+        closing = undefined
+        throw error
+      })
+      return closing
+    },
+    [Symbol.asyncDispose]: () => attached.close(),
   }
-  try {
-    mounted = await mountOne(fs, directory)
-    const file = join(directory, Buffer.from(name, 'latin1').toString())
-    const readOnly = region.readOnly ? ['--read-only'] : []
-    // Past the kernel's cache of the file: whoever uses the region by another door sees the same.
-    const path = await losetup('--find', '--show', '--direct-io=on', ...readOnly, file)
-    let closing: Promise<void> | undefined
-    const attached: AttachedRegion = {
-      path,
-      close() {
-        closing ??= detach(path).then(release, error => {
-          closing = undefined
-          throw error
-        })
-        return closing
-      },
-      [Symbol.asyncDispose]: () => attached.close(),
-    }
-    return attached
-  } catch (error) {
-    await release().catch(() => {})
-    throw error
-  }
-}
-
-/** Mounts of processes that were killed. */
-async function clearLeftOvers(runDir: string): Promise<void> {
-  for (const name of await readdir(runDir)) {
-    if (!name.startsWith(PREFIX)) continue
-    const directory = join(runDir, name)
-    const answers = stat(directory).then(
-      () => true,
-      ({ code }) => code !== 'ENOTCONN',
-    )
-    if (await Promise.race([answers, sleep(ANSWER_MS_MAX).then(() => true)])) continue
-    await unmountFuse(directory, { lazy: true }).catch(() => {})
-    await rmdir(directory).catch(() => {})
-  }
-}
-
-/** Only the loop device reads and writes it, and that past the kernel's cache. */
-const mountOne = (fs: FileSystem, directory: string): Promise<Mounted> =>
-  mountFileSystem(fs, directory, { source: 'pageferry-region' })
-
-async function losetup(...args: string[]): Promise<string> {
-  try {
-    const { stdout } = await promisify(execFile)('losetup', args, { timeout: LOSETUP_MS_MAX })
-    return stdout.trim()
-  } catch (error) {
-    const { code, stderr = '' } = error as { code?: unknown; stderr?: string }
-    const why = stderr.trim().replaceAll(/\s*\n\s*/g, ' ')
-    if (code === 'ENOENT') throw new FerryError('UNSUPPORTED', { cause: error, detail: 'losetup(8) is not installed' })
-    if (/permission denied|not permitted/i.test(why))
-      throw new FerryError('NOT_PERMITTED', { cause: error, detail: `a loop device: ${why}` })
-    throw new FerryError('UNSUPPORTED', { cause: error, detail: `no loop device: ${why || 'no answer'}` })
-  }
-}
-
-async function detach(path: string): Promise<void> {
-  const name = basename(path)
-  const user = await userOf(path, name)
-  if (user) throw new FerryError('BUSY', { detail: `${path} ${user}` })
-  const device = await open(path).catch(error => {
-    if (error.code === 'ENXIO' || error.code === 'ENOENT') return null
-    throw error
-  })
-  // What the kernel holds of a device that was written without a file system on it.
-  await device?.sync().finally(() => device.close())
-  await losetup('--detach', path).catch(error => {
-    if (!isFerryError(error, 'UNSUPPORTED')) throw error
-  })
-  for (let waitedMs = 0; isAttached(name); waitedMs += 10) {
-    if (waitedMs > DETACH_MS_MAX) throw new FerryError('BUSY', { detail: `${path} is still open somewhere` })
-    await sleep(10)
-  }
-}
-
-/** Who would lose it; null: nobody whom the kernel knows. */
-async function userOf(path: string, name: string): Promise<string | null> {
-  const [major, minor] = readFileSync(`/sys/class/block/${name}/dev`, 'latin1').trim().split(':').map(Number)
-  const mount = mounts().find(one => one.major === major && one.minor === minor)
-  if (mount) return `is mounted at ${mount.point}`
-  const holders = await readdir(`/sys/class/block/${name}/holders`).catch(() => [])
-  if (holders.length > 0) return `is part of ${holders.join(', ')}`
-  const swaps = readFileSync('/proc/swaps', 'latin1').split('\n')
-  if (swaps.some(line => line.startsWith(`${path} `))) return 'is used as swap'
-  return null
-}
-
-function isAttached(name: string): boolean {
-  try {
-    return readFileSync(`/sys/class/block/${name}/loop/backing_file`, 'latin1') !== ''
-  } catch {
-    return false
-  }
+  return attached
 }

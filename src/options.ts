@@ -244,6 +244,17 @@ const listenTable = {
   listen: needed('server', address(), 'where: unix:PATH, a port of this machine, or ADDRESS:PORT'),
 }
 
+/** What a block device of this machine takes. */
+const joinTable = {
+  loop: defaulted('server', toggle(), false, 'a loop device, though the kernel has NBD'),
+  deadConnTimeout: defaulted(
+    'server',
+    time({ min: '1s', max: '24h', like: '5m' }),
+    '5m',
+    'when this process is killed, what uses /dev/nbdN waits this long for the next one',
+  ),
+}
+
 /** What the program around it takes. */
 const programTable = {
   daemon: defaulted('process', toggle(), false, 'return when the mount is ready, and go on in the background'),
@@ -276,12 +287,13 @@ const regionTable = {
 }
 const regionSchema = schemaOf(regionTable)
 const serverSchema = schemaOf({ ...listenTable, ...serverTable })
+const joinSchema = z.strictObject({ ...schemaOf(joinTable).shape, device: z.optional(z.string()) })
 const grpcSchema = schemaOf({ ...listenTable, ...grpcServerTable })
 const commandSchema = schemaOf({ ...mountTable, ...programTable })
 const { metrics: _metrics, ...nbdProgramTable } = programTable
-const attachTable = { ...regionTable, ...nbdProgramTable }
+const attachTable = { ...regionTable, ...joinTable, ...nbdProgramTable }
 const attachSchema = schemaOf(attachTable)
-const nbdTable = { ...attachTable, ...listenTable, ...serverTable }
+const nbdTable = { ...regionTable, ...nbdProgramTable, ...listenTable, ...serverTable }
 const nbdSchema = schemaOf(nbdTable)
 const serveTable = { ...listenTable, ...grpcServerTable, ...nbdProgramTable }
 const serveSchema = schemaOf(serveTable)
@@ -303,6 +315,10 @@ export type CommandSettings = Settled<z.output<typeof commandSchema>>
 /** Options of `serveNbd`, but for what each region is called. */
 export type ServerOptions = z.input<typeof serverSchema>
 export type ServerSettings = z.output<typeof serverSchema>
+
+/** Options of `attachRegion`. `device`: /dev/nbdN (default: any that is free). */
+export type JoinOptions = Partial<z.input<typeof joinSchema>>
+export type JoinSettings = z.output<typeof joinSchema>
 
 /** Options of `serve`, but for the store. */
 export type GrpcServerOptions = z.input<typeof grpcSchema>
@@ -376,6 +392,10 @@ export function regionSettings(options: RegionOptions = {}): RegionSettings {
   return order ? { ...settings, pullOrder: order } : settings
 }
 
+/** The same for a block device. */
+export const joinSettings = (options: JoinOptions): JoinSettings =>
+  check(joinSchema, { values: { ...options }, calledAs: {} })
+
 /** The same for a server. */
 export function serverSettings(options: ServerOptions): ServerSettings {
   return settleServer(check(serverSchema, { values: { ...options }, calledAs: {} }), name => name, [
@@ -396,20 +416,27 @@ export function commandSettings(sources: CommandSources): CommandSettings {
 }
 
 /** What a command that opens regions is told of them, and of the program. */
-export interface AttachSettings extends Pick<CommandSettings, 'daemon' | 'logLevel' | 'logFile'> {
+export interface RegionsSettings extends Pick<CommandSettings, 'daemon' | 'logLevel' | 'logFile'> {
   cacheDir: string | undefined
   region: RegionOptions
 }
 
+/** The same of `nbd attach`, which makes a device. */
+export interface AttachSettings extends RegionsSettings {
+  join: JoinSettings
+}
+
 /** The same of `nbd serve`, which has a server. */
-export interface NbdSettings extends AttachSettings {
+export interface NbdSettings extends RegionsSettings {
   server: ServerSettings
 }
 
 /** What the command line collected for `nbd attach`. */
 export function attachSettings(sources: CommandSources): AttachSettings {
   const given = collect(attachOptionRows, sources)
-  return attachOf(given, check(attachSchema, given, calledIn(given)))
+  const checked = check(attachSchema, given, calledIn(given))
+  const { loop, deadConnTimeout } = checked
+  return { ...regionsOf(given, checked), join: { loop, deadConnTimeout } }
 }
 
 /** The same for `nbd serve`. */
@@ -417,7 +444,7 @@ export function nbdSettings(sources: CommandSources): NbdSettings {
   const given = collect(nbdOptionRows, sources)
   const checked = check(nbdSchema, given, calledIn(given))
   const server = only(checked, { ...listenTable, ...serverTable }) as ServerSettings
-  return { ...attachOf(given, checked), server: settleServer(server, calledIn(given), ['tlsCert', 'pskFile']) }
+  return { ...regionsOf(given, checked), server: settleServer(server, calledIn(given), ['tlsCert', 'pskFile']) }
 }
 
 /** What the command line collected for `serve`. */
@@ -434,7 +461,10 @@ export function serveSettings(sources: CommandSources): ServeSettings {
   return { daemon, logLevel, logFile, server: settleServer(server, calledIn(given), ['tlsCert']) }
 }
 
-function attachOf(given: Given, checked: z.output<typeof attachSchema>): AttachSettings {
+function regionsOf(
+  given: Given,
+  checked: Omit<z.output<typeof attachSchema>, keyof typeof joinTable>,
+): RegionsSettings {
   settle(checked, calledIn(given))
   const { daemon, logLevel, logFile, cacheDir } = checked
   return { daemon, logLevel, logFile, cacheDir, region: only(given.values, regionTable) as RegionOptions }

@@ -4,7 +4,7 @@ import { formatBytes } from '../base/units.js'
 import { type ControlServer, serveControl } from '../control.js'
 import { attachRegion } from '../join.js'
 import { openRegion, type Region } from '../open-region.js'
-import { attachSettings, type NbdSettings, nbdSettings } from '../options.js'
+import { attachSettings, nbdSettings, type RegionsSettings } from '../options.js'
 import { showProgress } from '../progress.js'
 import { Registry } from '../registry.js'
 import { serveNbdWith, uriOf } from '../serve-nbd.js'
@@ -50,6 +50,7 @@ export async function nbdServeCommand(
 /** `ready`: this is the daemon, and who started it waits. */
 export async function nbdAttachCommand(
   given: string,
+  device: string | undefined,
   { config, ...flags }: { config?: string } & Record<string, unknown>,
   ready: Ready | undefined,
 ): Promise<ExitStatus> {
@@ -57,7 +58,7 @@ export async function nbdAttachCommand(
   const settings = attachSettings({ flags, env, config: config ?? env.PAGEFERRY_CONFIG })
   if (settings.daemon && !ready) return startDaemon()
   const open = async ([{ region }]: Opened[]) => {
-    const attached = await attachRegion(region)
+    const attached = await attachRegion(region, { ...settings.join, device })
     return { door: attached, address: attached.path }
   }
   return serving(settings, ready, life =>
@@ -77,7 +78,7 @@ interface Opened {
 
 async function serve(
   named: Named[],
-  { region: options }: Pick<NbdSettings, 'region'>,
+  { region: options }: Pick<RegionsSettings, 'region'>,
   ready: Ready | undefined,
   life: Serving,
   open: (regions: Opened[]) => Promise<Pick<ServedOptions, 'door' | 'address'>>,

@@ -158,21 +158,22 @@ export function program({ ended, ready }: ProgramOptions): Command {
 
   const nbdAttach = nbd
     .command('attach')
-    .description('make a region a block device of this machine: a loop device on a file of its own mount')
+    .description("make a region a block device of this machine: of the kernel's NBD client, or a loop device")
     .argument('<region>', 'as for nbd serve')
+    .argument('[device]', '/dev/nbdN (default: any that is free)')
     .addOption(configOption())
   addOptions(nbdAttach, attachOptionRows)
   nbdAttach
     .addHelpText(
       'after',
       `${examples(
-        'nbd attach --daemon s3://images/disk.img   # says which: /dev/loop0',
-        'nbd detach /dev/loop0                      # sends what is left first',
+        'nbd attach --daemon s3://images/disk.img   # says which: /dev/nbd0, or /dev/loop0 where the kernel has no NBD',
+        'nbd detach /dev/nbd0                       # sends what is left first',
       )}\nNeeds root.`,
     )
     .action(
-      run(async (region: string, flags: Record<string, unknown>) =>
-        (await import('./nbd.js')).nbdAttachCommand(region, flags, ready),
+      run(async (region: string, device: string | undefined, flags: Record<string, unknown>) =>
+        (await import('./nbd.js')).nbdAttachCommand(region, device, flags, ready),
       ),
     )
 

@@ -105,16 +105,25 @@ export class Connection {
   #isDone = false
   #isEnding = false
 
-  constructor(socket: Socket, options: ConnectionOptions) {
+  constructor(socket: Socket | number, options: ConnectionOptions, agreed?: Agreed) {
     this.#options = options
     this.ended = this.#ended.promise
     this.#timer = setTimeout(() => this.#transport.destroy(), HANDSHAKE_MS_MAX)
     // TLS needs a socket of node's.
     this.#transport =
-      options.tls.mode === 'none'
-        ? new DescriptorTransport(takeDescriptor(socket), this.#events)
-        : new SocketTransport(socket.resume(), this.#events)
-    this.#intake = new Intake(this.#converse())
+      typeof socket === 'object' && options.tls.mode !== 'none'
+        ? new SocketTransport(socket.resume(), this.#events)
+        : new DescriptorTransport(typeof socket === 'object' ? takeDescriptor(socket) : socket, this.#events)
+    this.#intake = new Intake(this.#converse(agreed))
+  }
+
+  /** Of a descriptor (O_NONBLOCK; the connection closes it) whose other end has been told everything already: the kernel. */
+  static ofDescriptor(
+    fd: number,
+    { awake, region, details }: { awake: Awake; region: RegionDoor; details: ExportDetails },
+  ): Connection {
+    const options: ConnectionOptions = { awake, exports: [{ details, region }], tls: { mode: 'none', options: {} } }
+    return new Connection(fd, options, { details, style: 'simple', contextId: null })
   }
 
   /** What is being done is answered, and then it is over; what is asked meanwhile is refused. */
@@ -142,14 +151,16 @@ export class Connection {
     else if (this.#intake.result && this.#requests === 0) this.#transport.end()
   }
 
-  *#converse(): Conversation {
+  *#converse(known?: Agreed): Conversation {
     const { exports, tls } = this.#options
-    const agreed = yield* serveHandshake({
-      exports: exports.map(({ details }) => details),
-      tls: tls.mode,
-      send: bytes => this.#transport.send(bytes),
-      startTls: () => this.#startTls(),
-    })
+    const agreed =
+      known ??
+      (yield* serveHandshake({
+        exports: exports.map(({ details }) => details),
+        tls: tls.mode,
+        send: bytes => this.#transport.send(bytes),
+        startTls: () => this.#startTls(),
+      }))
     clearTimeout(this.#timer)
     if (!agreed) return
     const { region } = exports.find(({ details }) => details.name === agreed.details.name)!

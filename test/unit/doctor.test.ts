@@ -56,6 +56,18 @@ test('every finding that is not ok says what to do', async () => {
   for (const { verdict, todo } of findings) expect(verdict === 'ok' ? 'x' : todo).toBeTruthy()
 })
 
+test('it says what nbd attach would make', async () => {
+  expect(await one('nbd attach')).toMatchObject({ verdict: 'warning' })
+  put('dev/loop-control', '')
+  expect(await one('nbd attach')).toMatchObject({ verdict: 'ok', found: expect.stringContaining('a loop device') })
+  const drivers = 'lib/modules/6.1.0-13-amd64/kernel/drivers/block'
+  mkdirSync(join(root, drivers), { recursive: true })
+  put(`${drivers}/nbd.ko.xz`, '')
+  expect(await one('nbd attach')).toMatchObject({ found: expect.stringMatching(/loaded when it is needed/) })
+  mkdirSync(join(root, 'sys/module/nbd'), { recursive: true })
+  expect(await one('nbd attach')).toMatchObject({ found: "the kernel's NBD client: /dev/nbdN" })
+})
+
 describe('finds', () => {
   test('an old kernel', async () => {
     expect(await one('kernel', { kernelRelease: '4.19.0' })).toMatchObject({ verdict: 'bad' })
