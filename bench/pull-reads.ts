@@ -14,7 +14,8 @@ await using region = await openRegion(url, {
 const count = Math.ceil(region.size / PIECE_BYTES)
 const ascending = Array.from({ length: count }, (_, n) => n)
 const stride = Number(/^stride:(\d+)$/.exec(reader)?.[1] ?? 0) / PIECE_BYTES
-const pieces = reader === 'descending' ? ascending.reverse() : ascending.sort((a, b) => (a % stride) - (b % stride) || a - b)
+const pieces =
+  reader === 'descending' ? ascending.reverse() : ascending.sort((a, b) => (a % stride) - (b % stride) || a - b)
 
 const into = new Uint8Array(PIECE_BYTES)
 const began = performance.now()

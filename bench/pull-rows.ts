@@ -42,7 +42,13 @@ export const pullRows: Record<string, () => Result[]> = {
         {
           ...{ work: `${work}: first byte`, beside },
           ...{ ours: `${Math.round(first.ours)} ms`, theirs: `${Math.round(first.theirs)} ms` },
-          ...{ figure: first.ours / first.theirs, target: 1.2, moreIsBetter: false, unit: 'ratio', spread: first.ratios },
+          ...{
+            figure: first.ours / first.theirs,
+            target: 1.2,
+            moreIsBetter: false,
+            unit: 'ratio',
+            spread: first.ratios,
+          },
         },
       ]
     })

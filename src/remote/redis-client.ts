@@ -205,7 +205,10 @@ export class RedisConnection {
         log.warn(`${this.server}: the server wants no password`)
       })
     if (db !== 0) await client.select(db)
-    const info = await client.info().catch(unlessForbidden(''))
+    const [info, id] = await Promise.all([
+      client.info().catch(unlessForbidden('')),
+      client.call('client', 'id').catch(unlessForbidden(0)),
+    ])
     const facts = Object.fromEntries(info.split('\r\n').map(line => line.split(':', 2)))
     const refuse = (why: string) => {
       throw new FerryError('UNREACHABLE', { detail: `${this.server}: ${why}`, lasting: true })
@@ -215,7 +218,7 @@ export class RedisConnection {
     if (facts.maxmemory > 0 && policy.startsWith('allkeys'))
       refuse(`when it is full this server drops keys of ours (maxmemory-policy ${policy}); it must be noeviction`)
     const [major, minor] = String(facts.redis_version).split('.').map(Number)
-    await this.#supersede(client, facts.run_id ?? '')
+    this.#supersede(client, { runId: facts.run_id ?? '', id: Number(id) })
     this.#facts = {
       waitsForLog: facts.aof_enabled === '1' && (major > 7 || (major === 7 && minor >= 2)),
       runId: facts.run_id ?? '',
@@ -224,13 +227,15 @@ export class RedisConnection {
 
   /**
    * What the connection before has sent may still be on its way, and must not be done after what this one asks for: the server drops it
-   * together with that connection (https://redis.io/commands/client-kill).
+   * together with that connection (https://redis.io/commands/client-kill), before it comes to the next command of this one.
    */
-  async #supersede(client: Redis, runId: string): Promise<void> {
-    const id = Number(await client.call('client', 'id').catch(unlessForbidden(0)))
+  #supersede(client: Redis, { runId, id }: { runId: string; id: number }): void {
     const before = this.#facts.runId
     if (before !== runId && before !== '') this.#restarts++
-    else if (this.#clientId > 0) await client.call('client', 'kill', 'id', this.#clientId).catch(unlessForbidden(0))
+    else if (this.#clientId > 0)
+      client.call('client', 'kill', 'id', this.#clientId).catch(error => {
+        log.debug('the connection before was not ended', { error: toRedisError(error, this.server) })
+      })
     this.#clientId = id
   }
 }

@@ -13,7 +13,7 @@ import { toDescription } from '../remote/grpc-describe.js'
 import { Header, MESSAGE_BYTES_MAX, r3mapBackend, service, WINDOW_BYTES } from '../remote/grpc-proto.js'
 import type { Store } from '../remote/store.js'
 import type { Tree } from '../remote/tree.js'
-import { Services } from './services.js'
+import { CALL_MS_MAX, Services } from './services.js'
 
 const log = logger('serve')
 
@@ -38,6 +38,8 @@ export interface GrpcOptions {
   readOnly: boolean
   /** At once; others are not let in. */
   connectionsMax: number
+  /** Of one call, in ms. Default 60,000. */
+  callMsMax?: number
 }
 
 /** A server that listens. */
@@ -113,7 +115,7 @@ function addServices(grpc: Server, { remote, store }: Served, services: Services
   grpc.addService(r3mapBackend, services.backend(remote))
 }
 
-function allowed({ remote }: Served, { token, readOnly }: GrpcOptions) {
+function allowed({ remote }: Served, { token, readOnly, callMsMax = CALL_MS_MAX }: GrpcOptions) {
   const run = randomUUID()
   const headers = new Metadata()
   headers.set(Header.RUN, run)
@@ -130,7 +132,7 @@ function allowed({ remote }: Served, { token, readOnly }: GrpcOptions) {
     if (meant !== exported)
       throw new FerryError('UNREACHABLE', { detail: 'something else is served there by now', lasting: true })
   }
-  return { check, readOnly, run, headers }
+  return { check, readOnly, run, headers, callMsMax }
 }
 
 /** The same for as long as the same is served. */

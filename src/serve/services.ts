@@ -21,8 +21,12 @@ import { malformed } from '../wire/reader.js'
 import { toServiceError } from './errors.js'
 import { Sessions } from './sessions.js'
 
-/** What is held in memory for all calls together. */
+/** What is held in memory for all calls together, but for objects that are being put. */
 const MEMORY_BYTES = 256 * 1024 * 1024
+/** What is held of those. */
+const PUT_BYTES = 4 * OBJECT_BYTES_MAX
+/** Who has not sent his request, or not taken his answer, by then is given up. */
+export const CALL_MS_MAX = 60_000
 
 /** What every call has in common. */
 interface Call {
@@ -38,6 +42,7 @@ interface Allowed {
   /** Of this run of the server; goes with every answer. */
   run: string
   headers: Metadata
+  callMsMax: number
 }
 
 type Handler = (args: unknown[], signal: AbortSignal | undefined) => Promise<unknown>
@@ -47,6 +52,7 @@ export class Services {
   readonly #allowed: Allowed
   readonly #sessions = new Sessions()
   readonly #memory = new MemoryBudget(MEMORY_BYTES)
+  readonly #puts = new MemoryBudget(PUT_BYTES)
   readonly #working = new Set<Promise<unknown>>()
 
   constructor(allowed: Allowed) {
@@ -142,7 +148,7 @@ export class Services {
           if (bytes.length > row.bytesMax!(...args))
             throw new FerryError('TOO_LARGE', { detail: `${bytes.length} bytes` })
           for (let at = 0; at < bytes.length; at += PART_BYTES)
-            if (!call.write({ bytes: bytes.subarray(at, at + PART_BYTES) })) await once(call, 'drain', { signal })
+            if (!call.write({ bytes: bytes.subarray(at, at + PART_BYTES) })) await drained(call, signal)
           giveBack(bytes)
         })
       })
@@ -157,10 +163,11 @@ export class Services {
     return (call, done) => {
       const answered = this.#answer(call, async signal => {
         // What has not come yet waits with its sender.
-        const result = await this.#within(OBJECT_BYTES_MAX, async () => {
+        const put = async () => {
           const args = row.fromRequest(await whole(call, signal))
           return changes ? this.#change(call.metadata, () => handle(args, signal)) : handle(args, signal)
-        })
+        }
+        const result = await this.#within(OBJECT_BYTES_MAX, put, this.#puts)
         return row.toReply(result)
       })
       answered.then(
@@ -173,6 +180,9 @@ export class Services {
   async #answer<T>(call: Call, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
     const controller = lasting()
     call.once('cancelled', () => controller.abort(new FerryError('ABORTED', { detail: 'nobody waits for it' })))
+    const { callMsMax } = this.#allowed
+    const late = () => controller.abort(new FerryError('DEADLINE', { detail: `not within ${callMsMax / 1000} s` }))
+    const timer = setTimeout(late, callMsMax)
     const working = (async () => {
       this.#allowed.check(call.metadata)
       call.sendMetadata(this.#allowed.headers)
@@ -182,6 +192,7 @@ export class Services {
     try {
       return await working
     } finally {
+      clearTimeout(timer)
       this.#working.delete(working)
     }
   }
@@ -195,12 +206,12 @@ export class Services {
     return this.#sessions.run(client, epoch, change)
   }
 
-  async #within<T>(bytes: number, work: () => Promise<T>): Promise<T> {
-    await this.#memory.take(bytes, false)
+  async #within<T>(bytes: number, work: () => Promise<T>, memory = this.#memory): Promise<T> {
+    await memory.take(bytes, false)
     try {
       return await work()
     } finally {
-      this.#memory.give(bytes)
+      memory.give(bytes)
     }
   }
 
@@ -231,16 +242,33 @@ async function objectBytes(store: Store, args: unknown[], signal: AbortSignal): 
   return size
 }
 
+/** Whoever it is for has taken enough to be given more. */
+async function drained(call: NodeJS.EventEmitter, signal: AbortSignal): Promise<void> {
+  try {
+    await once(call, 'drain', { signal })
+  } catch (error) {
+    throw signal.aborted ? signal.reason : error
+  }
+}
+
 /** One request of all its parts. */
 async function whole(call: ServerReadableStream<Message, Message>, signal: AbortSignal): Promise<Message> {
   let first: Message
   const parts: Uint8Array[] = []
   let length = 0
-  for await (const part of call as AsyncIterable<Message>) {
-    first ??= part
-    parts.push(part.bytes)
-    length += part.bytes.length
-    if (length > OBJECT_BYTES_MAX) throw malformed(`more than ${OBJECT_BYTES_MAX} bytes`)
+  const giveUp = () => call.destroy()
+  signal.addEventListener('abort', giveUp, { once: true })
+  try {
+    for await (const part of call as AsyncIterable<Message>) {
+      first ??= part
+      parts.push(part.bytes)
+      length += part.bytes.length
+      if (length > OBJECT_BYTES_MAX) throw malformed(`more than ${OBJECT_BYTES_MAX} bytes`)
+    }
+  } catch (error) {
+    throw signal.aborted ? signal.reason : error
+  } finally {
+    signal.removeEventListener('abort', giveUp)
   }
   if (signal.aborted) throw signal.reason
   if (!first) throw malformed('a request of no parts')

@@ -275,6 +275,61 @@ always('what is there', () => {
   })
 })
 
+always('a client that is slow', () => {
+  plain('is given up, and holds up nobody', async () => {
+    const blob = closing(await openRemote(`file://${join(directory, 'disk')}?size=64M`, { shape: 'blob' }))
+    const store = closing((await openBeside(join(directory, 'disk'))) as Store)
+    const { listenGrpc } = await import('../../src/serve/server.js')
+    const server = closing(
+      await listenGrpc(
+        { remote: blob, store },
+        {
+          ...{ listen: { host: '127.0.0.1', port: 0 }, tls: null, readOnly: false },
+          ...{ connectionsMax: 10, callMsMax: 300 },
+        },
+      ),
+    )
+    const target = `127.0.0.1:${(server.address as { port: number }).port}`
+    const { Client, credentials, Metadata } = await import('@grpc/grpc-js')
+    const { procedure, service } = await import('../../src/remote/grpc-proto.js')
+    // With a window of 64 KiB, of which nothing is taken.
+    const client = new Client(target, credentials.createInsecure())
+    const { path, requestSerialize, responseDeserialize } = procedure(service('Blob'), 'Read')
+    const reads = Array.from({ length: 100 }, (_, n) => {
+      const stream = client.makeServerStreamRequest(path, requestSerialize, responseDeserialize, {
+        ...{ at: (n % 16) * 4 * MiB, length: 4 * MiB },
+      })
+      return new Promise<number>(done => stream.on('error', error => done((error as { code?: number }).code ?? -1)))
+    })
+    const put = procedure(service('Store'), 'Put')
+    const puts = Array.from({ length: 8 }, (_, n) => {
+      const headers = new Metadata()
+      headers.set('pageferry-session', 'slow')
+      headers.set('pageferry-epoch', '1')
+      return new Promise<number>(done => {
+        const end = (error: { code: number } | null) => done(error?.code ?? 0)
+        const stream = client.makeClientStreamRequest(
+          put.path,
+          put.requestSerialize,
+          put.responseDeserialize,
+          headers,
+          end,
+        )
+        stream.write({ name: Buffer.from(`n${n}`), bytes: Buffer.alloc(1000) })
+      })
+    })
+    const other = closing(await openRemote(`grpc://${target}/`, { shape: 'blob' }))
+    const began = performance.now()
+    expect((await other.read(0, 4 * MiB)).length).toBe(4 * MiB)
+    expect(performance.now() - began).toBeLessThan(10_000)
+    const DEADLINE_EXCEEDED = 4
+    expect(new Set(await Promise.all(puts))).toEqual(new Set([DEADLINE_EXCEEDED]))
+    // Those that wait for their turn are answered as late.
+    for (const code of await Promise.all(reads)) expect(code).toBe(DEADLINE_EXCEEDED)
+    client.close()
+  })
+})
+
 always('when connections and servers break', () => {
   plain('what was given up is not done after what was asked for since', async () => {
     const blob = memBlob({ size: MiB })

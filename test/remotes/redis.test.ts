@@ -331,16 +331,19 @@ needed.describe('Redis', () => {
       const killing = (async () => {
         while (!over) {
           await killOthers(server)
-          await sleep(5)
+          await sleep(20)
         }
       })()
-      for (let n = 0; n < 200; n++) {
-        await store.put('a', bytes(String(n)))
-        expect(text(await store.get('a'))).toBe(String(n))
+      try {
+        for (let n = 0; n < 200; n++) {
+          await store.put('a', bytes(String(n)))
+          expect(text(await store.get('a'))).toBe(String(n))
+        }
+      } finally {
+        over = true
+        await killing
+        await store.close()
       }
-      over = true
-      await killing
-      await store.close()
     })
 
     test('what it still had on its way is not done after what was written since', async () => {
