@@ -16,6 +16,7 @@ import { retry } from './remote/retry.js'
 import { rollforward } from './remote/rollforward.js'
 import { rollforwardChunks } from './remote/rollforward-chunks.js'
 import { simulate } from './remote/simulate.js'
+import type { Store } from './remote/store.js'
 import { throttle } from './remote/throttle.js'
 import type { Remote } from './remote/wrap.js'
 import type { StackKind, StackSettings } from './remote-stack.js'
@@ -92,8 +93,29 @@ async function openRegionLayers(
     return closing(new FerryError('USAGE', { detail }))
   }
   const beside = commitStore ? await openRemote(commitStore, { shape: 'store' }).catch(closing) : own
+  if (commitStore && beside && !readOnly)
+    await dedicate(beside, blob.url).catch(async error => {
+      await beside.close()
+      return closing(error)
+    })
   const kept = around(beside ?? memStore())
   return blobTree(rollforward(blob, { commitStore: kept }), beside ? 'remote' : 'local')
+}
+
+/** In a store for commits: the URL of the region that it is for. */
+const OWNER = 'owner'
+
+/** What commits to one region would be taken for what commits to another. @throws USAGE: it is another one's */
+async function dedicate(store: Store, url: string): Promise<void> {
+  try {
+    await store.put(OWNER, Buffer.from(url), { ifAbsent: true })
+  } catch (error) {
+    if (!isFerryError(error, 'CONFLICT')) throw error
+    const owner = Buffer.from(await store.get(OWNER)).toString()
+    if (owner === url) return
+    const detail = `--commit-store: ${store.url} is for ${owner}; of ${url} it has to be another (the same by another name: remove "${OWNER}" there)`
+    throw new FerryError('USAGE', { cause: error, detail })
+  }
 }
 
 /** Tried again, but every call ends within `ms`. The last attempt begins early enough to end by itself: what is said then is what was wrong. */

@@ -447,6 +447,22 @@ needed.describe('a region of an export', () => {
     })
   })
 
+  needed.test('takes no store for its commits that is for another one', async () => {
+    const store = fresh('store')
+    mkdirSync(store)
+    const serve = async (socket: string) => {
+      await listening('nbdkit', socket, ['-f', '-U', socket, 'memory', '1M'])
+      return (cache: string) =>
+        openRegion(`nbd+unix:///?socket=${socket}`, { cacheDir: fresh(cache), commitStore: store })
+    }
+    const [one, other] = [await serve(fresh('one')), await serve(fresh('other'))]
+    await (await one('cache')).close()
+    await expect(other('cache-other')).rejects.toMatchObject({
+      ...{ code: 'USAGE', message: expect.stringMatching(/--commit-store: .* is for nbd\+unix:.*one/) },
+    })
+    await (await one('cache-again')).close()
+  })
+
   needed.test('without a store for its commits: what is promised is less, and said', async () => {
     const { remote, end } = await ours(MiB)
     opened.push({ close: async () => end!() }, remote)
