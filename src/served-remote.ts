@@ -18,19 +18,21 @@ export interface ExportStatus {
   readOnly: boolean
 }
 
+interface Exported {
+  address: string
+  remote: Tree | Blob
+  store: Store | null
+  server: RemoteServer
+  readOnly: boolean
+}
+
 /** It owns the remote and the server. What it has is at its place already: it never has anything left to send. */
 export class ServedRemote {
-  readonly #what: { address: string; remote: Tree | Blob; store: Store | null; server: RemoteServer; readOnly: boolean }
+  readonly #what: Exported
   readonly #end = deferred()
   #stopping: Promise<void> | undefined
 
-  constructor(what: {
-    address: string
-    remote: Tree | Blob
-    store: Store | null
-    server: RemoteServer
-    readOnly: boolean
-  }) {
+  constructor(what: Exported) {
     this.#what = what
   }
 

@@ -7,6 +7,32 @@ import { FerryError } from '../base/errors.js'
 
 export type Address = { path: string } | { host: string; port: number }
 
+/** A server that listens. */
+export interface Listener extends AsyncDisposable {
+  /** Where: with the port that was taken, if 0 was asked for. */
+  readonly address: Address
+  readonly connections: number
+  /** Answers what is being asked, and ends. Closing twice is fine. */
+  close(): Promise<void>
+}
+
+/** `close` is called once. */
+export function listenerOf(address: Address, connections: ReadonlySet<unknown>, close: () => Promise<void>): Listener {
+  let closing: Promise<void> | undefined
+  const listener: Listener = {
+    address,
+    get connections() {
+      return connections.size
+    },
+    close() {
+      closing ??= close()
+      return closing
+    },
+    [Symbol.asyncDispose]: () => listener.close(),
+  }
+  return listener
+}
+
 /**
  * Resolves with where: with the port that was taken, if 0 was asked for. A Unix socket is its owner's alone.
  * @throws USAGE: nobody can listen there

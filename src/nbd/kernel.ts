@@ -93,13 +93,6 @@ async function nbdFamily(): Promise<Family | null> {
   return Family.open(NBD_FAMILY)
 }
 
-/** Whether this kernel has an NBD client, or could load one. @throws NOT_PERMITTED */
-export async function hasKernelNbd(): Promise<boolean> {
-  const family = await nbdFamily()
-  family?.close()
-  return family !== null
-}
-
 export interface KernelNbdOptions {
   /** Of /dev/nbdN. Default: the one that waits for `identity`, else any that is free. */
   index?: number

@@ -5,7 +5,7 @@ import { deferred, sleep } from '../base/async.js'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { RegionDoor } from '../cache/door.js'
-import { type Address, listen as listenAt } from '../linux/listen.js'
+import { type Address, type Listener, listen as listenAt, listenerOf } from '../linux/listen.js'
 import { type BlockSize, PAYLOAD_BYTES_MAX, STRING_BYTES_MAX, TransmissionFlag } from '../wire/nbd.js'
 import { Awake } from './awake.js'
 import { Connection, type Export } from './connection.js'
@@ -38,13 +38,7 @@ export interface NbdOptions {
 }
 
 /** A server that listens. */
-export interface NbdServer extends AsyncDisposable {
-  /** Where: with the port that was taken, if 0 was asked for. */
-  readonly address: Address
-  readonly connections: number
-  /** Answers what is being asked, and ends. Closing twice is fine. */
-  close(): Promise<void>
-}
+export type NbdServer = Listener
 
 /** @throws USAGE: nobody can listen there, or the names do not go */
 export async function listenNbd(regions: readonly NamedRegion[], options: NbdOptions): Promise<NbdServer> {
@@ -69,7 +63,6 @@ export async function listenNbd(regions: readonly NamedRegion[], options: NbdOpt
   )
   const address = await listenAt(server, listen)
   server.on('error', error => log.error('the server failed', { error: toFerryError(error) }))
-  let closing: Promise<void> | undefined
   const close = async () => {
     const closed = deferred()
     server.close(() => closed.resolve())
@@ -79,18 +72,7 @@ export async function listenNbd(regions: readonly NamedRegion[], options: NbdOpt
     for (const connection of connections) connection.destroy()
     await closed.promise
   }
-  const listener: NbdServer = {
-    address,
-    get connections() {
-      return connections.size
-    },
-    close() {
-      closing ??= close()
-      return closing
-    },
-    [Symbol.asyncDispose]: () => listener.close(),
-  }
-  return listener
+  return listenerOf(address, connections, close)
 }
 
 function exportsOf(regions: readonly NamedRegion[]): Export[] {

@@ -17,7 +17,7 @@ import {
   syncDirectory,
   writeAll,
 } from './file-io.js'
-import { checkRange, fileUrl, parentPath, printable } from './path.js'
+import { checkRequest, checkWithin, fileUrl, parentPath, printable } from './path.js'
 
 /** Nothing in the kernel asks for a bound; but somebody must, before memory is taken for an answer. */
 const REQUEST_BYTES_MAX = 64 * 1024 * 1024
@@ -108,17 +108,11 @@ function blobOf({ fd, write, real, size, stats, attempt }: Opened): Blob {
   const check = (range: { at: number; length: number }, signal: AbortSignal | undefined) => {
     throwIfAborted(signal)
     if (closed) throw new FerryError('CLOSED')
-    checkRange(range)
-    if (range.at + range.length > size)
-      throw new FerryError('INVALID', { detail: `${range.length} bytes at ${range.at} of ${size}` })
+    checkWithin(range, size)
   }
   const checkWritable = () => {
     if (!write) throw new FerryError('READ_ONLY', { detail: printable(real.toString('latin1')) })
   }
-  const checkRequest = (length: number) => {
-    if (length > REQUEST_BYTES_MAX) throw new FerryError('TOO_LARGE', { detail: `${length} bytes in one request` })
-  }
-
   return {
     shape: 'blob',
     url: fileUrl(real),
@@ -127,7 +121,7 @@ function blobOf({ fd, write, real, size, stats, attempt }: Opened): Blob {
 
     async read(at, length, signal) {
       check({ at, length }, signal)
-      checkRequest(length)
+      checkRequest(length, REQUEST_BYTES_MAX)
       const bytes = await attempt(() => readUpTo(fd, at, length))
       if (bytes.byteLength === length) return bytes
       throw new FerryError('SHORT_READ', {
@@ -137,7 +131,7 @@ function blobOf({ fd, write, real, size, stats, attempt }: Opened): Blob {
 
     async write(at, from, signal) {
       check({ at, length: from.byteLength }, signal)
-      checkRequest(from.byteLength)
+      checkRequest(from.byteLength, REQUEST_BYTES_MAX)
       checkWritable()
       await attempt(() => writeAll(fd, from, at))
     },

@@ -1,7 +1,6 @@
 // What a URL of gRPC says, and what the environment adds.
-import { readFileSync } from 'node:fs'
 import { isLoopback } from '../base/addresses.js'
-import { FerryError } from '../base/errors.js'
+import { certificates, type Environment, invalid, type ParsedUrl } from './environment.js'
 
 export interface GrpcAddress {
   /** As gRPC writes it: `host:port`, or `unix:/path`. */
@@ -14,20 +13,8 @@ export interface GrpcAddress {
   shown: string
 }
 
-interface GrpcUrl {
-  shown: string
-  scheme: string
-  /** Percent-decoded bytes (latin1) of what stands between the scheme and the query. */
-  path: string
-  query: URLSearchParams
-}
-
-type Environment = Record<string, string | undefined>
-
-const invalid = (detail: string, cause?: unknown) => new FerryError('INVALID', { detail, cause })
-
 /** grpc://HOST:PORT/, or grpc+unix:///?socket=PATH; grpcs for TLS. INVALID, in one line, for what is not so. */
-export function grpcAddress({ shown, scheme, path, query }: GrpcUrl, env: Environment): GrpcAddress {
+export function grpcAddress({ shown, scheme, path, query }: ParsedUrl, env: Environment): GrpcAddress {
   const [, host, port] = /^\/\/(\[[\da-fA-F:.]+\]|[^/:@[\]]*)(?::(\d{1,5}))?\/?$/.exec(path) ?? []
   const isUnix = scheme.endsWith('+unix')
   const isSecure = scheme.startsWith('grpcs')
@@ -43,22 +30,8 @@ export function grpcAddress({ shown, scheme, path, query }: GrpcUrl, env: Enviro
     throw invalid('PAGEFERRY_GRPC_TOKEN is not sent in the clear to another machine; use grpcs://')
   return {
     target: isUnix ? `unix:${socket}` : `${host}:${port}`,
-    tls: isSecure ? { ...tlsFiles(env), name: hostname ?? bare } : null,
+    tls: isSecure ? { ...certificates('PAGEFERRY_GRPC', env), name: hostname ?? bare } : null,
     ...(token !== undefined && { token }),
     shown,
   }
-}
-
-function tlsFiles(env: Environment) {
-  if (!env.PAGEFERRY_GRPC_CERT !== !env.PAGEFERRY_GRPC_KEY)
-    throw invalid('PAGEFERRY_GRPC_CERT and PAGEFERRY_GRPC_KEY go together')
-  const read = (variable: string) => {
-    const path = env[variable]
-    try {
-      return path ? readFileSync(path) : undefined
-    } catch (error) {
-      throw invalid(`${variable}: ${path} cannot be read (${(error as NodeJS.ErrnoException).code})`, error)
-    }
-  }
-  return { ca: read('PAGEFERRY_GRPC_CA'), cert: read('PAGEFERRY_GRPC_CERT'), key: read('PAGEFERRY_GRPC_KEY') }
 }

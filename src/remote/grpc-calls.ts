@@ -13,14 +13,14 @@ export interface GrpcCall<Args extends unknown[] = unknown[], Result = unknown> 
   /** Of the service. */
   name: string
   /** A message of the arguments, and the arguments of a message; PROTOCOL for more than may be asked for. */
-  toRequest(...args: Args): Message
+  toRequest?(...args: Args): Message
   fromRequest(request: Message): Args
   /** Of a procedure that answers with a stream of bytes: neither. */
   toReply(result: Result): Message
   fromReply(reply: Message, ...args: Args): Result
   /** The result is bytes, and comes in parts: at most so many of them. */
   bytesMax?: (...args: Args) => number
-  /** The request comes in parts as well. */
+  /** The request comes in parts: instead of `toRequest`. It throws before the first of them, or never. */
   toParts?(...args: Args): Iterable<Message>
 }
 
@@ -33,6 +33,11 @@ const call = <F extends (...args: never[]) => Promise<unknown>>(
 type WithoutSignal<Args extends unknown[]> = Args extends [...infer Rest, signal?: AbortSignal] ? Rest : Args
 
 const nothing = () => ({})
+
+function* partsOf(head: Message, bytes: Uint8Array): Iterable<Message> {
+  yield head
+  for (let at = 0; at < bytes.length; at += PART_BYTES) yield { bytes: viewOf(bytes.subarray(at, at + PART_BYTES)) }
+}
 
 type T = Required<Tree>
 type B = Required<Blob>
@@ -276,16 +281,12 @@ export const storeCalls: Record<string, GrpcCall> = {
   }),
   put: call<S['put']>({
     name: 'Put',
-    // Of all parts together, as the server puts them together again.
-    toRequest: (name, bytes, condition) => ({ name: pathTo(name), bytes, ...condition }),
+    // Of all parts, as the server puts them together.
     fromRequest: ({ name, bytes, ifAbsent, ifVersion }) => {
       const condition: PutCondition = { ...(ifAbsent && { ifAbsent }), ...given('ifVersion', ifVersion, same) }
       return [fromBytes(name), bytes, condition]
     },
-    *toParts(name, bytes, condition) {
-      yield { name: pathTo(name), ...condition }
-      for (let at = 0; at < bytes.length; at += PART_BYTES) yield { bytes: viewOf(bytes.subarray(at, at + PART_BYTES)) }
-    },
+    toParts: (name, bytes, condition) => partsOf({ name: pathTo(name), ...condition }, bytes),
     toReply: version => ({ version }),
     fromReply: ({ version }) => version,
   }),

@@ -83,11 +83,11 @@ export class GrpcConnection {
 
   /** A call of the table. */
   async call(service: Service, row: GrpcCall, args: unknown[], asked: Asked): Promise<unknown> {
-    const request = row.toRequest(...args)
+    if (row.toParts)
+      return row.fromReply(await this.#sendParts(procedure(service, row.name), row.toParts(...args), asked), ...args)
+    const request = row.toRequest!(...args)
     if (row.bytesMax) return this.#read(procedure(service, row.name), request, row.bytesMax(...args), asked.signal)
-    const reply = row.toParts
-      ? await this.#sendParts(procedure(service, row.name), row.toParts(...args), asked)
-      : await this.ask(service, row.name, request, asked)
+    const reply = await this.ask(service, row.name, request, asked)
     return row.fromReply(reply, ...args)
   }
 

@@ -1,5 +1,4 @@
 // What a server of ours has, as a remote: a directory, a run of bytes, or the store beside either.
-import { throwIfAborted } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import type { Blob } from './blob.js'
 import type { GrpcAddress } from './grpc-address.js'
@@ -7,7 +6,7 @@ import { blobCalls, type GrpcCall, storeCalls, treeCalls } from './grpc-calls.js
 import { GrpcConnection, isUnimplemented } from './grpc-client.js'
 import { type Described, fromDescription } from './grpc-describe.js'
 import { NAMES_MAX, REQUEST_BYTES_MAX, type ServiceName, service } from './grpc-proto.js'
-import { checkRange, printable } from './path.js'
+import { checkRange, checkRequest, checkWithin, printable } from './path.js'
 import { r3mapBlob } from './r3map-blob.js'
 import type { Store } from './store.js'
 import type { Tree } from './tree.js'
@@ -136,15 +135,6 @@ export async function grpcBlob(address: GrpcAddress, { size }: { size?: number }
   if (size !== undefined && size !== bytes)
     return refuse(new FerryError('INVALID', { detail: `the region there has ${bytes} bytes, not ${size}` }))
   const calls = callsOf(opened, 'blob', 'Blob', blobCalls) as unknown as Required<Blob>
-  const check = (at: number, length: number, signal: AbortSignal | undefined) => {
-    throwIfAborted(signal)
-    checkRange({ at, length })
-    if (at + length > bytes) throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${bytes}` })
-  }
-  const checkRequest = (length: number) => {
-    if (length > capabilities.requestBytesMax)
-      throw new FerryError('TOO_LARGE', { detail: `${length} bytes in one request` })
-  }
   return {
     shape: 'blob',
     url: connection.url,
@@ -152,8 +142,8 @@ export async function grpcBlob(address: GrpcAddress, { size }: { size?: number }
     capabilities,
 
     async read(at, length, signal) {
-      check(at, length, signal)
-      checkRequest(length)
+      checkWithin({ at, length }, bytes, signal)
+      checkRequest(length, capabilities.requestBytesMax)
       if (length === 0) return new Uint8Array(0)
       const part = await calls.read(at, length, signal)
       if (part.length < length)
@@ -162,15 +152,15 @@ export async function grpcBlob(address: GrpcAddress, { size }: { size?: number }
     },
 
     async write(at, from, signal) {
-      check(at, from.length, signal)
-      checkRequest(from.length)
+      checkWithin({ at, length: from.length }, bytes, signal)
+      checkRequest(from.length, capabilities.requestBytesMax)
       await calls.write(at, from, signal)
     },
 
     flush: calls.flush,
     ...(capabilities.trim && {
       async trim(at: number, length: number, signal?: AbortSignal) {
-        check(at, length, signal)
+        checkWithin({ at, length }, bytes, signal)
         await calls.trim(at, length, signal)
       },
     }),

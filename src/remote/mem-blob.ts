@@ -3,7 +3,7 @@ import { throwIfAborted } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import type { Blob } from './blob.js'
 import { MemBytes } from './mem-bytes.js'
-import { checkRange } from './path.js'
+import { checkRange, checkRequest, checkWithin } from './path.js'
 
 const REQUEST_BYTES_MAX = 64 * 1024 * 1024
 
@@ -32,14 +32,6 @@ export function memBlob({ name, size }: MemBlobOptions = {}): MemBlob {
   const state = there ?? { bytes: new MemBytes(wanted) }
   if (name !== undefined) named.set(name, state)
 
-  const check = (at: number, length: number, signal: AbortSignal | undefined) => {
-    throwIfAborted(signal)
-    checkRange({ at, length })
-    if (at + length > wanted) throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${wanted}` })
-  }
-  const checkRequest = (length: number) => {
-    if (length > REQUEST_BYTES_MAX) throw new FerryError('TOO_LARGE', { detail: `${length} bytes in one request` })
-  }
   return {
     shape: 'blob',
     url: `mem:${name ?? ''}`,
@@ -50,20 +42,20 @@ export function memBlob({ name, size }: MemBlobOptions = {}): MemBlob {
       state.bytes = snapshot.clone()
     },
     async read(at, length, signal) {
-      check(at, length, signal)
-      checkRequest(length)
+      checkWithin({ at, length }, wanted, signal)
+      checkRequest(length, REQUEST_BYTES_MAX)
       return state.bytes.read(at, length)
     },
     async write(at, from, signal) {
-      check(at, from.byteLength, signal)
-      checkRequest(from.byteLength)
+      checkWithin({ at, length: from.byteLength }, wanted, signal)
+      checkRequest(from.byteLength, REQUEST_BYTES_MAX)
       state.bytes.write(at, from)
     },
     async flush(signal) {
-      check(0, 0, signal)
+      throwIfAborted(signal)
     },
     async trim(at, length, signal) {
-      check(at, length, signal)
+      checkWithin({ at, length }, wanted, signal)
       state.bytes.punch(at, length)
     },
     async close() {},

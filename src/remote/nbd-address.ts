@@ -1,28 +1,15 @@
 // What a URL of NBD says, and what the environment adds for TLS.
-import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import type { ConnectionOptions } from 'node:tls'
-import { FerryError } from '../base/errors.js'
 import { DEFAULT_PORT } from '../wire/nbd.js'
+import { certificates, type Environment, fileOf, invalid, type ParsedUrl } from './environment.js'
 import type { NbdAddress } from './nbd-connection.js'
 
 const CONNECTIONS_DEFAULT = 4
 const CONNECTIONS_MAX = 16
 
-interface NbdUrl {
-  shown: string
-  scheme: string
-  /** Percent-decoded bytes (latin1) of what stands between the scheme and the query. */
-  path: string
-  query: URLSearchParams
-}
-
-type Environment = Record<string, string | undefined>
-
-const invalid = (detail: string, cause?: unknown) => new FerryError('INVALID', { detail, cause })
-
 /** nbd://HOST[:PORT]/EXPORT, or nbd+unix:///EXPORT?socket=PATH; nbds for TLS. INVALID, in one line, for what is not so. */
-export function nbdAddress({ shown, scheme, path, query }: NbdUrl, env: Environment): NbdAddress {
+export function nbdAddress({ shown, scheme, path, query }: ParsedUrl, env: Environment): NbdAddress {
   const [, host, port, name = ''] = /^\/\/(\[[^\]]+\]|[^/:@]*)(?::(\d{1,5}))?(?:\/(.*))?$/s.exec(path) ?? []
   const isUnix = scheme.endsWith('+unix')
   const isSecure = scheme.startsWith('nbds')
@@ -46,13 +33,10 @@ export function nbdAddress({ shown, scheme, path, query }: NbdUrl, env: Environm
 /** Without a name (a Unix socket) any that the authority vouches for will do. */
 function tlsOptions(name: string, env: Environment): ConnectionOptions {
   if (env.NBD_PSK_FILE) return keyOptions(env.NBD_PSK_FILE, env)
-  if (!env.NBD_TLS_CERT !== !env.NBD_TLS_KEY) throw invalid('NBD_TLS_CERT and NBD_TLS_KEY go together')
   return {
     ...{ host: name, servername: isIP(name) ? '' : name },
     ...(name === '' && { checkServerIdentity: () => undefined }),
-    ca: fileOf('NBD_TLS_CA', env),
-    cert: fileOf('NBD_TLS_CERT', env),
-    key: fileOf('NBD_TLS_KEY', env),
+    ...certificates('NBD_TLS', env),
   }
 }
 
@@ -75,14 +59,5 @@ function keyOptions(path: string, env: Environment): ConnectionOptions {
     pskCallback: () => key,
     checkServerIdentity: () => undefined,
     ...{ ciphers: 'PSK:!aNULL', maxVersion: 'TLSv1.2' },
-  }
-}
-
-function fileOf(variable: string, env: Environment): Buffer | undefined {
-  const path = env[variable]
-  try {
-    return path ? readFileSync(path) : undefined
-  } catch (error) {
-    throw invalid(`${variable}: ${path} cannot be read (${(error as NodeJS.ErrnoException).code})`, error)
   }
 }

@@ -5,7 +5,7 @@ import { Command, type Opened, TransmissionFlag } from '../wire/nbd.js'
 import type { Blob } from './blob.js'
 import { type NbdAddress, NbdConnection } from './nbd-connection.js'
 import { NbdConnections } from './nbd-connections.js'
-import { checkRange } from './path.js'
+import { checkRequest, checkWithin } from './path.js'
 import { RangeLock } from './range-lock.js'
 
 /** Of zeros at once: servers may have to write them. */
@@ -37,15 +37,6 @@ function blobOf(connections: NbdConnections, { shown }: NbdAddress, { details }:
   const changing = new RangeLock()
   /** How many connections had broken before the first change that no flush has covered. */
   let unflushedSince: number | null = null
-
-  const check = ({ at, length }: { at: number; length: number }, signal?: AbortSignal) => {
-    throwIfAborted(signal)
-    checkRange({ at, length })
-    if (at + length > size) throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${size}` })
-  }
-  const checkRequest = (length: number) => {
-    if (length > requestBytesMax) throw new FerryError('TOO_LARGE', { detail: `${length} bytes in one request` })
-  }
 
   /** Whole blocks around these bytes; the last one of the export may be short. */
   const around = (at: number, length: number) => {
@@ -105,8 +96,8 @@ function blobOf(connections: NbdConnections, { shown }: NbdAddress, { details }:
     capabilities: { write: canWrite, trim: canZero, alignment: minimum, requestBytesMax },
 
     async read(at, length, signal) {
-      check({ at, length }, signal)
-      checkRequest(length)
+      checkWithin({ at, length }, size, signal)
+      checkRequest(length, requestBytesMax)
       if (length === 0) return new Uint8Array(0)
       const { from, to } = around(at, length)
       const whole = await orAborted(readWhole(from, to, signal), signal)
@@ -114,8 +105,8 @@ function blobOf(connections: NbdConnections, { shown }: NbdAddress, { details }:
     },
 
     async write(at, from, signal) {
-      check({ at, length: from.length }, signal)
-      checkRequest(from.length)
+      checkWithin({ at, length: from.length }, size, signal)
+      checkRequest(from.length, requestBytesMax)
       if (!canWrite) throw new FerryError('READ_ONLY', { detail: shown })
       if (from.length > 0) await change(at, from.length, () => write(at, from, signal), signal)
     },
@@ -137,7 +128,7 @@ function blobOf(connections: NbdConnections, { shown }: NbdAddress, { details }:
 
     ...(canZero && {
       async trim(at: number, length: number, signal?: AbortSignal) {
-        check({ at, length }, signal)
+        checkWithin({ at, length }, size, signal)
         const end = at + length
         const first = Math.min(end, Math.ceil(at / minimum) * minimum)
         const last = Math.max(first, end === size ? size : end - (end % minimum))

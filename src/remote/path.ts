@@ -1,4 +1,5 @@
 // Paths and object names are strings in which each char is one byte. What all backends refuse, they refuse here.
+import { throwIfAborted } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import { HIDDEN, HIDDEN_BESIDE, type Path } from './tree.js'
 
@@ -31,6 +32,19 @@ export function checkRange({ at, length }: { at: number; length: number }): void
   )
     return
   throw new FerryError('INVALID', { detail: `${length} bytes at ${at}` })
+}
+
+/** What a call of a blob may ask for. @throws ABORTED, INVALID: not a range, or beyond the end */
+export function checkWithin(range: { at: number; length: number }, size: number, signal?: AbortSignal): void {
+  throwIfAborted(signal)
+  checkRange(range)
+  const { at, length } = range
+  if (at + length > size) throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${size}` })
+}
+
+/** @throws TOO_LARGE: more than a remote takes at once */
+export function checkRequest(length: number, requestBytesMax: number): void {
+  if (length > requestBytesMax) throw new FerryError('TOO_LARGE', { detail: `${length} bytes in one request` })
 }
 
 /** The directory that a path lies in; '' for the root's own names, and for the root. */

@@ -6,7 +6,7 @@ import type { Blob } from './blob.js'
 import type { GrpcAddress } from './grpc-address.js'
 import { GrpcConnection } from './grpc-client.js'
 import { r3mapBackend } from './grpc-proto.js'
-import { checkRange } from './path.js'
+import { checkRequest, checkWithin } from './path.js'
 
 /** Servers of Go take messages of up to 4 MiB, unless they are told otherwise. */
 const REQUEST_BYTES_MAX = 1024 * 1024
@@ -19,10 +19,8 @@ export function r3mapBlob(address: GrpcAddress, size: number): Blob {
   // Servers of Go end connections that are asked too often for signs of life.
   const connection = new GrpcConnection(address, { pings: false })
   const check = (at: number, length: number, signal: AbortSignal | undefined) => {
-    throwIfAborted(signal)
-    checkRange({ at, length })
-    if (at + length > size) throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${size}` })
-    if (length > REQUEST_BYTES_MAX) throw new FerryError('TOO_LARGE', { detail: `${length} bytes in one request` })
+    checkWithin({ at, length }, size, signal)
+    checkRequest(length, REQUEST_BYTES_MAX)
   }
   return {
     shape: 'blob',

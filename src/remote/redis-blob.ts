@@ -9,7 +9,7 @@ import { inParallel, mapLimit, throwIfAborted } from '../base/async.js'
 import { takeBytes } from '../base/buffers.js'
 import { FerryError } from '../base/errors.js'
 import type { Blob } from './blob.js'
-import { checkRange } from './path.js'
+import { checkRange, checkRequest, checkWithin } from './path.js'
 import {
   type RedisArgument,
   type RedisCommand,
@@ -86,14 +86,6 @@ export async function redisBlob(options: RedisOptions, { size: wanted }: { size?
     return there
   }
 
-  const check = (at: number, length: number, signal: AbortSignal | undefined) => {
-    throwIfAborted(signal)
-    checkRange({ at, length })
-    if (at + length > size) throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${size}` })
-  }
-  const checkRequest = (length: number) => {
-    if (length > REQUEST_BYTES_MAX) throw new FerryError('TOO_LARGE', { detail: `${length} bytes in one request` })
-  }
   const isMade = (reply: RedisReply) => Buffer.isBuffer(reply) && reply.equals(made)
   const gone = () =>
     new FerryError('UNREACHABLE', {
@@ -158,8 +150,8 @@ export async function redisBlob(options: RedisOptions, { size: wanted }: { size?
     capabilities: { write: true, trim: true, alignment: 1, requestBytesMax: REQUEST_BYTES_MAX },
 
     async read(at, length, signal) {
-      check(at, length, signal)
-      checkRequest(length)
+      checkWithin({ at, length }, size, signal)
+      checkRequest(length, REQUEST_BYTES_MAX)
       const bytes = takeBytes(length)
       await mapLimit(cut(at, at + length, PIECE_BYTES), PIECES_AT_ONCE, piece =>
         readPiece(piece, bytes.subarray(piece.from - at, piece.to - at), signal),
@@ -168,15 +160,15 @@ export async function redisBlob(options: RedisOptions, { size: wanted }: { size?
     },
 
     async write(at, from, signal) {
-      check(at, from.byteLength, signal)
-      checkRequest(from.byteLength)
+      checkWithin({ at, length: from.byteLength }, size, signal)
+      checkRequest(from.byteLength, REQUEST_BYTES_MAX)
       await inParallel(cut(at, at + from.byteLength, PIECE_BYTES), PIECES_AT_ONCE, piece =>
         writePiece(piece, from.subarray(piece.from - at, piece.to - at), signal),
       )
     },
 
     async flush(signal) {
-      check(0, 0, signal)
+      throwIfAborted(signal)
       const since = unflushedSince
       unflushedSince = null
       try {
@@ -195,7 +187,7 @@ export async function redisBlob(options: RedisOptions, { size: wanted }: { size?
     },
 
     async trim(at, length, signal) {
-      check(at, length, signal)
+      checkWithin({ at, length }, size, signal)
       await inParallel(cut(at, at + length, TRIM_BYTES), PIECES_AT_ONCE, piece => trimPiece(piece, signal))
     },
 

@@ -6,7 +6,7 @@ import { Metadata, Server, ServerCredentials } from '@grpc/grpc-js'
 import { sleep } from '../base/async.js'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
-import { type Address, listen as listenAt } from '../linux/listen.js'
+import { type Address, type Listener, listen as listenAt, listenerOf } from '../linux/listen.js'
 import type { Blob } from '../remote/blob.js'
 import { blobCalls, storeCalls, treeCalls } from '../remote/grpc-calls.js'
 import { toDescription } from '../remote/grpc-describe.js'
@@ -43,13 +43,7 @@ export interface GrpcOptions {
 }
 
 /** A server that listens. */
-export interface RemoteServer extends AsyncDisposable {
-  /** Where: with the port that was taken, if 0 was asked for. */
-  readonly address: Address
-  readonly connections: number
-  /** Answers what is being asked, and ends. Closing twice is fine. */
-  close(): Promise<void>
-}
+export type RemoteServer = Listener
 
 /** @throws USAGE: nobody can listen there, or the certificate is none */
 export async function listenGrpc(served: Served, options: GrpcOptions): Promise<RemoteServer> {
@@ -77,7 +71,6 @@ export async function listenGrpc(served: Served, options: GrpcOptions): Promise<
   )
   const address = await listenAt(server, listen)
   server.on('error', error => log.error('the server failed', { error: toFerryError(error) }))
-  let closing: Promise<void> | undefined
   const close = async () => {
     const closed = new Promise<void>(resolve => server.close(() => resolve()))
     inlet.drain(LAST_ANSWERS_MS_MAX)
@@ -88,18 +81,7 @@ export async function listenGrpc(served: Served, options: GrpcOptions): Promise<
     // What has been begun at the remote is not left alone.
     await services.idle()
   }
-  const listener: RemoteServer = {
-    address,
-    get connections() {
-      return sockets.size
-    },
-    close() {
-      closing ??= close()
-      return closing
-    },
-    [Symbol.asyncDispose]: () => listener.close(),
-  }
-  return listener
+  return listenerOf(address, sockets, close)
 }
 
 function addServices(grpc: Server, { remote, store }: Served, services: Services, readOnly: boolean): void {
