@@ -255,6 +255,17 @@ const joinTable = {
   ),
 }
 
+/** What a server of memory takes. */
+const memoryTable = {
+  socket: needed('server', path('FILE'), 'where processes hand over their userfaultfd: a Unix socket'),
+  onFault: defaulted(
+    'server',
+    choice('poison', 'wait'),
+    'poison',
+    'a page that cannot be had is a SIGBUS for who touches it, or is waited for',
+  ),
+}
+
 /** What the program around it takes. */
 const programTable = {
   daemon: defaulted('process', toggle(), false, 'return when the mount is ready, and go on in the background'),
@@ -295,6 +306,13 @@ const attachTable = { ...regionTable, ...joinTable, ...nbdProgramTable }
 const attachSchema = schemaOf(attachTable)
 const nbdTable = { ...regionTable, ...nbdProgramTable, ...listenTable, ...serverTable }
 const nbdSchema = schemaOf(nbdTable)
+/** Memory is handed out, and what its owners make of it stays theirs: nothing is written. */
+const { readOnly: _readOnly, commitStore: _store, fsync: _fsync, flushInterval: _flush, ...mostly } = regionTable
+const { dirtyLimit: _dirty, whenFull: _full, pushWorkers: _push, uploadLimit: _upload, ...nearly } = mostly
+const { lease: _lease, takeOver: _takeOver, ...readTable } = nearly
+const memoryServerTable = { ...memoryTable, ...nbdProgramTable, ...readTable }
+const memoryServerSchema = schemaOf(memoryServerTable)
+const memorySchema = schemaOf(memoryTable)
 const serveTable = { ...listenTable, ...grpcServerTable, ...nbdProgramTable }
 const serveSchema = schemaOf(serveTable)
 
@@ -323,6 +341,10 @@ export type JoinSettings = z.output<typeof joinSchema>
 /** Options of `serve`, but for the store. */
 export type GrpcServerOptions = z.input<typeof grpcSchema>
 export type GrpcServerSettings = z.output<typeof grpcSchema>
+
+/** Options of `serveMemory`. */
+export type MemoryOptions = z.input<typeof memorySchema>
+export type MemorySettings = z.output<typeof memorySchema>
 
 /** What follows from several options together. */
 type Settled<T> = Omit<T, 'dirtyLimit'> & { dirtyLimit: number }
@@ -360,6 +382,8 @@ export const mountOptionRows = rowsOf({ ...mountTable, ...programTable })
 export const nbdOptionRows = rowsOf(nbdTable)
 /** The same of `serve`. */
 export const serveOptionRows = rowsOf(serveTable)
+/** The same of `memory serve`. */
+export const memoryOptionRows = rowsOf(memoryServerTable)
 /** The same of `nbd attach`. */
 export const attachOptionRows = rowsOf(attachTable)
 
@@ -404,6 +428,10 @@ export function serverSettings(options: ServerOptions): ServerSettings {
   ])
 }
 
+/** The same for a server of memory. */
+export const memorySettings = (options: MemoryOptions): MemorySettings =>
+  check(memorySchema, { values: { ...options }, calledAs: {} })
+
 /** The same for a server of gRPC. */
 export function grpcServerSettings(options: GrpcServerOptions): GrpcServerSettings {
   return settleServer(check(grpcSchema, { values: { ...options }, calledAs: {} }), name => name, ['tlsCert'])
@@ -445,6 +473,20 @@ export function nbdSettings(sources: CommandSources): NbdSettings {
   const checked = check(nbdSchema, given, calledIn(given))
   const server = only(checked, { ...listenTable, ...serverTable }) as ServerSettings
   return { ...regionsOf(given, checked), server: settleServer(server, calledIn(given), ['tlsCert', 'pskFile']) }
+}
+
+/** The same of `memory serve`. */
+export interface MemoryServerSettings extends RegionsSettings {
+  memory: MemorySettings
+}
+
+/** The same for `memory serve`. */
+export function memoryServerSettings(sources: CommandSources): MemoryServerSettings {
+  const given = collect(memoryOptionRows, sources)
+  const checked = check(memoryServerSchema, given, calledIn(given))
+  const { daemon, logLevel, logFile, cacheDir } = checked
+  const region = { ...only(given.values, readTable), readOnly: true } as RegionOptions
+  return { daemon, logLevel, logFile, cacheDir, region, memory: only(checked, memoryTable) as MemorySettings }
 }
 
 /** What the command line collected for `serve`. */

@@ -15,15 +15,16 @@ const mayImport: Record<string, string[]> = {
   cache: ['base', 'wire', 'chunk', 'remote'],
   fs: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache'],
   nbd: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache'],
+  userfault: ['base', 'wire', 'linux', 'remote', 'cache'],
   serve: ['base', 'wire', 'linux', 'remote'],
-  surface: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd', 'serve'],
-  commands: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd', 'serve', 'surface'],
+  surface: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd', 'userfault', 'serve'],
+  commands: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd', 'userfault', 'serve', 'surface'],
   cli: ['commands'],
 }
 
 /** The engine and the doors know remotes by their interfaces only. */
 const interfaces = ['blob', 'store', 'tree', 'commits'].map(name => `src/remote/${name}.ts`)
-const onlyInterfaces = ['cache', 'fs', 'nbd']
+const onlyInterfaces = ['cache', 'fs', 'nbd', 'userfault']
 
 /** Packages that only some places may know. */
 const owners: Record<string, RegExp> = {

@@ -16,7 +16,7 @@ export const THREADS = '8'
 
 /** Whether a daemon is surely what is wanted, so that everything else can be left to it; it may also be wanted otherwise. */
 export const wantsDaemon = ([command, ...args]: string[]): boolean =>
-  (command === 'mount' || command === 'nbd') &&
+  ['mount', 'nbd', 'memory'].includes(command) &&
   args.includes('--daemon') &&
   !args.some(arg => arg === '-h' || arg === '--help')
 

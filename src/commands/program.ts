@@ -1,7 +1,14 @@
 // The command line: every command with its options and examples. What a command does is loaded when it is called.
 import { readFileSync } from 'node:fs'
 import { Command, Option } from 'commander'
-import { attachOptionRows, mountOptionRows, nbdOptionRows, type OptionRow, serveOptionRows } from '../options.js'
+import {
+  attachOptionRows,
+  memoryOptionRows,
+  mountOptionRows,
+  nbdOptionRows,
+  type OptionRow,
+  serveOptionRows,
+} from '../options.js'
 import type { Ready } from './daemonize.js'
 import { EXIT, type ExitStatus } from './report.js'
 
@@ -124,6 +131,31 @@ export function program({ ended, ready }: ProgramOptions): Command {
     .action(
       run(async (remote: string, flags: Record<string, unknown>) =>
         (await import('./serve-remote.js')).serveCommand(remote, flags, ready),
+      ),
+    )
+
+  const memory = command('memory', 'a run of bytes as the memory of processes')
+  memory.action(() => {
+    process.stderr.write(memory.helpInformation())
+    ended(EXIT.usage)
+  })
+  const memoryServe = memory
+    .command('serve')
+    .description('serve a region to processes that hand over their userfaultfd: pages come when they are touched')
+    .argument('<region>', 'as for nbd serve')
+    .addOption(configOption())
+  addOptions(memoryServe, memoryOptionRows)
+  memoryServe
+    .addHelpText(
+      'after',
+      `${examples(
+        'memory serve s3://snapshots/vm1.mem --socket /run/vm1.sock',
+        'memory serve --daemon --pull all grpcs://host:7443/ --socket /run/vm1.sock',
+      )}\nClients: Firecracker (mem_backend "Uffd"), and whoever speaks as it does. What they write stays theirs.`,
+    )
+    .action(
+      run(async (region: string, flags: Record<string, unknown>) =>
+        (await import('./memory.js')).memoryServeCommand(region, flags, ready),
       ),
     )
 

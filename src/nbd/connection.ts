@@ -2,11 +2,13 @@
 import type { Socket } from 'node:net'
 import type { TLSSocketOptions } from 'node:tls'
 import { deferred } from '../base/async.js'
+import type { Awake } from '../base/awake.js'
 import { giveBack, takeBytes } from '../base/buffers.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { RegionDoor } from '../cache/door.js'
 import type { Maybe } from '../cache/filesystem.js'
+import { takeDescriptor } from '../linux/descriptors.js'
 import {
   type Agreed,
   Allocation,
@@ -32,8 +34,7 @@ import {
   TransmissionFlag,
 } from '../wire/nbd.js'
 import { viewOf } from '../wire/reader.js'
-import type { Awake } from './awake.js'
-import { DescriptorTransport, takeDescriptor } from './descriptor-transport.js'
+import { DescriptorTransport } from './descriptor-transport.js'
 import { nbdErrorOf } from './errors.js'
 import { SocketTransport, type Transport, type TransportEvents } from './transport.js'
 

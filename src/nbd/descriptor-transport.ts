@@ -1,10 +1,8 @@
 // A connection without TLS, read and written by the descriptor: requests of one read(2) are answered by one write(2), a long payload lands where it
 // is wanted, and nothing is a stream.
 import { closeSync } from 'node:fs'
-import type { Socket } from 'node:net'
 import { giveBack } from '../base/buffers.js'
 import { type FerryError, toFerryError } from '../base/errors.js'
-import { duplicate } from '../linux/descriptors.js'
 import { errno, systemError } from '../linux/libc.js'
 import { type Watcher, watchDescriptor } from '../linux/poll.js'
 import { EAGAIN, readRaw, writeRaw, writev2 } from '../linux/preadv2.js'
@@ -16,15 +14,6 @@ const OUT_BYTES = 256 * 1024
 const GATHERED_BYTES_MAX = 32 * 1024
 /** Others have their turn after so many reads. */
 const READS_PER_TURN = 16
-
-/** A socket that node has accepted (paused), or connected. From now on it is ours, and node's is over. */
-export function takeDescriptor(socket: Socket): number {
-  const { fd } = (socket as Socket & { _handle: { fd: number } })._handle
-  const taken = duplicate(fd)
-  socket.on('error', () => {})
-  socket.destroy()
-  return taken
-}
 
 export class DescriptorTransport implements Transport {
   readonly #fd: number

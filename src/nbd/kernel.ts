@@ -3,6 +3,7 @@ import { execFile } from 'node:child_process'
 import { closeSync, readdirSync, readFileSync } from 'node:fs'
 import { promisify } from 'node:util'
 import { deferred, sleep } from '../base/async.js'
+import { Awake } from '../base/awake.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import type { RegionDoor } from '../cache/door.js'
 import { systemError } from '../linux/libc.js'
@@ -25,7 +26,6 @@ import {
   ueventIn,
 } from '../wire/genetlink.js'
 import { PAYLOAD_BYTES_MAX, TransmissionFlag } from '../wire/nbd.js'
-import { Awake } from './awake.js'
 import { Connection } from './connection.js'
 
 /**

@@ -2,12 +2,12 @@
 import { createServer } from 'node:net'
 import type { TLSSocketOptions } from 'node:tls'
 import { deferred, sleep } from '../base/async.js'
+import { Awake } from '../base/awake.js'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { RegionDoor } from '../cache/door.js'
 import { type Address, type Listener, listen as listenAt, listenerOf } from '../linux/listen.js'
 import { type BlockSize, PAYLOAD_BYTES_MAX, STRING_BYTES_MAX, TransmissionFlag } from '../wire/nbd.js'
-import { Awake } from './awake.js'
 import { Connection, type Export } from './connection.js'
 
 const log = logger('nbd')

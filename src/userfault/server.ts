@@ -1,0 +1,149 @@
+// A Unix socket at which processes hand over their userfaultfd: their memory is a region from then on.
+import { closeSync } from 'node:fs'
+import { createServer, type Socket } from 'node:net'
+import { FerryError, toFerryError } from '../base/errors.js'
+import { logger } from '../base/log.js'
+import type { RegionDoor } from '../cache/door.js'
+import { receive, takeDescriptor } from '../linux/descriptors.js'
+import { errno, errnoOf } from '../linux/libc.js'
+import { type Listener, listen, listenerOf } from '../linux/listen.js'
+import { type Watcher, watchDescriptor } from '../linux/poll.js'
+import { type FaultCounts, type FaultOptions, Faults } from './faults.js'
+import { HANDSHAKE_BYTES_MAX, parseMappings } from './handshake.js'
+
+const log = logger('userfault')
+
+/** A process that has not said what its memory is by then is let go. */
+const HANDSHAKE_MS_MAX = 10_000
+const PROCESSES_MAX = 256
+/** One is expected; more are closed. */
+const DESCRIPTORS_MAX = 8
+
+/** A server of memory; `connections` are processes. */
+export interface MemoryServer extends Listener {
+  /** Of all processes since it listens. */
+  readonly counts: FaultCounts
+}
+
+export interface MemoryServerOptions extends Pick<FaultOptions, 'onFault'> {
+  /** Where the socket is made: its owner's alone. */
+  socket: string
+}
+
+/**
+ * Serves the region as the memory of every process that connects, until it is closed; the region stays open. What they write stays theirs.
+ * @throws USAGE: nobody can listen there
+ */
+export async function listenMemory(
+  door: RegionDoor,
+  { socket: path, onFault }: MemoryServerOptions,
+): Promise<MemoryServer> {
+  const processes = new Set<Process>()
+  const gone: FaultCounts = { faults: 0, bytes: 0, poisoned: 0 }
+  const server = createServer({ pauseOnConnect: true }, socket => {
+    if (processes.size >= PROCESSES_MAX) {
+      log.warn('too many processes', { processesMax: PROCESSES_MAX })
+      socket.destroy()
+      return
+    }
+    const process = new Process(socket, door, { onFault }, () => {
+      processes.delete(process)
+      add(gone, process.counts)
+    })
+    processes.add(process)
+  })
+  const address = await listen(server, { path })
+  const close = async () => {
+    const closed = new Promise(resolve => server.close(resolve))
+    await Promise.all([...processes].map(each => each.close()))
+    await closed
+  }
+  const listener = listenerOf(address, processes, close)
+  return Object.defineProperties(listener, {
+    counts: {
+      get: () => [...processes].reduce((sum, each) => add(sum, each.counts), { ...gone }),
+    },
+  }) as MemoryServer
+}
+
+function add(sum: FaultCounts, { faults, bytes, poisoned }: FaultCounts): FaultCounts {
+  sum.faults += faults
+  sum.bytes += bytes
+  sum.poisoned += poisoned
+  return sum
+}
+
+/** One connection: open for as long as the process lives. */
+class Process {
+  readonly #fd: number
+  readonly #watcher: Watcher
+  readonly #patience: NodeJS.Timeout
+  readonly #onEnd: () => void
+  #faults: Faults | undefined
+  #closing: Promise<void> | undefined
+
+  constructor(socket: Socket, door: RegionDoor, options: Pick<FaultOptions, 'onFault'>, onEnd: () => void) {
+    this.#onEnd = onEnd
+    this.#fd = takeDescriptor(socket)
+    this.#watcher = watchDescriptor(this.#fd, () => this.#hear(door, options))
+    this.#watcher.start()
+    this.#patience = setTimeout(() => this.#leave(new FerryError('DEADLINE')), HANDSHAKE_MS_MAX)
+  }
+
+  get counts(): FaultCounts {
+    return this.#faults?.counts ?? { faults: 0, bytes: 0, poisoned: 0 }
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    clearTimeout(this.#patience)
+    await this.#watcher.close()
+    closeSync(this.#fd)
+    await this.#faults?.close()
+    this.#onEnd()
+  }
+
+  #hear(door: RegionDoor, options: Pick<FaultOptions, 'onFault'>): void {
+    try {
+      const { bytes, descriptors } = receive(this.#fd, HANDSHAKE_BYTES_MAX, DESCRIPTORS_MAX)
+      // Nothing comes after the first message, but the end.
+      if (bytes.length === 0 || this.#faults) {
+        for (const each of descriptors) closeSync(each)
+        if (bytes.length === 0) this.#leave(null)
+        return
+      }
+      this.#begin(door, options, bytes, descriptors)
+    } catch (error) {
+      if (errnoOf(error) === errno.EAGAIN) return
+      this.#leave(error)
+    }
+  }
+
+  #begin(door: RegionDoor, { onFault }: Pick<FaultOptions, 'onFault'>, bytes: Uint8Array, descriptors: number[]): void {
+    const [fd, ...others] = descriptors
+    try {
+      for (const each of others) closeSync(each)
+      if (fd === undefined || others.length > 0)
+        throw new FerryError('PROTOCOL', {
+          detail: `${descriptors.length} descriptors came, instead of one userfaultfd`,
+        })
+      const mappings = parseMappings(Buffer.from(bytes).toString(), door.size)
+      this.#faults = new Faults(fd, door, mappings, { onFault, onEnd: () => this.#leave(null) })
+      clearTimeout(this.#patience)
+      log.info('memory of a process', { mappings: mappings.length })
+    } catch (error) {
+      if (fd !== undefined) closeSync(fd)
+      throw error
+    }
+  }
+
+  #leave(error: unknown): void {
+    if (this.#closing) return
+    if (error) log.warn('a process was let go', { error: toFerryError(error) })
+    this.close().catch(error => log.error('memory of a process could not be let go', { error }))
+  }
+}
