@@ -69,15 +69,12 @@ export async function openRegion(url: string, options: RegionOptions = {}, signa
     const note = readOnly
       ? null
       : keepNoted(registry, { remote: remote.url, cacheDir: path }, () => region.status().lag)
-    return new Region(region, {
-      cacheDir: path,
-      remote: status,
-      async release() {
-        const { lag } = region.status()
-        await closeOpened()
-        await note?.close(lag)
-      },
-    })
+    const release = async () => {
+      const { lag } = region.status()
+      await closeOpened()
+      await note?.close(lag)
+    }
+    return new Region(hereOf(region, { cacheDir: path, remote: status, release }), { url, options })
   } catch (error) {
     await closeOpened().catch(error => log.warn('not everything could be closed', { error }))
     throw error
@@ -92,54 +89,132 @@ interface RegionParts {
   release: () => Promise<void>
 }
 
-const fileSystems = new WeakMap<Region, RegionCache['fileSystem']>()
-/** The tree that a region is the one file of. */
-export const fileSystemOf = (region: Region): RegionCache['fileSystem'] => fileSystems.get(region)!
+/** Where a region's cache is: in this thread, or in another. */
+export interface RegionPlace extends RegionDoor {
+  presence(countMax: number): [from: number, to: number][]
+  prefetch(at: number, length: number): Promise<void>
+  sync(options?: Watching): Promise<void>
+  pull(options?: Watching): Promise<void>
+  status(): RegionStatus
+  close(): Promise<void>
+  /** The tree that it is the one file of. Absent: it is in another thread. */
+  fileSystem?: RegionCache['fileSystem']
+}
+
+interface Watching {
+  onProgress?: (progress: Progress) => void
+  signal?: AbortSignal
+}
+
+function hereOf(region: RegionCache, { cacheDir, remote, release }: RegionParts): RegionPlace {
+  const { size, readOnly, fileSystem } = region
+  return {
+    ...{ size, readOnly, fileSystem },
+    read: region.read.bind(region),
+    write: region.write.bind(region),
+    trim: region.trim.bind(region),
+    flush: region.flush.bind(region),
+    prefetch: region.prefetch.bind(region),
+    extents: region.extents.bind(region),
+    presence: region.presence.bind(region),
+    sync: region.sync.bind(region),
+    pull: region.pull.bind(region),
+    status: () => ({ pid: process.pid, cacheDir, ...region.status(), remote: remote() }),
+    close: release,
+  }
+}
+
+/** How a region was opened, to open it again. */
+export interface RegionOrigin {
+  url: string
+  options: RegionOptions
+}
+
+/** Set by Region, whose insides they need. */
+export let fileSystemOf: (region: Region) => RegionCache['fileSystem']
+/** Closes the region where it is, and goes on with what `open` finds: its cache in another place. @throws BUSY: it is in use */
+export let moveRegion: (region: Region, open: (origin: RegionOrigin) => Promise<RegionPlace>) => Promise<RegionPlace>
 
 /** A region that is open. `close` ends it: locally durable, then released, not sent (call `sync` first). */
 export class Region implements RegionDoor, AsyncDisposable {
-  readonly #region: RegionCache
-  readonly #parts: RegionParts
+  /** In bytes; it never changes. */
+  readonly size: number
+  readonly readOnly: boolean
+  readonly #origin: RegionOrigin
+  #place: RegionPlace
+  /** Calls that have not been answered. */
+  #running = 0
+  #isFile = false
+  #moving: Promise<RegionPlace> | undefined
   #closing: Promise<void> | undefined
 
-  constructor(region: RegionCache, parts: RegionParts) {
-    this.#region = region
-    this.#parts = parts
-    fileSystems.set(this, region.fileSystem)
+  constructor(place: RegionPlace, origin: RegionOrigin) {
+    this.size = place.size
+    this.readOnly = place.readOnly
+    this.#place = place
+    this.#origin = origin
   }
 
-  /** In bytes; it never changes. */
-  get size(): number {
-    return this.#region.size
+  static {
+    fileSystemOf = region => {
+      const { fileSystem } = region.#place
+      if (!fileSystem)
+        throw new FerryError('BUSY', { detail: 'a region that is mapped as memory cannot be attached in this process' })
+      region.#isFile = true
+      return fileSystem
+    }
+    moveRegion = async (region, open) => {
+      region.#refuseMove()
+      region.#moving ??= region.#move(open)
+      return region.#moving
+    }
   }
 
-  get readOnly(): boolean {
-    return this.#region.readOnly
+  /** @throws why it cannot be in another place */
+  #refuseMove(): void {
+    if (this.#closing) throw new FerryError('CLOSED')
+    if (this.#moving) return
+    const { url, options } = this.#origin
+    const isHere = url.startsWith('mem:')
+      ? 'a region of mem:'
+      : typeof options.pull === 'function' && 'a function for pull'
+    if (isHere) throw new FerryError('UNSUPPORTED', { detail: `${isHere} cannot be taken to another thread` })
+    if (this.#isFile) throw new FerryError('BUSY', { detail: 'the region is attached' })
+    const calls = this.#running
+    if (calls > 0) throw new FerryError('BUSY', { detail: `${calls} calls of the region are not answered yet` })
+  }
+
+  async #move(open: (origin: RegionOrigin) => Promise<RegionPlace>): Promise<RegionPlace> {
+    const { url, options } = this.#origin
+    const { cacheDir } = this.#place.status()
+    await this.#place.close()
+    this.#place = await open({ url, options: { ...options, cacheDir } })
+    return this.#place
   }
 
   /** Fills `into` with the bytes from `at` on: at once, without a promise, if they are here. INVALID beyond the end. */
   read(at: number, into: Uint8Array): Maybe<void> {
-    return this.#region.read(at, into)
+    return this.#counted(() => this.#place.read(at, into))
   }
 
   /** Acknowledged: it survives the end of this process; after `flush` also a loss of power. INVALID beyond the end. */
   write(at: number, from: Uint8Array): Maybe<void> {
-    return this.#region.write(at, from)
+    return this.#counted(() => this.#place.write(at, from))
   }
 
   /** These bytes are zeros from now on. */
   trim(at: number, length: number): Maybe<void> {
-    return this.#region.trim(at, length)
+    return this.#counted(() => this.#place.trim(at, length))
   }
 
   /** These bytes are here when it resolves. */
-  prefetch(at: number, length: number): Promise<void> {
-    return this.#region.prefetch(at, length)
+  async prefetch(at: number, length: number): Promise<void> {
+    await this.#counted(() => this.#place.prefetch(at, length))
   }
 
   /** Runs of bytes that are here or known to be zeros, ascending: the first 1,000 of them, if no other number is asked for. */
   presence(countMax = PRESENCE_RUNS): [from: number, to: number][] {
-    return this.#region.presence(countMax)
+    return this.#place.presence(countMax)
   }
 
   /**
@@ -147,22 +222,22 @@ export class Region implements RegionDoor, AsyncDisposable {
    * empty; `zeros: false` says that nobody knows.
    */
   extents(at: number, length: number, countMax = Number.POSITIVE_INFINITY): RegionExtent[] {
-    return this.#region.extents(at, length, countMax)
+    return this.#place.extents(at, length, countMax)
   }
 
   /** Every earlier write is durable here; with `fsync: 'remote'` it is committed at the remote. */
   flush(): Maybe<void> {
-    return this.#region.flush()
+    return this.#counted(() => this.#place.flush())
   }
 
   /** The remote has every earlier write. Goes on trying until it has; rejects when `signal` aborts. */
-  sync(options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {}): Promise<void> {
-    return this.#region.sync(options)
+  async sync(options: Watching = {}): Promise<void> {
+    await this.#counted(() => this.#place.sync(options))
   }
 
   /** All of it is here when it resolves. */
-  pull(options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {}): Promise<void> {
-    return this.#region.pull(options)
+  async pull(options: Watching = {}): Promise<void> {
+    await this.#counted(() => this.#place.pull(options))
   }
 
   /** The same bytes behind the methods of node's FileHandle: reads, writes, streams. */
@@ -171,21 +246,37 @@ export class Region implements RegionDoor, AsyncDisposable {
   }
 
   status(): RegionStatus {
-    return {
-      pid: process.pid,
-      cacheDir: this.#parts.cacheDir,
-      ...this.#region.status(),
-      remote: this.#parts.remote(),
-    }
+    return this.#place.status()
   }
 
   /** Closing twice is fine. */
   close(): Promise<void> {
-    this.#closing ??= this.#parts.release()
+    // On its way to another place: there, then.
+    this.#closing ??= this.#moving
+      ? this.#moving.then(
+          place => place.close(),
+          // Where it was it has been closed.
+          () => this.#place.close(),
+        )
+      : this.#place.close()
     return this.#closing
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
+  }
+
+  #counted(call: () => Maybe<void>): Maybe<void> {
+    if (this.#moving && this.#place.fileSystem)
+      return this.#moving.then(
+        () => call(),
+        () => call(),
+      )
+    const answer = call()
+    if (!answer) return
+    this.#running++
+    return answer.finally(() => {
+      this.#running--
+    })
   }
 }

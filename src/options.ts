@@ -342,6 +342,17 @@ export type JoinSettings = z.output<typeof joinSchema>
 export type GrpcServerOptions = z.input<typeof grpcSchema>
 export type GrpcServerSettings = z.output<typeof grpcSchema>
 
+const mapSchema = z.strictObject({
+  writeBack: z.prefault(toggle().schema, false),
+  prefetch: z.prefault(toggle().schema, false),
+  onFault: memoryTable.onFault.schema,
+})
+/**
+ * Options of `mapRegion`. `writeBack`: what is written goes to the region (default: it stays in the memory). `prefetch`: all of it is filled
+ * in the background. `onFault`: a page that cannot be had is SIGBUS, which ends the program ('poison', the default), or is waited for.
+ */
+export type MapOptions = Partial<z.input<typeof mapSchema>>
+
 /** Options of `serveMemory`. */
 export type MemoryOptions = z.input<typeof memorySchema>
 export type MemorySettings = z.output<typeof memorySchema>
@@ -431,6 +442,9 @@ export function serverSettings(options: ServerOptions): ServerSettings {
 /** The same for a server of memory. */
 export const memorySettings = (options: MemoryOptions): MemorySettings =>
   check(memorySchema, { values: { ...options }, calledAs: {} })
+
+/** The same for memory of this program. */
+export const mapSettings = (options: MapOptions) => check(mapSchema, { values: { ...options }, calledAs: {} })
 
 /** The same for a server of gRPC. */
 export function grpcServerSettings(options: GrpcServerOptions): GrpcServerSettings {

@@ -32,6 +32,15 @@ export function pollFd(fd: number, timeoutMs: number, events: number = POLLIN): 
   return checked(ready, 'poll') === 0 ? 0 : pollfd[1] >>> 16
 }
 
+/** Blocks this thread until one of the descriptors is readable or in error; poll(2). */
+export function waitForAny(fds: number[]): void {
+  const all = Int32Array.from(fds.flatMap(fd => [fd, POLLIN]))
+  while (pollCall(all, fds.length, -1) === -1) {
+    const number = lastErrno()
+    if (number !== errno.EINTR) throw systemError(number, 'poll')
+  }
+}
+
 const Handle = 'void *'
 const UV_POLL = 8
 const UV_READABLE = 1

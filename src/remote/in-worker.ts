@@ -34,7 +34,7 @@ export async function inWorker<S extends Shape>(shape: S, opener: Opener): Promi
 }
 
 /** Workers load JavaScript: for a source file (when tests run from the sources) it is the one that the compiler made of it. */
-const compiled = (module: URL): URL =>
+export const compiled = (module: URL): URL =>
   new URL(module.href.replace(/\/((?:src|test)\/(?:[^/]+\/)*[^/]+)\.ts$/, '/dist/$1.js'))
 
 interface Pending {

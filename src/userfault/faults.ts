@@ -9,6 +9,7 @@ import type { RegionDoor } from '../cache/door.js'
 import type { Maybe } from '../cache/filesystem.js'
 import { errno, systemError } from '../linux/libc.js'
 import { type Watcher, watchDescriptor } from '../linux/poll.js'
+import { COPY_WP } from '../wire/userfaultfd.js'
 import { PageSet } from './page-set.js'
 import { Readers, WIRE_BYTES } from './reader.js'
 import { Userfaultfd, type UserfaultMessage } from './userfaultfd.js'
@@ -38,7 +39,14 @@ export interface FaultOptions {
   onFault?: 'poison' | 'wait'
   /** The process is gone, or its memory is: nothing more will come. */
   onEnd: () => void
+  /** Pages arrive protected against writes. */
+  isProtected?: boolean
+  /** How messages are noticed. Default: as an event of the main thread's loop. */
+  watch?: Watch
 }
+
+/** Calls back when the descriptor is readable; the callback says whether anything was there. */
+export type Watch = (fd: number, onReady: (failed: boolean) => boolean) => Pick<Watcher, 'start' | 'stop' | 'close'>
 
 /** What has happened so far. */
 export interface FaultCounts {
@@ -69,8 +77,9 @@ export class Faults {
   readonly #uffd: Userfaultfd
   readonly #door: RegionDoor
   readonly #options: FaultOptions
-  readonly #watcher: Watcher
+  readonly #watcher: ReturnType<Watch>
   readonly #closing = new AbortController()
+  readonly #mode: bigint
   readonly #children = new Set<Faults>()
   #spaces: Space[]
   readonly #faults: number[] = []
@@ -85,8 +94,15 @@ export class Faults {
     this.#door = door
     this.#options = options
     this.#spaces = mappings.map(mapping => spaceOf(mapping))
-    this.#watcher = watchDescriptor(fd, failed => this.#turn(failed))
+    this.#mode = options.isProtected ? COPY_WP : 0n
+    this.#watcher = (options.watch ?? watchDescriptor)(fd, failed => this.#turn(failed))
     this.#watcher.start()
+  }
+
+  /** All of it, in the background, from the front. */
+  fillAll(): void {
+    for (const space of this.#spaces) this.#ahead.push({ space, from: 0, to: space.length })
+    this.#goAhead()
   }
 
   /** Its descriptor is closed: what is registered by it alone reads as zeros from then on. */
@@ -101,20 +117,18 @@ export class Faults {
     return this.#closed
   }
 
-  #turn(failed: boolean): void {
+  #turn(failed: boolean): boolean {
+    let isAny = false
     try {
-      this.#read()
-      // A hang-up is told again and again.
-      if (failed) {
-        this.#end()
-        return
-      }
+      isAny = this.#read()
     } catch (error) {
       log.error('the faults of a process are not answered any more', { error })
-      this.#end()
-      return
+      failed = true
     }
-    this.#answerFaults()
+    // A hang-up is told again and again.
+    if (failed) this.#end()
+    else this.#answerFaults()
+    return isAny
   }
 
   #end(): void {
@@ -122,10 +136,11 @@ export class Faults {
     this.#options.onEnd()
   }
 
-  #read(): void {
-    for (;;) {
+  /** Whether there was anything. */
+  #read(): boolean {
+    for (let isAny = false; ; isAny = true) {
       const messages = this.#uffd.read()
-      if (messages.length === 0) return
+      if (messages.length === 0) return isAny
       for (const message of messages) this.#heard(message)
     }
   }
@@ -351,7 +366,7 @@ export class Faults {
       const isZero = bytes === null || removed.has(at / pageBytes)
       const { bytes: done, errno: number } = isZero
         ? this.#uffd.zero(address + at, end - at)
-        : this.#uffd.copy(address + at, bytes.subarray(at - from, end - from))
+        : this.#uffd.copy(address + at, bytes.subarray(at - from, end - from), this.#mode)
       this.counts.bytes += done
       at += done
       if (number === 0 || done > 0) continue

@@ -8,6 +8,12 @@ export const UFFD_API = 0xaan
 
 /** Of REGISTER: faults at pages that are not there. */
 export const REGISTER_MISSING = 1n
+/** Of REGISTER: pages can be protected against writes. */
+export const REGISTER_WP = 2n
+/** Of COPY: the page arrives protected. */
+export const COPY_WP = 2n
+/** A feature: a write to a protected page takes the protection away, and nobody is asked (Linux 6.7). */
+export const FEATURE_WP_ASYNC = 1n << 15n
 
 export const uffdioApi = struct({ api: u64, features: u64, ioctls: u64 })
 export const uffdioRange = struct({ start: len64, length: len64 })
@@ -35,3 +41,26 @@ export const remapMessage = struct({ ...head, from: len64, to: len64, length: le
 /** Also of UNMAP. */
 export const removeMessage = struct({ ...head, start: len64, end: len64, unused: pad(8) })
 export const MESSAGE_BYTES = uffdMessage.size
+
+// PAGEMAP_SCAN on /proc/PID/pagemap, <linux/fs.h> (Linux 6.7).
+export const pmScanArg = struct({
+  size: len64,
+  flags: u64,
+  start: len64,
+  end: len64,
+  /** Out. It may lag behind the last range that was found. */
+  walkEnd: len64,
+  ranges: len64,
+  rangesMax: len64,
+  pagesMax: len64,
+  inverted: u64,
+  /** All of these must be true of a page, */
+  mask: u64,
+  /** and one of these. */
+  anyOf: u64,
+  returned: u64,
+})
+export const pageRange = struct({ start: len64, end: len64, categories: u64 })
+export const PAGEMAP_SCAN = iowr('f'.charCodeAt(0), 16, pmScanArg.size)
+export const ScanFlag = { PROTECT: 1n, CHECK_WP_ASYNC: 2n } as const
+export const PageCategory = { WRITTEN: 2n, PRESENT: 8n, SWAPPED: 16n } as const

@@ -1,0 +1,66 @@
+// Memory that is mapped by hand: mmap(2), madvise(2), munmap(2).
+import { constants } from 'node:buffer'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import koffi from 'koffi'
+import { FerryError } from '../base/errors.js'
+import { checked, lastErrno, self, systemError } from './libc.js'
+
+const PROT_READ_WRITE = 3
+const MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x4022
+const MADV_DONTNEED = 4
+const MADV_DONTFORK = 10
+const FAILED = -1
+
+const mmapCall = self.func(
+  'int64_t mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)',
+) as (at: null, length: number, protection: number, flags: number, fd: number, offset: number) => number
+const munmapCall = self.func('int munmap(int64_t address, size_t length)') as (
+  address: number,
+  length: number,
+) => number
+const madviseCall = self.func('int madvise(int64_t address, size_t length, int advice)') as (
+  address: number,
+  length: number,
+  advice: number,
+) => number
+
+/** Memory of this process that takes no memory until it is touched; a child of it does not have it. Whoever maps it unmaps it. */
+export function mapAnonymous(length: number): number {
+  const address = mmapCall(null, length, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0)
+  if (address === FAILED) throw systemError(lastErrno(), 'mmap', `${length} bytes`)
+  checked(madviseCall(address, length, MADV_DONTFORK), 'madvise')
+  return address
+}
+
+export const unmap = (address: number, length: number): number => checked(munmapCall(address, length), 'munmap')
+
+/** These pages are not there any more. */
+export const dropPages = (address: number, length: number): number =>
+  checked(madviseCall(address, length, MADV_DONTNEED), 'madvise')
+
+/** The longest view there can be: 4 GiB with Node 20. */
+export const VIEW_BYTES_MAX = constants.MAX_LENGTH
+
+/** Of memory that stays mapped for as long as the view is used. @throws TOO_LARGE: for a Uint8Array of this Node */
+export function viewOf(address: number, length: number): Uint8Array {
+  if (length > VIEW_BYTES_MAX)
+    throw new FerryError('TOO_LARGE', {
+      detail: `${length} bytes; a Uint8Array of Node ${process.version} has at most ${VIEW_BYTES_MAX}`,
+    })
+  return length === 0 ? new Uint8Array(0) : new Uint8Array(koffi.view(BigInt(address), length))
+}
+
+/** `transfer` of this Node; before 22 it is there behind a flag, for contexts that are made under it. */
+const transfer = (() => {
+  if ('transfer' in ArrayBuffer.prototype) return ArrayBuffer.prototype.transfer as () => unknown
+  setFlagsFromString('--harmony-rab-gsab-transfer')
+  try {
+    return runInNewContext('ArrayBuffer.prototype.transfer') as () => unknown
+  } finally {
+    setFlagsFromString('--no-harmony-rab-gsab-transfer')
+  }
+})()
+
+/** Nobody can reach memory by views of this buffer any more: they are empty. (structuredClone copies what Node has not allocated.) */
+export const detach = (buffer: ArrayBufferLike): unknown => Reflect.apply(transfer, buffer, [0])

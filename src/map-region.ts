@@ -1,0 +1,121 @@
+// A region as memory of this program.
+import { FerryError } from './base/errors.js'
+import { detach, viewOf } from './linux/memory.js'
+import { moveRegion, type Region } from './open-region.js'
+import { type MapOptions, mapSettings } from './options.js'
+import { RegionInThread } from './region-in-thread.js'
+import type { MemoryStatus } from './userfault/memory.js'
+
+/**
+ * Maps a region: its bytes are memory, and come when they are touched, by whichever thread. With `writeBack` what is written there goes
+ * to the region, within a second, or with `flush` and `sync`. From then on the region's cache lives in a thread of its own, since the one
+ * that touches memory stands still until it is there: its reads resolve with a promise. Several mappings of a region are each their own.
+ * @throws FerryError USAGE (an option is wrong), READ_ONLY, BUSY (calls of the region are not answered yet, or it is attached),
+ *   UNSUPPORTED (the kernel, or a region of `mem:` or with a function for `pull`, which no other thread can have), NOT_PERMITTED
+ */
+export async function mapRegion(region: Region, options: MapOptions = {}): Promise<MappedRegion> {
+  const settings = mapSettings(options)
+  if (settings.writeBack && region.readOnly) throw new FerryError('READ_ONLY', { detail: 'a region with writeBack' })
+  const place = await moveRegion(region, origin => RegionInThread.open(origin))
+  const thread = place as RegionInThread
+  const { memory, address } = (await thread.call('map', [settings])) as { memory: number; address: number }
+  return new MappedRegion(thread, { memory, address, size: region.size })
+}
+
+interface Mapped {
+  /** What the thread calls it. */
+  memory: number
+  address: number
+  size: number
+}
+
+/** Memory whose bytes are a region's. `close` ends it; views of it are empty from then on. */
+export class MappedRegion implements AsyncDisposable {
+  /** In bytes: the region's. */
+  readonly size: number
+  readonly #thread: RegionInThread
+  readonly #mapped: Mapped
+  readonly #buffers = new Set<WeakRef<ArrayBufferLike>>()
+  #bytes: Uint8Array | undefined
+  #isClosed = false
+  #closing: Promise<void> | undefined
+
+  constructor(thread: RegionInThread, mapped: Mapped) {
+    this.size = mapped.size
+    this.#thread = thread
+    this.#mapped = mapped
+  }
+
+  /** All of it. @throws TOO_LARGE: a Uint8Array of Node 20 has at most 4 GiB; CLOSED */
+  get bytes(): Uint8Array {
+    if (this.#isClosed) throw new FerryError('CLOSED')
+    this.#bytes ??= this.window(0, this.size)
+    return this.#bytes
+  }
+
+  /** `length` bytes from `at` on. Touching them is what makes them come. @throws INVALID: beyond the end; TOO_LARGE; CLOSED */
+  window(at: number, length: number): Uint8Array {
+    if (this.#isClosed) throw new FerryError('CLOSED')
+    if (!Number.isSafeInteger(at) || !Number.isSafeInteger(length) || at < 0 || length < 0 || at + length > this.size)
+      throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${this.size}` })
+    const view = viewOf(this.#mapped.address + at, length)
+    for (const each of this.#buffers) if (!each.deref()) this.#buffers.delete(each)
+    if (length > 0) this.#buffers.add(new WeakRef(view.buffer))
+    return view
+  }
+
+  /** What has been written is in the region's journal: it survives the end of this process, and a loss of power. */
+  async flush(): Promise<void> {
+    await this.#call('push')
+    await this.#thread.flush()
+  }
+
+  /**
+   * The remote has what has been written. If only one thread writes, and waits for this, that is one moment; otherwise each page is whole,
+   * but they may differ in age. @throws what the region or the remote says
+   */
+  async sync(options: { signal?: AbortSignal } = {}): Promise<void> {
+    await this.#call('push')
+    await this.#thread.sync(options)
+  }
+
+  status(): MemoryStatus {
+    if (this.#isClosed) throw new FerryError('CLOSED')
+    return this.#thread.callNow('memoryStatus', [this.#mapped.memory]) as MemoryStatus
+  }
+
+  /**
+   * What was written is with the region, and the memory is gone. Views are empty from the call on. Closing twice is fine.
+   * @throws what the region says, which does not take what was written: it may be closed again
+   */
+  close(): Promise<void> {
+    this.#closing ??= this.#close().catch(error => {
+      this.#closing = undefined
+      throw error
+    })
+    return this.#closing
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  async #close(): Promise<void> {
+    this.#isClosed = true
+    this.#bytes = undefined
+    for (const each of this.#buffers) {
+      const buffer = each.deref()
+      if (buffer) detach(buffer)
+    }
+    this.#buffers.clear()
+    await this.#thread.call('unmap', [this.#mapped.memory]).catch(error => {
+      // With the region.
+      if (!(error instanceof FerryError) || error.code !== 'CLOSED') throw error
+    })
+  }
+
+  async #call(method: string): Promise<void> {
+    if (this.#isClosed) throw new FerryError('CLOSED')
+    await this.#thread.call(method, [this.#mapped.memory])
+  }
+}

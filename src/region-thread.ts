@@ -1,0 +1,105 @@
+// The thread of a region that is mapped as memory: the engine, the remote, and the faults. It waits for nobody who could touch the memory.
+import { parentPort, workerData } from 'node:worker_threads'
+import { lasting } from './base/async.js'
+import { FerryError } from './base/errors.js'
+import { onLog } from './base/log.js'
+import { openRegion, type Region } from './open-region.js'
+import type { RegionReply, RegionRequest, RegionThreadData } from './region-thread-messages.js'
+import { packError } from './remote/in-worker-messages.js'
+import { Memory, type MemorySettings } from './userfault/memory.js'
+
+if (!parentPort) throw new Error('this module is the entry of a worker')
+const port = parentPort
+const { origin, answered, port: syncPort } = workerData as RegionThreadData
+
+const post = (reply: RegionReply, transfer: ArrayBuffer[] = []) => port.postMessage(reply, transfer)
+onLog(record => {
+  const { error } = record.fields
+  post({
+    log: { ...record, fields: error instanceof Error ? { ...record.fields, error: error.message } : record.fields },
+  })
+})
+
+const memories = new Map<number, Memory>()
+const running = new Map<number, AbortController>()
+
+const memoryOf = (id: unknown): Memory => {
+  const memory = memories.get(id as number)
+  if (!memory) throw new FerryError('CLOSED')
+  return memory
+}
+
+/** By name; `id` and `signal` are the call's. */
+const calls = (region: Region): Record<string, (id: number, args: unknown[], signal: AbortSignal) => unknown> => ({
+  async read(_, [at, length]) {
+    const into = new Uint8Array(length as number)
+    await region.read(at as number, into)
+    return into
+  },
+  write: (_, [at, from]) => region.write(at as number, from as Uint8Array),
+  trim: (_, [at, length]) => region.trim(at as number, length as number),
+  flush: () => region.flush(),
+  prefetch: (_, [at, length]) => region.prefetch(at as number, length as number),
+  sync: (id, _, signal) => region.sync({ signal, onProgress: progress => post({ id, progress }) }),
+  pull: (id, _, signal) => region.pull({ signal, onProgress: progress => post({ id, progress }) }),
+  extents: (_, [at, length, countMax]) => region.extents(at as number, length as number, countMax as number),
+  presence: (_, [countMax]) => region.presence(countMax as number),
+  status: () => region.status(),
+  async close() {
+    for (const [id, memory] of memories) {
+      await memory.close()
+      memories.delete(id)
+    }
+    await region.close()
+  },
+  map(id, [settings]) {
+    const memory = new Memory(region, settings as MemorySettings)
+    memories.set(id, memory)
+    return { memory: id, address: memory.address, length: memory.length }
+  },
+  push: (_, [memory]) => memoryOf(memory).push(),
+  memoryStatus: (_, [memory]) => memoryOf(memory).status(),
+  async unmap(_, [memory]) {
+    await memoryOf(memory).close()
+    memories.delete(memory as number)
+  },
+})
+
+async function call(table: ReturnType<typeof calls>, { id, method, args }: Extract<RegionRequest, { method: string }>) {
+  const canceller = lasting()
+  running.set(id, canceller)
+  try {
+    const result = await table[method](id, args, canceller.signal)
+    post({ id, result }, result instanceof Uint8Array ? [result.buffer as ArrayBuffer] : [])
+  } catch (error) {
+    post({ id, error: packError(error) })
+  } finally {
+    running.delete(id)
+  }
+}
+
+/** Who asks stands still until it is answered. */
+function callNow(table: ReturnType<typeof calls>, { id, method, args }: Extract<RegionRequest, { method: string }>) {
+  let reply: RegionReply
+  try {
+    reply = { id, result: table[method](id, args, new AbortController().signal) }
+  } catch (error) {
+    reply = { id, error: packError(error) }
+  }
+  syncPort.postMessage(reply)
+  Atomics.add(answered, 0, 1)
+  Atomics.notify(answered, 0)
+}
+
+try {
+  const region = await openRegion(origin.url, origin.options)
+  const table = calls(region)
+  port.on('message', (request: RegionRequest) => {
+    if ('cancel' in request) running.get(request.id)?.abort(new FerryError('ABORTED'))
+    else if (request.isSync) callNow(table, request)
+    else void call(table, request)
+  })
+  post({ opened: { size: region.size, readOnly: region.readOnly } })
+} catch (error) {
+  post({ failed: packError(error) })
+}

@@ -1,0 +1,205 @@
+// Regions as memory of one's own program: page faults, writes that go back, the end. Each program is test/fixtures/map-region.mjs.
+import { type ChildProcess, execFile, spawn } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { createInterface } from 'node:readline'
+import { afterEach, beforeEach, expect } from '@jest/globals'
+import { freshSeed, random as randomOf } from '../../src/base/random.js'
+import { long, requires } from '../fixtures/requires.js'
+
+const MiB = 2 ** 20
+const PAGE = 4096
+const TEST_MS = 90_000
+const SEED = Number(process.env.SEED ?? freshSeed())
+const dist = resolve(process.env.PAGEFERRY_DIST ?? 'dist')
+const { describe, test } = requires('userfaultfd', 'built')
+
+let directory = ''
+const children = new Set<ChildProcess>()
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'pageferry-map-'))
+})
+afterEach(() => {
+  for (const child of children) child.kill('SIGKILL')
+  children.clear()
+  rmSync(directory, { recursive: true, force: true })
+})
+const at = (name: string) => join(directory, name)
+
+function sourceOf(bytes: number): Buffer {
+  const random = randomOf(SEED)
+  const content = Buffer.alloc(bytes)
+  for (let n = 0; n + 4 <= bytes; n += 4) content.writeUInt32LE(Math.floor(random.next() * 2 ** 32), n)
+  writeFileSync(at('source'), content)
+  return content
+}
+
+const argumentsOf = (what: string, argument?: string | number) => [
+  ...[resolve('test/fixtures/map-region.mjs'), dist, what, at('source'), at('cache')],
+  ...(argument === undefined ? [] : [String(argument)]),
+]
+const env = () => ({ ...process.env, XDG_STATE_HOME: at('state'), XDG_RUNTIME_DIR: undefined })
+
+/** What a program says, and how it ends. */
+const says = (what: string, argument?: string | number) =>
+  new Promise<{ end: number | string; lines: unknown[]; stderr: string }>(done => {
+    const timeout = long ? 30 * TEST_MS : TEST_MS
+    const child = execFile(
+      process.execPath,
+      argumentsOf(what, argument),
+      { env: env(), timeout },
+      (error, out, stderr) => {
+        children.delete(child)
+        const lines = out
+          .split('\n')
+          .filter(line => line !== '')
+          .map(line => JSON.parse(line) as unknown)
+        done({ end: error ? (error.signal ?? Number(error.code ?? 1)) : 0, lines, stderr })
+      },
+    )
+    children.add(child)
+  })
+
+describe(`a region as memory (SEED=${SEED})`, () => {
+  test(
+    'is its bytes, in any order, for the program and for the kernel',
+    async () => {
+      const bytes = 12 * MiB + 1_234
+      sourceOf(bytes)
+      expect(await says('content', SEED)).toEqual({
+        end: 0,
+        stderr: '',
+        lines: [
+          { wrong: 0, isSame: true, size: bytes, read: 0 },
+          { poisoned: 0, isAll: true, availability: 1, url: `file://${at('source')}` },
+        ],
+      })
+    },
+    TEST_MS,
+  )
+
+  test(
+    'what is written goes back: to the region with a flush, to the remote with a sync',
+    async () => {
+      sourceOf(3 * MiB + 4)
+      const { end, lines, stderr } = await says('writes', SEED)
+      expect({ end, lines, stderr }).toEqual({ end: 0, lines: [{ differs: [], isThere: true }], stderr: '' })
+    },
+    TEST_MS,
+  )
+
+  test(
+    'killed in the middle: what was synced is there, and of the rest no page is torn',
+    async () => {
+      const bytes = 2 * MiB
+      const random = randomOf(SEED)
+      for (let n = 0; n < (long ? 20 : 3); n++) {
+        writeFileSync(at('source'), Buffer.alloc(bytes))
+        rmSync(at('cache'), { recursive: true, force: true })
+        const seed = SEED + n
+        const child = spawn(process.execPath, argumentsOf('rounds', seed), {
+          env: env(),
+          stdio: ['ignore', 'pipe', 'inherit'],
+        })
+        children.add(child)
+        let [written, synced, begun] = [0, 0, false]
+        for await (const line of createInterface({ input: child.stdout! })) {
+          const told = JSON.parse(line) as { written?: number; synced?: number }
+          written = told.written ?? written
+          synced = told.synced ?? synced
+          if (synced > 0 && !begun) {
+            begun = true
+            setTimeout(() => child.kill('SIGKILL'), random.next() * 1_500)
+          }
+        }
+        expect(synced).toBeGreaterThan(0)
+        const after = await says('after')
+        expect(after).toMatchObject({ end: 0, lines: [{ lag: 0 }] })
+        expect(wrongWords(readFileSync(at('source')), { seed, synced, written: written + 1 })).toEqual([])
+      }
+    },
+    TEST_MS * (long ? 10 : 1),
+  )
+
+  test(
+    'ends: views are empty, nothing is left of threads and descriptors',
+    async () => {
+      const content = sourceOf(MiB)
+      const { end, lines, stderr } = await says('ends', long ? 10_000 : 20)
+      expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
+      const [{ fd, task }] = lines as [{ fd: number; task: number }]
+      expect(task).toBe(0)
+      // Every mapping has five; the journal opens and closes one by itself.
+      expect(fd).toBeLessThan(4)
+      expect(lines.slice(1)).toEqual([
+        {
+          // Written by a mapping that is written back.
+          first: expect.any(Number),
+          ...{ bytes: 0, window: 0, at: null, thrown: 'CLOSED', sync: 'already closed' },
+        },
+        { read: 'already closed', pid: true },
+      ])
+      expect(statSync(at('source')).size).toBe(content.length)
+    },
+    TEST_MS * (long ? 20 : 1),
+  )
+
+  test(
+    'what cannot be is one line',
+    async () => {
+      sourceOf(64 * 1024)
+      const { end, lines, stderr } = await says('refusals')
+      expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
+      expect(lines).toEqual([
+        'read-only: a region with writeBack',
+        'bad usage: onFault: got "zeros"; allowed: poison, wait',
+        expect.stringMatching(/^bad usage: .*color/),
+        'in use: 1 calls of the region are not answered yet',
+        'invalid argument: 65537 bytes at 0 of 65536',
+        'invalid argument: 1 bytes at -1 of 65536',
+        'invalid argument: 1 bytes at 0.5 of 65536',
+        'not supported: a region of mem: cannot be taken to another thread',
+      ])
+    },
+    TEST_MS,
+  )
+
+  test(
+    'of a terabyte, which no Uint8Array has, windows do',
+    async () => {
+      sourceOf(PAGE)
+      const { end, lines, stderr } = await says('large', 2 ** 40)
+      expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
+      const [whole, touched] = lines
+      expect(['TOO_LARGE', 2 ** 40]).toContain(whole)
+      expect(touched).toEqual({ end: [7, 0], pushed: 2 * PAGE })
+      expect(statSync(at('source')).blocks * 512).toBeLessThan(8 * MiB)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'what cannot be had is SIGBUS, never zeros',
+    async () => {
+      sourceOf(8 * MiB)
+      expect(await says('lost')).toMatchObject({ end: 'SIGBUS', lines: [] })
+    },
+    TEST_MS,
+  )
+})
+
+/** Words that are not what they were when it was synced, nor what one of the rounds after that made of them. */
+function wrongWords(bytes: Buffer, { seed, synced, written }: { seed: number; synced: number; written: number }) {
+  const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
+  const allowed = new Map<number, Set<number>>()
+  for (let round = 1; round <= written; round++) {
+    const random = randomOf(seed + round)
+    for (let n = 0; n < 200; n++) {
+      const word = Math.floor(random.next() * words.length)
+      if (round <= synced) allowed.set(word, new Set([round]))
+      else allowed.set(word, (allowed.get(word) ?? new Set([0])).add(round))
+    }
+  }
+  return [...words.keys()].filter(word => !(allowed.get(word) ?? new Set([0])).has(words[word]))
+}
