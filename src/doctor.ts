@@ -108,6 +108,33 @@ function attachBy({ root, kernelRelease }: Required<DoctorOptions>): Outcome {
   return warning('neither an NBD client nor loop devices', 'nbd serve works; its clients have to be elsewhere')
 }
 
+/** What `mapRegion` can do here. (`memory serve` needs nothing: the userfaultfd is its clients'.) */
+function memoryBy({ root, uid, kernelRelease }: Required<DoctorOptions>): Outcome {
+  const rule = textOf(join(root, 'proc/sys/vm/unprivileged_userfaultfd'))
+  if (rule === null)
+    return warning('this kernel has no userfaultfd', 'mapRegion needs a kernel with CONFIG_USERFAULTFD; all else works')
+  if (uid !== 0 && rule.trim() !== '1' && !canOpen(join(root, 'dev/userfaultfd')))
+    return warning(
+      'userfaultfd is not for this user',
+      'as root: sysctl vm.unprivileged_userfaultfd=1, or chmod 666 /dev/userfaultfd',
+    )
+  if (versionNumber(`v${kernelRelease}`) < 6_007)
+    return warning(
+      `userfaultfd of Linux ${kernelRelease}`,
+      'mapRegion with writeBack needs Linux 6.7; without, it works',
+    )
+  return ok('userfaultfd, and writes come back')
+}
+
+function canOpen(path: string): boolean {
+  try {
+    closeSync(openSync(path, 'r+'))
+    return true
+  } catch {
+    return false
+  }
+}
+
 const FREE_BYTES_MIN = 1024 ** 3
 const PAGE = 4096
 
@@ -224,6 +251,7 @@ const checks: [name: string, check: Check][] = [
         : ok(`Node ${nodeVersion}`),
   ],
   ['nbd attach', attachBy],
+  ['mapRegion', memoryBy],
   [
     '/dev/fuse',
     ({ root }) => {

@@ -249,17 +249,22 @@ export class Region implements RegionDoor, AsyncDisposable {
     return this.#place.status()
   }
 
-  /** Closing twice is fine. */
+  /**
+   * Closing twice is fine. @throws what stands in the way of memory's last writes (NO_SPACE): the region is still open then, and may be
+   * closed again
+   */
   close(): Promise<void> {
-    // On its way to another place: there, then.
-    this.#closing ??= this.#moving
-      ? this.#moving.then(
-          place => place.close(),
-          // Where it was it has been closed.
-          () => this.#place.close(),
-        )
-      : this.#place.close()
+    this.#closing ??= this.#close().catch(error => {
+      this.#closing = undefined
+      throw error
+    })
     return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    // On its way to another place: there, then, if it gets there.
+    await this.#moving?.catch(() => {})
+    await this.#place.close()
   }
 
   [Symbol.asyncDispose](): Promise<void> {

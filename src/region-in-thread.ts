@@ -105,13 +105,17 @@ export class RegionInThread implements RegionPlace {
   }
 
   close(): Promise<void> {
-    this.#closing ??= this.#close()
+    this.#closing ??= this.#close().catch(error => {
+      this.#closing = undefined
+      throw error
+    })
     return this.#closing
   }
 
   async #close(): Promise<void> {
-    this.#last = this.status()
+    const last = this.status()
     await this.call('close', [])
+    this.#last = last
     await this.#worker.terminate()
   }
 

@@ -252,14 +252,15 @@ export class Faults {
     return { space, from: from * pageBytes, to: to * pageBytes }
   }
 
-  /** Ahead of readers, as far as there is room for it; those who wait go first. */
+  /** Ahead of readers, as far as there is room for it: when there is none, what is read goes on with it. Those who wait go first. */
   #goAhead(): void {
-    if (this.#isAheadDue || this.#ahead.length === 0 || this.#closed) return
+    const isFull = this.#fillingBytes >= FILLING_BYTES_MAX
+    if (this.#isAheadDue || this.#ahead.length === 0 || isFull || this.#closed) return
     this.#isAheadDue = true
     setImmediate(() => {
       this.#isAheadDue = false
-      if (this.#closed) return
-      if (this.#fillingBytes < FILLING_BYTES_MAX) this.#aheadPiece()
+      if (this.#closed || this.#ahead.length === 0) return
+      this.#aheadPiece()
       this.#goAhead()
     })
   }

@@ -68,6 +68,18 @@ test('it says what nbd attach would make', async () => {
   expect(await one('nbd attach')).toMatchObject({ found: "the kernel's NBD client: /dev/nbdN" })
 })
 
+test('it says what mapRegion can do', async () => {
+  expect(await one('mapRegion')).toMatchObject({ verdict: 'warning', found: 'this kernel has no userfaultfd' })
+  mkdirSync(join(root, 'proc/sys/vm'))
+  put('proc/sys/vm/unprivileged_userfaultfd', '0\n')
+  expect(await one('mapRegion')).toMatchObject({ verdict: 'warning', todo: expect.stringContaining('6.7') })
+  expect(await one('mapRegion', { kernelRelease: '6.12.9' })).toMatchObject({ verdict: 'ok' })
+  const user = { kernelRelease: '6.12.9', uid: 1000 }
+  expect(await one('mapRegion', user)).toMatchObject({ verdict: 'warning', todo: expect.stringContaining('sysctl') })
+  put('dev/userfaultfd', '')
+  expect(await one('mapRegion', user)).toMatchObject({ verdict: 'ok' })
+})
+
 describe('finds', () => {
   test('an old kernel', async () => {
     expect(await one('kernel', { kernelRelease: '4.19.0' })).toMatchObject({ verdict: 'bad' })
