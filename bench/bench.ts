@@ -4,13 +4,14 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { grpcRows } from './grpc-rows.js'
 import { cleanUp, machine, root } from './harness.js'
+import { memoryRows } from './memory-rows.js'
 import { nbdRows } from './nbd-rows.js'
 import { pullRows } from './pull-rows.js'
 import { redisRows } from './redis-rows.js'
 import { rows as mountRows, type Result } from './rows.js'
 import { closeWorld, s3Rows } from './s3-rows.js'
 
-const rows = { ...mountRows, ...grpcRows, ...redisRows, ...s3Rows, ...nbdRows, ...pullRows }
+const rows = { ...mountRows, ...grpcRows, ...redisRows, ...s3Rows, ...nbdRows, ...pullRows, ...memoryRows }
 
 const wanted = process.argv.slice(2)
 const unknown = wanted.filter(name => !(name in rows))

@@ -1,6 +1,6 @@
 // The examples of the documents do what the documents say of them.
 import { readdirSync } from 'node:fs'
-import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import { mkdir, open, readFile, writeFile } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { expect, test } from '@jest/globals'
 import { mapTree } from '../examples/remote.js'
@@ -13,7 +13,7 @@ import { treeSuite as primitivesSuite } from './remotes/primitives.js'
 const examples = resolve(process.env.PAGEFERRY_DIST ?? 'dist', 'examples')
 
 test('every example has its test here', () => {
-  expect(readdirSync('examples').sort()).toEqual(['hello.ts', 'region.ts', 'remote.ts'])
+  expect(readdirSync('examples').sort()).toEqual(['hello.ts', 'region.ts', 'remote.ts', 'search.ts', 'todo.ts'])
 })
 
 requires('built', 'fuse').test('hello.ts mounts, writes, and finds its file at the remote', async () => {
@@ -32,6 +32,37 @@ requires('built').test('region.ts reads, writes, and has its block at the remote
   const output = await run(process.execPath, [join(examples, 'region.js'), image], { env: place.env })
   expect(output).toMatch(/^size: 100000 here: 0\.\d+ lag: 0\n$/)
   expect((await readFile(image)).subarray(0, 6).toString()).toBe('hello\0')
+})
+
+requires('built', 'userfaultfd').test('todo.ts is continued on another host', async () => {
+  const place = await placeForTest()
+  const image = join(place.remote, 'todo.img')
+  await writeFile(image, Buffer.alloc(2 ** 20))
+  const on = async (host: string, ...words: string[]) => {
+    await mkdir(join(place.folder, host), { recursive: true })
+    const env = { ...place.env, XDG_CACHE_HOME: join(place.folder, host) }
+    return run(process.execPath, [join(examples, 'todo.js'), image, ...words], { env })
+  }
+  expect(await on('one', 'add', 'buy', 'bread')).toBe('1. buy bread\n')
+  expect(await on('other')).toBe('1. buy bread\n')
+  expect(await on('other', 'add', 'bake bread')).toBe('1. buy bread\n2. bake bread\n')
+  expect(await on('third')).toBe('1. buy bread\n2. bake bread\n')
+})
+
+requires('built', 'userfaultfd').test('search.ts finds numbers in 10 GiB, of which hardly anything comes', async () => {
+  const place = await placeForTest()
+  const file = join(place.remote, 'numbers')
+  // Zeros, and at the end the numbers from 1 on: a file of 10 GiB that takes a megabyte.
+  const [size, count] = [10 * 2 ** 30, 2 ** 17]
+  const numbers = Buffer.from(BigUint64Array.from({ length: count }, (_, n) => 3n * BigInt(n + 1)).buffer)
+  const handle = await open(file, 'w')
+  await handle.truncate(size - numbers.length)
+  await handle.write(numbers, 0, numbers.length, size - numbers.length)
+  await handle.close()
+  const output = await run(process.execPath, [join(examples, 'search.js'), file, '3000', '3001'], { env: place.env })
+  const first = size / 8 - count
+  expect(output).toMatch(/^3000 is number (\d+)\n3001 is not there\n0\.0\d\d% of it came\n$/)
+  expect(Number(/number (\d+)/.exec(output)![1])).toBe(first + 999)
 })
 
 primitivesSuite('examples/remote.ts', async () => ({ remote: mapTree() }))
