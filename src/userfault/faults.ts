@@ -71,6 +71,11 @@ interface Fill {
   to: number
 }
 
+/** To be filled before it is touched. `hasWires`: but for the pages whose faults tell how far a reader has come. */
+interface Ahead extends Fill {
+  hasWires: boolean
+}
+
 /** It owns the descriptor. Until it is closed whoever touches a page that is not there waits for it. */
 export class Faults {
   readonly counts: FaultCounts = { faults: 0, bytes: 0, poisoned: 0 }
@@ -83,7 +88,7 @@ export class Faults {
   readonly #children = new Set<Faults>()
   #spaces: Space[]
   readonly #faults: number[] = []
-  readonly #ahead: Fill[] = []
+  readonly #ahead: Ahead[] = []
   readonly #filling = new Set<Fill>()
   #fillingBytes = 0
   #isAheadDue = false
@@ -101,7 +106,7 @@ export class Faults {
 
   /** All of it, in the background, from the front. */
   fillAll(): void {
-    for (const space of this.#spaces) this.#ahead.push({ space, from: 0, to: space.length })
+    for (const space of this.#spaces) this.#ahead.push({ space, from: 0, to: space.length, hasWires: false })
     this.#goAhead()
   }
 
@@ -238,7 +243,8 @@ export class Faults {
     const { from, to, ahead } = space.readers.plan(at, space.length)
     const whole = this.#absentAround(space, page, Math.floor(from / pageBytes), Math.ceil(to / pageBytes))
     this.#fill(whole, at)
-    if (ahead) this.#ahead.push({ space, ...ahead })
+    // Readers go first.
+    if (ahead) this.#ahead.unshift({ space, ...ahead, hasWires: true })
   }
 
   /** Pages around one, all of them neither there nor given back. */
@@ -267,12 +273,12 @@ export class Faults {
 
   #aheadPiece(): void {
     const next = this.#ahead[0]
-    const { space } = next
+    const { space, hasWires } = next
     const { pageBytes } = space
     const end = Math.min(next.to, next.from + AHEAD_PIECE_BYTES)
-    for (let at = next.from; at < end; ) {
+    for (let at = Math.ceil(next.from / pageBytes) * pageBytes; at < end; ) {
       const page = at / pageBytes
-      const isWire = at % WIRE_BYTES === 0 && pageBytes < WIRE_BYTES
+      const isWire = hasWires && at % WIRE_BYTES === 0 && pageBytes < WIRE_BYTES
       if (isWire || space.taken.has(page) || space.removed.has(page)) {
         at += pageBytes
         continue

@@ -6,6 +6,8 @@ import { join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
 import { afterEach, beforeEach, expect } from '@jest/globals'
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
+import { redisBlob } from '../../src/remote/redis-blob.js'
+import { startRedis } from '../fixtures/redis.js'
 import { long, requires } from '../fixtures/requires.js'
 
 const MiB = 2 ** 20
@@ -25,6 +27,10 @@ afterEach(() => {
   children.clear()
   rmSync(directory, { recursive: true, force: true })
 })
+const servers: { end(): Promise<void> }[] = []
+afterEach(async () => {
+  for (const server of servers.splice(0)) await server.end()
+})
 const at = (name: string) => join(directory, name)
 
 function sourceOf(bytes: number): Buffer {
@@ -42,13 +48,13 @@ const argumentsOf = (what: string, argument?: string | number) => [
 const env = () => ({ ...process.env, XDG_STATE_HOME: at('state'), XDG_RUNTIME_DIR: undefined })
 
 /** What a program says, and how it ends. */
-const says = (what: string, argument?: string | number) =>
+const says = (what: string, argument?: string | number, region?: string) =>
   new Promise<{ end: number | string; lines: unknown[]; stderr: string }>(done => {
     const timeout = long ? 30 * TEST_MS : TEST_MS
     const child = execFile(
       process.execPath,
       argumentsOf(what, argument),
-      { env: env(), timeout },
+      { env: { ...env(), REGION: region }, timeout },
       (error, out, stderr) => {
         children.delete(child)
         const lines = out
@@ -75,6 +81,29 @@ describe(`a region as memory (SEED=${SEED})`, () => {
           { poisoned: 0, isAll: true, availability: 1, url: `file://${at('source')}` },
         ],
       })
+    },
+    TEST_MS,
+  )
+
+  test.each(['grpc', 'nbd', 'redis'])(
+    'of a remote by %s, in any order',
+    async kind => {
+      const bytes = 5 * MiB
+      const content = sourceOf(bytes)
+      const region = await remoteOf(kind, content)
+      const { end, lines, stderr } = await says('content', SEED, region)
+      expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
+      expect(lines[0]).toEqual({ wrong: 0, isSame: true, size: bytes, read: 0 })
+    },
+    TEST_MS,
+  )
+
+  test(
+    'with prefetch all of it is there before it is touched',
+    async () => {
+      sourceOf(20 * MiB + 1)
+      const { end, lines, stderr } = await says('prefetch')
+      expect({ end, stderr, lines }).toEqual({ end: 0, stderr: '', lines: [{ isSame: true, before: 0, after: 0 }] })
     },
     TEST_MS,
   )
@@ -188,6 +217,25 @@ describe(`a region as memory (SEED=${SEED})`, () => {
     TEST_MS,
   )
 })
+
+/** The source, served to others; a URL. */
+async function remoteOf(kind: string, content: Buffer): Promise<string> {
+  if (kind === 'redis') {
+    const server = await startRedis()
+    servers.push(server)
+    const blob = await redisBlob({ host: '127.0.0.1', port: server.port }, { size: content.length })
+    await blob.write(0, content)
+    await blob.close()
+    return `redis://127.0.0.1:${server.port}/0?size=${content.length}`
+  }
+  const socket = at('served.sock')
+  const command = kind === 'nbd' ? ['nbd', 'serve', '--cache-dir', at('served')] : ['serve']
+  const args = [join(dist, 'cli.js'), ...command, at('source'), '--listen', `unix:${socket}`, '--read-only']
+  const child = spawn(process.execPath, args, { env: env(), stdio: ['ignore', 'inherit', 'pipe'] })
+  children.add(child)
+  for await (const line of createInterface({ input: child.stderr! })) if (line.includes('Ctrl-C')) break
+  return `${kind}+unix:///?socket=${socket}`
+}
 
 /** Words that are not what they were when it was synced, nor what one of the rounds after that made of them. */
 function wrongWords(bytes: Buffer, { seed, synced, written }: { seed: number; synced: number; written: number }) {
