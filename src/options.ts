@@ -1,6 +1,7 @@
 // Every option in one table: name, what it may be, default, help. Flags, environment variables, config keys and the library's
 // camelCase options are all read from it.
 import { readFileSync } from 'node:fs'
+import { totalmem } from 'node:os'
 import { parse as parseToml } from 'smol-toml'
 import * as z from 'zod/mini'
 import { isLoopback } from './base/addresses.js'
@@ -346,10 +347,11 @@ const mapSchema = z.strictObject({
   writeBack: z.prefault(toggle().schema, false),
   prefetch: z.prefault(toggle().schema, false),
   onFault: memoryTable.onFault.schema,
+  resident: z.prefault(size({ min: '4M', max: '8000T', like: '1G' }).schema, Math.floor(totalmem() / 2)),
 })
 /**
  * Options of `mapRegion`. `writeBack`: what is written goes to the region (default: it stays in the memory). `prefetch`: all of it is filled
- * in the background. `onFault`: a page that cannot be had is SIGBUS, which ends the program ('poison', the default), or is waited for.
+ * in the background. `resident`: bytes that are there at once, at most (default: half of the machine's memory). `onFault`: a page that cannot be had is SIGBUS, which ends the program ('poison', the default), or is waited for.
  */
 export type MapOptions = Partial<z.input<typeof mapSchema>>
 

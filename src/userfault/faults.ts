@@ -8,6 +8,7 @@ import { random } from '../base/random.js'
 import type { RegionDoor } from '../cache/door.js'
 import type { Maybe } from '../cache/filesystem.js'
 import { errno, systemError } from '../linux/libc.js'
+import { detach, dropPages, viewOf } from '../linux/memory.js'
 import { type Watcher, watchDescriptor } from '../linux/poll.js'
 import { COPY_WP } from '../wire/userfaultfd.js'
 import { PageSet } from './page-set.js'
@@ -41,6 +42,10 @@ export interface FaultOptions {
   onEnd: () => void
   /** Pages arrive protected against writes. */
   isProtected?: boolean
+  /** Pages have come to be there: from, to, in bytes of the first mapping. */
+  onPut?: (from: number, to: number) => void
+  /** Whether faults have to wait, until `goOn`. */
+  isFull?: () => boolean
   /** How messages are noticed. Default: as an event of the main thread's loop. */
   watch?: Watch
 }
@@ -214,9 +219,77 @@ export class Faults {
     return inside
   }
 
+  /** There is room again. */
+  goOn(): void {
+    if (!this.#closed) this.#answerFaults()
+  }
+
   #answerFaults(): void {
-    for (const address of this.#faults.splice(0)) this.#fault(address)
+    while (this.#faults.length > 0 && !this.#options.isFull?.()) this.#fault(this.#faults.shift()!)
     this.#goAhead()
+  }
+
+  /**
+   * Takes pages of the first mapping away and calls `use` with those that were there: from, and their bytes as they were in the moment in
+   * which they went. Whoever touches them meanwhile waits until that has resolved, and gets them from the region. `scratch` is registered
+   * memory of that length, in which there are no pages. If `use` rejects they are put back, and so they are where it says false.
+   */
+  async takeAway(
+    from: number,
+    to: number,
+    scratch: number,
+    use: (at: number, bytes: Uint8Array) => Promise<boolean>,
+  ): Promise<void> {
+    const [space] = this.#spaces
+    const { address, pageBytes, taken } = space
+    for (let at = from; at < to; ) {
+      const fill = { space, from: at, to }
+      if (!taken.has(at / pageBytes) || this.#isFilling(space, at)) {
+        at += pageBytes
+        continue
+      }
+      this.#filling.add(fill)
+      const { bytes: moved } = this.#uffd.move(scratch, address + at, to - at)
+      if (moved === 0) {
+        this.#filling.delete(fill)
+        // Poisoned, or in use by the kernel.
+        this.#options.onPut?.(at, at + pageBytes)
+        at += pageBytes
+        continue
+      }
+      fill.to = at + moved
+      const view = viewOf(scratch, moved)
+      const bytes = takeBytes(moved)
+      bytes.set(view)
+      detach(view.buffer)
+      dropPages(scratch, moved)
+      let isGone = false
+      try {
+        isGone = await use(at, bytes)
+      } finally {
+        this.#filling.delete(fill)
+        if (isGone) {
+          taken.delete(at / pageBytes, fill.to / pageBytes)
+          this.#uffd.wake(address + at, moved)
+        } else if (!this.#closed) this.#putBack(fill, bytes)
+        giveBack(bytes)
+      }
+      at = fill.to
+    }
+  }
+
+  /** Not protected: what was written to them is found again. */
+  #putBack({ space, from }: Fill, bytes: Uint8Array): void {
+    for (let at = 0; at < bytes.length; ) {
+      const { bytes: done, errno: number } = this.#uffd.copy(space.address + from + at, bytes.subarray(at), 0n)
+      at += done
+      if (number !== 0 && number !== errno.EAGAIN) throw systemError(number, 'ioctl', 'UFFDIO_COPY')
+    }
+    this.#options.onPut?.(from, from + bytes.length)
+  }
+
+  #isFilling(space: Space, at: number): boolean {
+    return [...this.#filling].some(fill => fill.space === space && at >= fill.from && at < fill.to)
   }
 
   #fault(address: number): void {
@@ -232,8 +305,7 @@ export class Faults {
     const at = page * pageBytes
     if (taken.has(page)) {
       // Two may have touched it at once; or it is on its way.
-      if (![...this.#filling].some(fill => fill.space === space && at >= fill.from && at < fill.to))
-        this.#uffd.wake(space.address + at, pageBytes)
+      if (!this.#isFilling(space, at)) this.#uffd.wake(space.address + at, pageBytes)
       return
     }
     if (removed.has(page)) {
@@ -260,7 +332,7 @@ export class Faults {
 
   /** Ahead of readers, as far as there is room for it: when there is none, what is read goes on with it. Those who wait go first. */
   #goAhead(): void {
-    const isFull = this.#fillingBytes >= FILLING_BYTES_MAX
+    const isFull = this.#fillingBytes >= FILLING_BYTES_MAX || this.#options.isFull?.()
     if (this.#isAheadDue || this.#ahead.length === 0 || isFull || this.#closed) return
     this.#isAheadDue = true
     setImmediate(() => {
@@ -367,6 +439,7 @@ export class Faults {
   /** `bytes` null: zeros. What was given back in the meantime stays given back. */
   #put({ space, from, to }: Fill, bytes: Uint8Array | null, attempt = 0): void {
     const { address, pageBytes, removed } = space
+    if (attempt === 0) this.#options.onPut?.(from, to)
     let at = from
     for (let again = 0; at < to && again < AGAIN_MAX; ) {
       const end = removed.runEnd(at / pageBytes, to / pageBytes) * pageBytes

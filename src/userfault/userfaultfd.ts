@@ -15,6 +15,7 @@ import {
   UFFD_API,
   UFFDIO_API,
   UFFDIO_COPY,
+  UFFDIO_MOVE,
   UFFDIO_POISON,
   UFFDIO_REGISTER,
   UFFDIO_WAKE,
@@ -22,6 +23,7 @@ import {
   uffdioApi,
   uffdioCopy,
   uffdioFill,
+  uffdioMove,
   uffdioRange,
   uffdioRegister,
 } from '../wire/userfaultfd.js'
@@ -126,6 +128,16 @@ export class Userfaultfd {
   /** Who touches these pages gets SIGBUS. EINVAL: Linux before 6.6. */
   poison(start: number, length: number): Answered {
     return this.#fill(UFFDIO_POISON, start, length)
+  }
+
+  /**
+   * Takes pages away, with all that was written to them until that moment, and puts them elsewhere, into registered memory where none are.
+   * Stops at a page that is not there (ENOENT) or in use by the kernel (EBUSY, EAGAIN).
+   */
+  move(to: number, from: number, length: number): Answered {
+    uffdioMove.encode(this.#structView, 0, { to, from, length, mode: 0n, moved: 0n })
+    const number = this.#ask(UFFDIO_MOVE)
+    return answered(uffdioMove.decode(this.#structView).moved, number)
   }
 
   /** Who waits there looks again. */

@@ -14,12 +14,16 @@ export const REGISTER_WP = 2n
 export const COPY_WP = 2n
 /** A feature: a write to a protected page takes the protection away, and nobody is asked (Linux 6.7). */
 export const FEATURE_WP_ASYNC = 1n << 15n
+/** The kernel has MOVE; it need not be asked for. */
+export const FEATURE_MOVE = 1n << 16n
 
 export const uffdioApi = struct({ api: u64, features: u64, ioctls: u64 })
 export const uffdioRange = struct({ start: len64, length: len64 })
 export const uffdioRegister = struct({ start: len64, length: len64, mode: u64, ioctls: u64 })
 /** `copied`: bytes, or -errno. */
 export const uffdioCopy = struct({ to: len64, from: len64, length: len64, mode: u64, copied: s64 })
+/** Linux 6.8. `moved`: bytes, or -errno. */
+export const uffdioMove = struct({ to: len64, from: len64, length: len64, mode: u64, moved: s64 })
 /** Also of ZEROPAGE, CONTINUE and POISON: `done` in bytes, or -errno. */
 export const uffdioFill = struct({ start: len64, length: len64, mode: u64, done: s64 })
 
@@ -28,6 +32,7 @@ export const UFFDIO_REGISTER = iowr(MAGIC, 0x00, uffdioRegister.size)
 export const UFFDIO_WAKE = ior(MAGIC, 0x02, uffdioRange.size)
 export const UFFDIO_COPY = iowr(MAGIC, 0x03, uffdioCopy.size)
 export const UFFDIO_ZEROPAGE = iowr(MAGIC, 0x04, uffdioFill.size)
+export const UFFDIO_MOVE = iowr(MAGIC, 0x05, uffdioMove.size)
 export const UFFDIO_POISON = iowr(MAGIC, 0x08, uffdioFill.size)
 
 /** What a message is about. */

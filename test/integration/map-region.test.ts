@@ -118,6 +118,18 @@ describe(`a region as memory (SEED=${SEED})`, () => {
     TEST_MS,
   )
 
+  test.each(['written back', 'private'])(
+    'larger than what may be there at once: pages leave, and come again with what was written (%s)',
+    async kind => {
+      sourceOf(40 * MiB)
+      const { end, lines, stderr } = await says('resident', kind)
+      const isBack = kind !== 'private'
+      const expected = { wrong: 0, isSame: true, isBack, isBelow: true, cameAgain: true }
+      expect({ end, stderr, lines }).toEqual({ end: 0, stderr: '', lines: [expected] })
+    },
+    TEST_MS,
+  )
+
   test(
     'killed in the middle: what was synced is there, and of the rest no page is torn',
     async () => {
