@@ -15,6 +15,10 @@ import { long, requires } from '../fixtures/requires.js'
 const MiB = 2 ** 20
 const PAGE = 4096
 const SIZE = 6 * MiB + PAGE
+/** What another program writes, at the beginning. */
+const ELSE = Buffer.from('somebody else was here')
+/** For a call that its caller has given up. */
+const LATE_MS = 200
 /** How often a read is tried again when the remote is back. */
 const AGAIN_MAX = 50
 const SEED = Number(process.env.SEED ?? freshSeed())
@@ -85,6 +89,7 @@ class Walk {
       const isCut = this.#server === null
       this.done.push(`${before} ${isCut ? '(cut off) ' : ''}-> ${event}`)
       await this.#happen(event)
+      if (this.#isOvertaken && this.#isMerged()) return
       const after = this.#state()
       const allowed = edges[event][before] ?? []
       const isCutNow = isCut && this.#server === null
@@ -93,6 +98,17 @@ class Walk {
       this.#checkAvailability()
     }
     await this.#end()
+  }
+
+  /**
+   * What was on its way when it was closed had been promised to the remote (its intent stood there): it is finished, somebody else's bytes
+   * stay where it has none, and nothing is lost of either.
+   */
+  #isMerged(): boolean {
+    if (!this.#region || this.#state() !== 'clean') return false
+    const merged = Buffer.from(this.#model)
+    merged.set(ELSE)
+    return readFileSync(this.#file).equals(merged)
   }
 
   #state(): State {
@@ -131,7 +147,7 @@ class Walk {
           ...{ flushInterval: '30ms', pull: 'all', takeOver: true, deadline: '500ms', lease: '4s' },
         })
         // What the journal has is told once the remote has been asked.
-        if (this.#isOvertaken) await until(() => this.#state() === 'stopped')
+        if (this.#isOvertaken) await until(() => this.#state() === 'stopped' || this.#isMerged())
         if (this.#leftDirty && !this.#isOvertaken) expect(['dirty', 'sending', 'clean']).toContain(this.#state())
         return
       }
@@ -189,9 +205,15 @@ class Walk {
         return
       }
       default: {
+        // What was on its way when it was closed may have got there after all: then nothing is left that could be overtaken.
+        await sleep(LATE_MS)
+        if (readFileSync(this.#file).equals(this.#model)) {
+          this.#leftDirty = false
+          return
+        }
         // Another program writes to the file itself.
         const blob = await openRemote(`file://${this.#file}`, { shape: 'blob' })
-        await blob.write(0, Buffer.from('somebody else was here'))
+        await blob.write(0, ELSE)
         await blob.close()
         this.#isOvertaken = true
       }
@@ -234,7 +256,7 @@ class Walk {
     const into = Buffer.alloc(SIZE)
     if (this.#isOvertaken) {
       await expect(region.sync({ signal: AbortSignal.timeout(500) })).rejects.toThrow()
-      expect(readFileSync(this.#file).subarray(0, 22).toString()).toBe('somebody else was here')
+      expect(readFileSync(this.#file).subarray(0, ELSE.length).equals(ELSE)).toBe(true)
     } else {
       await region.sync()
       expect(readFileSync(this.#file).equals(this.#model)).toBe(true)
