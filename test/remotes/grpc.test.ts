@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { describe } from '@jest/globals'
+import { afterAll, describe } from '@jest/globals'
 import { openBeside, openRemote } from '../../src/open.js'
 import { memBlob } from '../../src/remote/mem-blob.js'
 import { memTree } from '../../src/remote/mem-tree.js'
@@ -14,7 +14,15 @@ import { conflictSuite } from './commits-conflicts.js'
 import { blobKind, flatSuite } from './commits-flat.js'
 import { blobSuite, storeSuite, treeSuite } from './primitives.js'
 
-const fresh = () => mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'pageferry-grpc-'))
+const folders: string[] = []
+afterAll(() => {
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true })
+})
+const fresh = () => {
+  const folder = mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'pageferry-grpc-'))
+  folders.push(folder)
+  return folder
+}
 
 /** A server of something, and how to end both. */
 async function serving(what: Parameters<typeof serve>[0], more: { store?: Store } = {}) {
