@@ -101,7 +101,8 @@ export interface RegionPlace extends RegionDoor {
   fileSystem?: RegionCache['fileSystem']
 }
 
-interface Watching {
+/** Of what takes long. */
+export interface Watching {
   onProgress?: (progress: Progress) => void
   signal?: AbortSignal
 }

@@ -1,13 +1,13 @@
 // A region whose cache is in a thread of its own, as those who have it see it.
-import { MessageChannel, type MessagePort, receiveMessageOnPort, Worker } from 'node:worker_threads'
+import { MessageChannel, type MessagePort, receiveMessageOnPort, type Worker } from 'node:worker_threads'
 import { abortReason, type Deferred, deferred } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { logger, relay } from './base/log.js'
 import type { RegionExtent } from './cache/door.js'
 import type { Progress } from './cache/tree-cache.js'
-import type { RegionOrigin, RegionPlace, RegionStatus } from './open-region.js'
+import type { RegionOrigin, RegionPlace, RegionStatus, Watching } from './open-region.js'
 import type { RegionReply, RegionRequest, RegionThreadData } from './region-thread-messages.js'
-import { compiled } from './remote/in-worker.js'
+import { startWorker } from './remote/in-worker.js'
 import { unpackError } from './remote/in-worker-messages.js'
 
 const log = logger('region')
@@ -19,11 +19,6 @@ interface Pending {
   done: Deferred<unknown>
   onProgress?: (progress: Progress) => void
   cleanUp: () => void
-}
-
-interface Watching {
-  onProgress?: (progress: Progress) => void
-  signal?: AbortSignal
 }
 
 /** Closing it ends the thread. */
@@ -45,10 +40,7 @@ export class RegionInThread implements RegionPlace {
     this.#port = port1
     const workerData: RegionThreadData = { origin, answered: this.#answered, port: port2 }
     const entry = import.meta.url.replace(/region-in-thread(\.[jt]s)$/, 'region-thread$1')
-    this.#worker = new Worker(compiled(new URL(entry)), {
-      ...{ workerData, transferList: [port2], env: process.env, trackUnmanagedFds: false },
-      ...(process.execArgv.some(each => each.startsWith('--input-type')) && { execArgv: [] }),
-    })
+    this.#worker = startWorker(entry, { workerData, transferList: [port2], trackUnmanagedFds: false })
     this.#worker.on('message', (reply: RegionReply) => this.#heard(reply))
     this.#worker.on('error', error => {
       log.error('the thread of a region failed', { error })

@@ -5,7 +5,7 @@ import { FerryError } from './base/errors.js'
 import { onLog } from './base/log.js'
 import { openRegion, type Region } from './open-region.js'
 import type { RegionReply, RegionRequest, RegionThreadData } from './region-thread-messages.js'
-import { packError } from './remote/in-worker-messages.js'
+import { packError, packLog } from './remote/in-worker-messages.js'
 import { Memory, type MemorySettings } from './userfault/memory.js'
 
 if (!parentPort) throw new Error('this module is the entry of a worker')
@@ -13,12 +13,7 @@ const port = parentPort
 const { origin, answered, port: syncPort } = workerData as RegionThreadData
 
 const post = (reply: RegionReply, transfer: ArrayBuffer[] = []) => port.postMessage(reply, transfer)
-onLog(record => {
-  const { error } = record.fields
-  post({
-    log: { ...record, fields: error instanceof Error ? { ...record.fields, error: error.message } : record.fields },
-  })
-})
+onLog(record => post({ log: packLog(record) }))
 
 const memories = new Map<number, Memory>()
 const running = new Map<number, AbortController>()

@@ -53,6 +53,12 @@ export function describe(remote: Remote): Described {
   }
 }
 
+/** A record as it crosses over: errors as text. */
+export function packLog(record: LogRecord): LogRecord {
+  const { error } = record.fields
+  return { ...record, fields: error instanceof Error ? { ...record.fields, error: error.message } : record.fields }
+}
+
 export function packError(error: unknown): ErrorMessage {
   const { code, message } = toFerryError(error)
   return { code, detail: message.slice(codes[code].length).replace(/^: /, '') }

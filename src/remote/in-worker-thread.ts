@@ -5,7 +5,7 @@ import { lasting } from '../base/async.js'
 import { giveBytes } from '../base/buffers.js'
 import { FerryError } from '../base/errors.js'
 import { onLog } from '../base/log.js'
-import { describe, type Opener, pack, packError, type Reply, type Request } from './in-worker-messages.js'
+import { describe, type Opener, pack, packError, packLog, type Reply, type Request } from './in-worker-messages.js'
 import { methods, type Remote } from './wrap.js'
 
 if (!parentPort) throw new Error('this module is the entry of a worker')
@@ -13,12 +13,7 @@ const port = parentPort
 const { module, name, args } = workerData as Opener
 
 const post = (reply: Reply, transfer: ArrayBuffer[] = []) => port.postMessage(reply, transfer)
-onLog(record => {
-  const { error } = record.fields
-  post({
-    log: { ...record, fields: error instanceof Error ? { ...record.fields, error: error.message } : record.fields },
-  })
-})
+onLog(record => post({ log: packLog(record) }))
 const running = new Map<number, AbortController>()
 
 async function call(remote: Remote, { id, method, args }: Extract<Request, { method: string }>): Promise<void> {

@@ -1,5 +1,5 @@
 // A remote in a thread of its own, so that what it computes (checksums, TLS, compression) or waits for does not hold up this one.
-import { Worker } from 'node:worker_threads'
+import { Worker, type WorkerOptions } from 'node:worker_threads'
 import { abortReason, type Deferred, deferred } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import { logger, relay } from '../base/log.js'
@@ -17,15 +17,9 @@ export type { Opener } from './in-worker-messages.js'
  * there is named so in that thread only.) What it logs is logged here.
  */
 export async function inWorker<S extends Shape>(shape: S, opener: Opener): Promise<Shapes[S]> {
-  const entry = compiled(
-    new URL(import.meta.url.endsWith('.ts') ? 'in-worker-thread.ts' : 'in-worker-thread.js', import.meta.url),
-  )
-  const worker = new Worker(entry, {
+  const worker = startWorker(import.meta.url.replace(/in-worker(\.[jt]s)$/, 'in-worker-thread$1'), {
     workerData: { ...opener, module: compiled(new URL(opener.module)).href },
     name: opener.name,
-    env: process.env,
-    // It says how what is behind `-e` is to be read, and is refused for a file; flags of V8 are refused where any are given.
-    ...(process.execArgv.some(each => each.startsWith('--input-type')) && { execArgv: [] }),
   })
   const line = new Line(worker)
   const described = await line.opened
@@ -33,8 +27,17 @@ export async function inWorker<S extends Shape>(shape: S, opener: Opener): Promi
   return line.remote(described) as Shapes[S]
 }
 
+/** A thread of this module, a file: URL, with this process's environment. */
+export const startWorker = (module: string, options: WorkerOptions): Worker =>
+  new Worker(compiled(new URL(module)), {
+    ...options,
+    env: process.env,
+    // It says how what is behind `-e` is to be read, and is refused for a file; flags of V8 are refused where any are given.
+    ...(process.execArgv.some(each => each.startsWith('--input-type')) && { execArgv: [] }),
+  })
+
 /** Workers load JavaScript: for a source file (when tests run from the sources) it is the one that the compiler made of it. */
-export const compiled = (module: URL): URL =>
+const compiled = (module: URL): URL =>
   new URL(module.href.replace(/\/((?:src|test)\/(?:[^/]+\/)*[^/]+)\.ts$/, '/dist/$1.js'))
 
 interface Pending {

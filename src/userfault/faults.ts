@@ -289,7 +289,8 @@ export class Faults {
   }
 
   #isFilling(space: Space, at: number): boolean {
-    return [...this.#filling].some(fill => fill.space === space && at >= fill.from && at < fill.to)
+    for (const fill of this.#filling) if (fill.space === space && at >= fill.from && at < fill.to) return true
+    return false
   }
 
   #fault(address: number): void {
