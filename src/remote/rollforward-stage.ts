@@ -47,19 +47,27 @@ export const orIf =
     throw error
   }
 
-/** Of one thing that is made, while the remote does not answer. */
-const MAKES_MAX = 16
+/** Of one thing that is made or removed, while the remote does not answer. */
+const TRIES_MAX = 16
 
-/** Something new of ours, or what is there: so it may be tried again, which nobody else knows of a `make`. */
-async function makeOrKeep(tree: Tree, path: Path, node: NewNode, signal?: AbortSignal): Promise<void> {
+/** Tries again what is ours and can be done twice, which nobody else knows of this call. */
+async function insist(work: () => Promise<void>): Promise<void> {
   for (let tries = 1; ; tries++) {
     try {
-      return await tree.make(path, node, signal).catch(orIf(undefined, 'EXISTS'))
+      return await work()
     } catch (error) {
-      if (!isFerryError(error, 'UNREACHABLE') || tries === MAKES_MAX) throw error
+      if (!isFerryError(error, 'UNREACHABLE') || tries === TRIES_MAX) throw error
     }
   }
 }
+
+/** Something new of ours, or what is there. */
+const makeOrKeep = (tree: Tree, path: Path, node: NewNode, signal?: AbortSignal): Promise<void> =>
+  insist(() => tree.make(path, node, signal).catch(orIf(undefined, 'EXISTS')))
+
+/** What is ours, or is gone already. */
+const removeIfThere = (tree: Tree, path: Path, signal?: AbortSignal): Promise<void> =>
+  insist(() => tree.remove(path, signal).catch(orIf(undefined, 'NOT_FOUND')))
 
 /** A new directory of ours, or the one that is there. */
 export const makeDirectory = (tree: Tree, path: Path, signal?: AbortSignal): Promise<void> =>
@@ -188,7 +196,7 @@ export class Stage {
   }
 
   async remove(name: string, signal?: AbortSignal): Promise<void> {
-    await this.tree.remove(this.at(name), signal).catch(orIf(undefined, 'NOT_FOUND'))
+    await removeIfThere(this.tree, this.at(name), signal)
     this.names.delete(name)
   }
 
@@ -224,7 +232,7 @@ export async function sweepStages(tree: Tree, mine: number, signal?: AbortSignal
     if (Number(begun) >= mine) continue
     const path = `${STAGE}/${name}`
     for (const entry of await listAll(tree, path, signal)) await discard(tree, path, entry, signal)
-    await tree.remove(path, signal).catch(orIf(undefined, 'NOT_EMPTY', 'NOT_FOUND'))
+    await removeIfThere(tree, path, signal).catch(orIf(undefined, 'NOT_EMPTY'))
   }
 }
 
@@ -232,7 +240,7 @@ export async function sweepStages(tree: Tree, mine: number, signal?: AbortSignal
 export async function sweepOrphans(tree: Tree, guard: () => Promise<void>, signal?: AbortSignal): Promise<void> {
   for (const { name } of await listAll(tree, ORPHANS, signal)) {
     await guard()
-    await tree.remove(`${ORPHANS}/${name}`, signal).catch(orIf(undefined, 'NOT_FOUND', 'NOT_EMPTY'))
+    await removeIfThere(tree, `${ORPHANS}/${name}`, signal).catch(orIf(undefined, 'NOT_EMPTY'))
   }
 }
 
@@ -245,9 +253,8 @@ export async function discard(
 ): Promise<void> {
   const path = `${directory}/${entry.name}`
   try {
-    await tree.remove(path, signal)
+    await removeIfThere(tree, path, signal)
   } catch (error) {
-    if (isFerryError(error, 'NOT_FOUND')) return
     if (!isFerryError(error, 'NOT_EMPTY')) throw error
     await makeDirectory(tree, LOST, signal)
     await tree.rename(path, `${LOST}/${directory.slice(STAGE.length + 1)}.${entry.name}`, signal)
