@@ -39,6 +39,7 @@ export type EngineSettings = Omit<
   pullOrder: PullOrder
   /** Bytes the kernel may hold dirty. */
   kernelBytesMax: number
+  isRegion: boolean
 }
 
 /** What the engine is told, for a mount or a region. */
@@ -48,6 +49,7 @@ export function engineOptions(settings: EngineSettings, { path: cacheDir, writer
     storage: diskStorage(cacheDir),
     identity: { writer, host: hostname(), ...identityOf()! },
     readOnly: settings.readOnly,
+    isRegion: settings.isRegion,
     takeOver: settings.takeOver,
     cacheBytesMax: settings.cacheSize,
     cacheBytesFreeMin: settings.cacheMinFree ?? freeBytesMin(cacheDir),

@@ -55,13 +55,33 @@ export class MappedRegion implements AsyncDisposable {
 
   /** `length` bytes from `at` on. Touching them is what makes them come. @throws INVALID: beyond the end; TOO_LARGE; CLOSED */
   window(at: number, length: number): Uint8Array {
-    if (this.#isClosed) throw new FerryError('CLOSED')
-    if (!Number.isSafeInteger(at) || !Number.isSafeInteger(length) || at < 0 || length < 0 || at + length > this.size)
-      throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${this.size}` })
+    this.#check(at, length)
     const view = viewOf(this.#mapped.address + at, length)
     for (const each of this.#buffers) if (!each.deref()) this.#buffers.delete(each)
     if (length > 0) this.#buffers.add(new WeakRef(view.buffer))
     return view
+  }
+
+  /**
+   * These bytes are there when it resolves: touching them holds nobody up, as long as nothing more than `resident` comes after them.
+   * @throws INVALID: beyond the end; what the region or the remote says
+   */
+  async prefetch(at: number, length: number): Promise<void> {
+    this.#check(at, length)
+    await this.#call('prefetchMemory', [at, length])
+  }
+
+  /**
+   * These bytes, in whole pages, are what the remote has now (with `writeBack` what was written is sent first): pages that are there leave,
+   * and come again when they are touched. Without `writeBack` what was written to them is forgotten. Default: all of it.
+   * @throws INVALID: beyond the end; UNSUPPORTED: Linux before 6.8; BUSY: the region is written to all the time; what the remote says
+   */
+  async refresh(
+    { at, length }: { at: number; length: number } = { at: 0, length: this.size },
+    options: { signal?: AbortSignal } = {},
+  ): Promise<void> {
+    this.#check(at, length)
+    await this.#call('refreshMemory', [at, length], options)
   }
 
   /** What has been written is in the region's journal: it survives the end of this process, and a loss of power. */
@@ -114,8 +134,15 @@ export class MappedRegion implements AsyncDisposable {
     })
   }
 
-  async #call(method: string): Promise<void> {
+  /** @throws CLOSED, INVALID */
+  #check(at: number, length: number): void {
     if (this.#isClosed) throw new FerryError('CLOSED')
-    await this.#thread.call(method, [this.#mapped.memory])
+    if (!Number.isSafeInteger(at) || !Number.isSafeInteger(length) || at < 0 || length < 0 || at + length > this.size)
+      throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${this.size}` })
+  }
+
+  async #call(method: string, args: unknown[] = [], options: { signal?: AbortSignal } = {}): Promise<void> {
+    if (this.#isClosed) throw new FerryError('CLOSED')
+    await this.#thread.call(method, [this.#mapped.memory, ...args], options)
   }
 }

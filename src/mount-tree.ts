@@ -65,7 +65,7 @@ export async function mountWith(
 
     const cache = await beginTreeCache(
       remote,
-      engineOptions({ ...settings, kernelBytesMax: kernelBytesMax(settings) }, cacheDir),
+      engineOptions({ ...settings, kernelBytesMax: kernelBytesMax(settings), isRegion: false }, cacheDir),
       signal,
     )
     let door: Mounted | undefined

@@ -55,7 +55,14 @@ export async function openRegion(url: string, options: RegionOptions = {}, signa
     const registry = new Registry()
     const cacheDir = await claimCacheDir(path, { remote: remote.url, registry, signal })
     opened.unshift(cacheDir)
-    const engine = { ...settings, dirTtl: NEVER_MS, localOnly: [], maxDelay: 0, kernelBytesMax: KERNEL_BYTES }
+    const engine = {
+      ...settings,
+      dirTtl: NEVER_MS,
+      localOnly: [],
+      maxDelay: 0,
+      kernelBytesMax: KERNEL_BYTES,
+      isRegion: true,
+    }
     const cache = await beginTreeCache(remote, engineOptions(engine, cacheDir), signal)
     opened.unshift(cache)
     await orAborted(cache.replayed, signal)
@@ -95,6 +102,7 @@ export interface RegionPlace extends RegionDoor {
   prefetch(at: number, length: number): Promise<void>
   sync(options?: Watching): Promise<void>
   pull(options?: Watching): Promise<void>
+  refresh(options?: Watching): Promise<void>
   status(): RegionStatus
   close(): Promise<void>
   /** The tree that it is the one file of. Absent: it is in another thread. */
@@ -120,6 +128,7 @@ function hereOf(region: RegionCache, { cacheDir, remote, release }: RegionParts)
     presence: region.presence.bind(region),
     sync: region.sync.bind(region),
     pull: region.pull.bind(region),
+    refresh: region.refresh.bind(region),
     status: () => ({ pid: process.pid, cacheDir, ...region.status(), remote: remote() }),
     close: release,
   }
@@ -239,6 +248,15 @@ export class Region implements RegionDoor, AsyncDisposable {
   /** All of it is here when it resolves. */
   async pull(options: Watching = {}): Promise<void> {
     await this.#counted(() => this.#place.pull(options))
+  }
+
+  /**
+   * What the remote has now is what is read from here on, as one version. What is written and not sent yet is sent first. Memory that is
+   * mapped keeps the pages that it has: see `MappedRegion.refresh`.
+   * @throws BUSY: the region is written to all the time; what the remote says
+   */
+  async refresh(options: Pick<Watching, 'signal'> = {}): Promise<void> {
+    await this.#counted(() => this.#place.refresh(options))
   }
 
   /** The same bytes behind the methods of node's FileHandle: reads, writes, streams. */

@@ -15,6 +15,8 @@ const log = logger('region')
 /** For an answer that this thread waits for. */
 const ANSWER_MS_MAX = 30_000
 
+type Answer = Extract<RegionReply, { result: unknown } | { error: unknown }>
+
 interface Pending {
   done: Deferred<unknown>
   onProgress?: (progress: Progress) => void
@@ -84,6 +86,10 @@ export class RegionInThread implements RegionPlace {
     await this.call('pull', [], options)
   }
 
+  async refresh(options: Watching = {}): Promise<void> {
+    await this.call('refresh', [], options)
+  }
+
   extents(at: number, length: number, countMax: number): RegionExtent[] {
     return this.callNow('extents', [at, length, countMax]) as RegionExtent[]
   }
@@ -131,13 +137,21 @@ export class RegionInThread implements RegionPlace {
   callNow(method: string, args: unknown[]): unknown {
     if (this.#dead) throw this.#dead
     const id = this.#nextId++
-    const before = Atomics.load(this.#answered, 0)
+    const deadlineMs = performance.now() + ANSWER_MS_MAX
     this.#post({ id, method, args, isSync: true })
-    if (Atomics.wait(this.#answered, 0, before, ANSWER_MS_MAX) === 'timed-out')
-      throw new FerryError('DEADLINE', { detail: `${method}: the thread of the region does not answer` })
-    const { message: reply } = receiveMessageOnPort(this.#port) as { message: RegionReply }
-    if ('error' in reply) throw unpackError(reply.error)
-    return (reply as Extract<RegionReply, { result: unknown }>).result
+    for (;;) {
+      const answered = Atomics.load(this.#answered, 0)
+      const reply = receiveMessageOnPort(this.#port)?.message as Answer | undefined
+      // Of another id: it came when nobody waited for it any more.
+      if (reply?.id === id) {
+        if ('error' in reply) throw unpackError(reply.error)
+        return reply.result
+      }
+      if (reply) continue
+      const restMs = deadlineMs - performance.now()
+      if (restMs <= 0 || Atomics.wait(this.#answered, 0, answered, restMs) === 'timed-out')
+        throw new FerryError('DEADLINE', { detail: `${method}: the thread of the region does not answer` })
+    }
   }
 
   #post(request: RegionRequest): void {

@@ -37,6 +37,7 @@ const calls = (region: Region): Record<string, (id: number, args: unknown[], sig
   prefetch: (_, [at, length]) => region.prefetch(at as number, length as number),
   sync: (id, _, signal) => region.sync({ signal, onProgress: progress => post({ id, progress }) }),
   pull: (id, _, signal) => region.pull({ signal, onProgress: progress => post({ id, progress }) }),
+  refresh: (_, _args, signal) => region.refresh({ signal }),
   extents: (_, [at, length, countMax]) => region.extents(at as number, length as number, countMax as number),
   presence: (_, [countMax]) => region.presence(countMax as number),
   status: () => region.status(),
@@ -53,6 +54,12 @@ const calls = (region: Region): Record<string, (id: number, args: unknown[], sig
     return { memory: id, address: memory.address, length: memory.length }
   },
   push: (_, [memory]) => memoryOf(memory).push(),
+  prefetchMemory: (_, [memory, at, length]) => memoryOf(memory).prefetch(at as number, length as number),
+  async refreshMemory(_, [memory, at, length], signal) {
+    await memoryOf(memory).push()
+    await region.refresh({ signal })
+    await memoryOf(memory).refresh(at as number, length as number)
+  },
   memoryStatus: (_, [memory]) => memoryOf(memory).status(),
   async unmap(_, [memory]) {
     await memoryOf(memory).close()

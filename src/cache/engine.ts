@@ -222,7 +222,12 @@ class Engine implements TreeCache {
     this.listing = new Listing(
       remote,
       this.state,
-      { ttlMs: options.dirTtlMs, deadlineMs: options.deadlineMs, readOnly: options.readOnly },
+      {
+        ttlMs: options.dirTtlMs,
+        deadlineMs: options.deadlineMs,
+        readOnly: options.readOnly,
+        isRegion: options.isRegion,
+      },
       {
         kernel: () => this.kernel,
         serial: () => this.push.serial,

@@ -21,6 +21,7 @@ export interface ListingOptions {
   /** How long to wait for a batch that is being applied. */
   deadlineMs: number
   readOnly: boolean
+  isRegion: boolean
 }
 
 export interface ListingHooks {
@@ -383,9 +384,9 @@ export class Listing {
     if (inode.lookups) this.hooks.kernel().invalidateInode(inode.ino)
   }
 
-  /** A reader's inode grows with the file; a writer's that somebody holds open keeps its version. */
+  /** A reader's inode grows with the file, and a region is one; a writer's that somebody holds open keeps its version. */
   #mayReplace(inode: Inode): boolean {
-    return this.options.readOnly || (inode.opens === 0 && inode.lookups === 0)
+    return this.options.readOnly || this.options.isRegion || (inode.opens === 0 && inode.lookups === 0)
   }
 
   #replace(inode: Inode, entry: Entry) {

@@ -14,6 +14,8 @@ export interface RegionCacheStatus extends Omit<TreeCacheStatus, 'inodes' | 'qua
 
 /** Asked for at once by a prefetch: others have their turn in between. */
 const PREFETCHED_BYTES = 16 * 1024 * 1024
+/** Looks at the remote of one refresh. */
+const REFRESHES_MAX = 16
 
 /**
  * Fixed in size. Reads and writes are answered at once when they need nothing from the remote, and with a promise otherwise.
@@ -105,6 +107,22 @@ export class RegionCache implements RegionDoor {
   /** The remote has every earlier write. Rejects with what stands in the way only when `signal` aborts. */
   sync(options: { onProgress?: (progress: Progress) => void; signal?: AbortSignal } = {}): Promise<void> {
     return this.#cache.sync(options)
+  }
+
+  /**
+   * What the remote has now is what is read from here on. What it does not have yet is sent first.
+   * @throws BUSY: more is written all the time; what the remote says
+   */
+  async refresh({ signal }: { signal?: AbortSignal } = {}): Promise<void> {
+    const isAllSent = () => this.#cache.status().lag.operations === 0
+    for (let tries = 0; tries < REFRESHES_MAX; tries++) {
+      if (!isAllSent()) await this.#cache.sync({ signal })
+      const wasAllSent = isAllSent()
+      await this.#cache.refresh('')
+      // What has changes here keeps the version that they are of.
+      if (wasAllSent && isAllSent()) return
+    }
+    throw new FerryError('BUSY', { detail: 'the region is written to all the time' })
   }
 
   /** Everything is here when it resolves. */

@@ -14,6 +14,8 @@ export interface TreeCacheOptions {
   /** Who this is, for the remote's lease; `writer` is stable for the cache directory. */
   identity: Omit<Claim, 'leaseMs' | 'takeOver'>
   readOnly: boolean
+  /** Of one file, which whoever has it open sees change when it is looked at again. */
+  isRegion: boolean
   takeOver: boolean
   /** Clean and dirty bytes on the local disk, at most. Default 10 GiB. */
   cacheBytesMax: number

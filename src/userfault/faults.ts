@@ -1,18 +1,17 @@
 // The faults of one userfaultfd, answered with the bytes of a region.
 import { closeSync } from 'node:fs'
-import { backoff, sleep } from '../base/async.js'
+import { backoff, type Deferred, deferred, sleep } from '../base/async.js'
 import { giveBack, takeBytes } from '../base/buffers.js'
-import { FerryError } from '../base/errors.js'
+import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import { random } from '../base/random.js'
-import type { RegionDoor } from '../cache/door.js'
 import type { Maybe } from '../cache/filesystem.js'
 import { errno, systemError } from '../linux/libc.js'
 import { detach, dropPages, viewOf } from '../linux/memory.js'
 import { type Watcher, watchDescriptor } from '../linux/poll.js'
-import { COPY_WP } from '../wire/userfaultfd.js'
-import { PageSet } from './page-set.js'
-import { Readers, WIRE_BYTES } from './reader.js'
+import type { Fetched, Pages } from './pages.js'
+import { WIRE_BYTES } from './reader.js'
+import { type Mapping, type Space, Spaces } from './spaces.js'
 import { Userfaultfd, type UserfaultMessage } from './userfaultfd.js'
 
 const log = logger('userfault')
@@ -25,23 +24,11 @@ const AGAIN_MAX = 64
 const AGAIN_MS = 100
 const AGAIN_MS_MAX = 2_000
 
-/** Memory of a process whose bytes are a region's. */
-export interface Mapping {
-  /** In bytes, multiples of `pageBytes`. */
-  address: number
-  length: number
-  /** Where in the region. */
-  at: number
-  pageBytes: number
-}
-
 export interface FaultOptions {
   /** What becomes of a fault whose bytes cannot be had: SIGBUS, or it waits until they can. Default 'poison'. */
   onFault?: 'poison' | 'wait'
   /** The process is gone, or its memory is: nothing more will come. */
   onEnd: () => void
-  /** Pages arrive protected against writes. */
-  isProtected?: boolean
   /** Pages have come to be there: from, to, in bytes of the first mapping. */
   onPut?: (from: number, to: number) => void
   /** Whether faults have to wait, until `goOn`. */
@@ -62,18 +49,20 @@ export interface FaultCounts {
   poisoned: number
 }
 
-interface Space extends Mapping {
-  readers: Readers
-  /** Pages that are there, or on their way. */
-  taken: PageSet
-  /** Pages that the program has given back: zeros from then on. */
-  removed: PageSet
-}
-
 interface Fill {
   space: Space
   from: number
   to: number
+  /** Why its bytes could not be had. */
+  failure?: FerryError
+}
+
+/** What becomes of pages that are taken away. */
+export interface Taking<T> {
+  /** Right before these are taken, while they can be looked at: the next call of this thread takes them. */
+  before: (from: number, to: number) => T
+  /** They are `bytes`, as they were in the moment in which they went. Resolves to the runs of them that are put back; all, if it rejects. */
+  use: (at: number, bytes: Uint8Array, seen: T) => Promise<[from: number, to: number][]>
 }
 
 /** To be filled before it is touched. `hasWires`: but for the pages whose faults tell how far a reader has come. */
@@ -85,40 +74,80 @@ interface Ahead extends Fill {
 export class Faults {
   readonly counts: FaultCounts = { faults: 0, bytes: 0, poisoned: 0 }
   readonly #uffd: Userfaultfd
-  readonly #door: RegionDoor
+  readonly #pages: Pages
   readonly #options: FaultOptions
   readonly #watcher: ReturnType<Watch>
   readonly #closing = new AbortController()
-  readonly #mode: bigint
   readonly #children = new Set<Faults>()
-  #spaces: Space[]
+  readonly #spaces: Spaces
+  readonly #unlisten: (() => void) | undefined
   readonly #faults: number[] = []
   readonly #ahead: Ahead[] = []
   readonly #filling = new Set<Fill>()
   #fillingBytes = 0
   #isAheadDue = false
+  /** Resolves when pages have come, or there is room again. */
+  #turned: Deferred | null = null
   #closed: Promise<void> | undefined
 
-  constructor(fd: number, door: RegionDoor, mappings: Mapping[], options: FaultOptions) {
+  constructor(fd: number, pages: Pages, mappings: Mapping[], options: FaultOptions) {
     this.#uffd = new Userfaultfd(fd)
-    this.#door = door
+    this.#pages = pages
     this.#options = options
-    this.#spaces = mappings.map(mapping => spaceOf(mapping))
-    this.#mode = options.isProtected ? COPY_WP : 0n
+    this.#spaces = new Spaces(mappings)
+    this.#unlisten = pages.onGone?.((from, to) => this.#gone(from, to))
     this.#watcher = (options.watch ?? watchDescriptor)(fd, failed => this.#turn(failed))
     this.#watcher.start()
   }
 
   /** All of it, in the background, from the front. */
   fillAll(): void {
-    for (const space of this.#spaces) this.#ahead.push({ space, from: 0, to: space.length, hasWires: false })
+    for (const space of this.#spaces.all) this.#ahead.push({ space, from: 0, to: space.length, hasWires: false })
     this.#goAhead()
+  }
+
+  /** These bytes of the first mapping, whole pages, are there when it resolves. @throws what the region says */
+  async prefetch(from: number, to: number): Promise<void> {
+    const [space] = this.#spaces.all
+    const fills: Fill[] = []
+    for (let at = from; at < to; at += AHEAD_PIECE_BYTES) {
+      while (this.#isBusy && !this.#closed) await this.#nextTurn()
+      if (this.#closed) throw new FerryError('CLOSED')
+      fills.push(...this.#fillAbsent(space, at, Math.min(to, at + AHEAD_PIECE_BYTES), false))
+    }
+    await this.untilFilled(from, to)
+    const failed = fills.find(({ failure }) => failure)
+    if (failed) throw failed.failure
+  }
+
+  /** Nothing of these bytes of the first mapping is on its way. */
+  async untilFilled(from: number, to: number): Promise<void> {
+    const [space] = this.#spaces.all
+    const isFilling = () => [...this.#filling].some(fill => fill.space === space && fill.from < to && from < fill.to)
+    while (isFilling() && !this.#closed) await this.#nextTurn()
+  }
+
+  /** Until pages have come, or there is room again. */
+  #nextTurn(): Promise<void> {
+    this.#turned ??= deferred()
+    return this.#turned.promise
+  }
+
+  #haveTurned(): void {
+    this.#turned?.resolve()
+    this.#turned = null
+  }
+
+  get #isBusy(): boolean {
+    return this.#fillingBytes >= FILLING_BYTES_MAX || this.#options.isFull?.() === true
   }
 
   /** Its descriptor is closed: what is registered by it alone reads as zeros from then on. */
   close(): Promise<void> {
     this.#closed ??= (async () => {
       this.#closing.abort(new FerryError('CLOSED'))
+      this.#unlisten?.()
+      this.#haveTurned()
       this.#ahead.length = 0
       await Promise.all([...this.#children].map(each => each.close()))
       await this.#watcher.close()
@@ -162,65 +191,41 @@ export class Faults {
         this.#faults.push(message.address)
         return
       case 'remove':
-        this.#overlapping(message.start, message.end, (space, from, to) => {
+        this.#spaces.overlapping(message.start, message.end, (space, from, to) => {
           space.taken.delete(from, to)
-          space.removed.add(from, to)
+          space.poisoned.delete(from, to)
+          if (this.#pages.isOwn) space.removed.add(from, to)
         })
         return
       case 'unmap':
-        this.#cut(message.start, message.end)
+        this.#spaces.unmap(message.start, message.end)
         return
-      case 'remap': {
-        const { from, to, length } = message
-        const moved = this.#cut(from, from + length)
-        this.#spaces.push(...moved.map(space => ({ ...space, address: space.address - from + to })))
+      case 'remap':
+        this.#spaces.move(message.from, message.to, message.length)
         return
-      }
       case 'fork': {
         const onEnd = () => {
           this.#children.delete(child)
           void child.close()
         }
-        const child = new Faults(
-          message.descriptor,
-          this.#door,
-          this.#spaces.map(each => partOf(each, each.address, each.address + each.length)),
-          { ...this.#options, onEnd },
-        )
+        const child = new Faults(message.descriptor, this.#pages, this.#spaces.copy(), { ...this.#options, onEnd })
         this.#children.add(child)
       }
     }
   }
 
-  /** The parts of the memory between two addresses, by pages of each mapping. */
-  #overlapping(start: number, end: number, each: (space: Space, from: number, to: number) => void): void {
-    for (const space of this.#spaces) {
-      const from = Math.max(start, space.address)
-      const to = Math.min(end, space.address + space.length)
-      if (from >= to) continue
-      each(space, (from - space.address) / space.pageBytes, (to - space.address) / space.pageBytes)
+  /** Pages of the region were taken from everybody. */
+  #gone(start: number, end: number): void {
+    for (const space of this.#spaces.all) {
+      const from = Math.max(0, start - space.at)
+      const to = Math.min(space.length, end - space.at)
+      if (from < to) space.taken.delete(Math.floor(from / space.pageBytes), Math.ceil(to / space.pageBytes))
     }
-  }
-
-  /** Mappings without what lies between two addresses, which is returned. */
-  #cut(start: number, end: number): Space[] {
-    const inside: Space[] = []
-    const outside: Space[] = []
-    for (const space of this.#spaces) {
-      const last = space.address + space.length
-      const part = (from: number, to: number, into: Space[]) => {
-        if (from < to) into.push(from === space.address && to === last ? space : partOf(space, from, to))
-      }
-      part(space.address, Math.min(start, last), outside)
-      part(Math.max(space.address, start), Math.min(last, end), inside)
-      part(Math.max(space.address, end), last, outside)
-    }
-    this.#spaces = outside
-    return inside
   }
 
   /** There is room again. */
   goOn(): void {
+    this.#haveTurned()
     if (!this.#closed) this.#answerFaults()
   }
 
@@ -230,29 +235,28 @@ export class Faults {
   }
 
   /**
-   * Takes pages of the first mapping away and calls `use` with those that were there: from, and their bytes as they were in the moment in
-   * which they went. Whoever touches them meanwhile waits until that has resolved, and gets them from the region. `scratch` is registered
-   * memory of that length, in which there are no pages. If `use` rejects they are put back, and so they are where it says false.
+   * Takes pages of the first mapping away. Whoever touches them meanwhile waits until that has resolved, and gets them from the region.
+   * `scratch` is registered memory of that length, in which there are no pages.
    */
-  async takeAway(
-    from: number,
-    to: number,
-    scratch: number,
-    use: (at: number, bytes: Uint8Array) => Promise<boolean>,
-  ): Promise<void> {
-    const [space] = this.#spaces
-    const { address, pageBytes, taken } = space
+  async takeAway<T>(from: number, to: number, scratch: number, { before, use }: Taking<T>): Promise<void> {
+    const [space] = this.#spaces.all
+    const { address, pageBytes, taken, poisoned } = space
     for (let at = from; at < to; ) {
-      const fill = { space, from: at, to }
-      if (!taken.has(at / pageBytes) || this.#isFilling(space, at)) {
+      const isThere = (each: number) =>
+        taken.has(each / pageBytes) && !poisoned.has(each / pageBytes) && !this.#isFilling(space, each)
+      let end = at
+      while (end < to && isThere(end)) end += pageBytes
+      if (end === at) {
         at += pageBytes
         continue
       }
+      const fill: Fill = { space, from: at, to: end }
       this.#filling.add(fill)
-      const { bytes: moved } = this.#uffd.move(scratch, address + at, to - at)
+      const seen = before(at, end)
+      const { bytes: moved } = this.#uffd.move(scratch, address + at, end - at)
       if (moved === 0) {
         this.#filling.delete(fill)
-        // Poisoned, or in use by the kernel.
+        // In use by the kernel.
         this.#options.onPut?.(at, at + pageBytes)
         at += pageBytes
         continue
@@ -263,23 +267,27 @@ export class Faults {
       bytes.set(view)
       detach(view.buffer)
       dropPages(scratch, moved)
-      let isGone = false
+      let back: [from: number, to: number][] = [[0, moved]]
       try {
-        isGone = await use(at, bytes)
+        back = await use(at, bytes, seen)
       } finally {
         this.#filling.delete(fill)
-        if (isGone) {
+        if (!this.#closed) {
           taken.delete(at / pageBytes, fill.to / pageBytes)
+          for (const [first, last] of back) this.#putBack(space, at + first, bytes.subarray(first, last))
           this.#uffd.wake(address + at, moved)
-        } else if (!this.#closed) this.#putBack(fill, bytes)
+        }
         giveBack(bytes)
+        this.#haveTurned()
       }
       at = fill.to
     }
   }
 
   /** Not protected: what was written to them is found again. */
-  #putBack({ space, from }: Fill, bytes: Uint8Array): void {
+  #putBack(space: Space, from: number, bytes: Uint8Array): void {
+    const { pageBytes } = space
+    space.taken.add(from / pageBytes, (from + bytes.length) / pageBytes)
     for (let at = 0; at < bytes.length; ) {
       const { bytes: done, errno: number } = this.#uffd.copy(space.address + from + at, bytes.subarray(at), 0n)
       at += done
@@ -294,7 +302,7 @@ export class Faults {
   }
 
   #fault(address: number): void {
-    const space = this.#spaces.find(each => address >= each.address && address < each.address + each.length)
+    const space = this.#spaces.at(address)
     if (!space) {
       // Registered, but not told of: nobody knows its bytes.
       log.warn('a fault at memory that is of no mapping', { address })
@@ -315,7 +323,7 @@ export class Faults {
     }
     const { from, to, ahead } = space.readers.plan(at, space.length)
     const whole = this.#absentAround(space, page, Math.floor(from / pageBytes), Math.ceil(to / pageBytes))
-    this.#fill(whole, at)
+    this.#fill(whole, { waiting: at })
     // Readers go first.
     if (ahead) this.#ahead.unshift({ space, ...ahead, hasWires: true })
   }
@@ -333,8 +341,7 @@ export class Faults {
 
   /** Ahead of readers, as far as there is room for it: when there is none, what is read goes on with it. Those who wait go first. */
   #goAhead(): void {
-    const isFull = this.#fillingBytes >= FILLING_BYTES_MAX || this.#options.isFull?.()
-    if (this.#isAheadDue || this.#ahead.length === 0 || isFull || this.#closed) return
+    if (this.#isAheadDue || this.#ahead.length === 0 || this.#isBusy || this.#closed) return
     this.#isAheadDue = true
     setImmediate(() => {
       this.#isAheadDue = false
@@ -346,84 +353,88 @@ export class Faults {
 
   #aheadPiece(): void {
     const next = this.#ahead[0]
-    const { space, hasWires } = next
-    const { pageBytes } = space
     const end = Math.min(next.to, next.from + AHEAD_PIECE_BYTES)
-    for (let at = Math.ceil(next.from / pageBytes) * pageBytes; at < end; ) {
-      const page = at / pageBytes
-      const isWire = hasWires && at % WIRE_BYTES === 0 && pageBytes < WIRE_BYTES
-      if (isWire || space.taken.has(page) || space.removed.has(page)) {
-        at += pageBytes
-        continue
-      }
-      const fill = this.#absentAround(space, page, page, Math.ceil(end / pageBytes))
-      this.#fill(fill, null)
-      at = fill.to
-    }
+    this.#fillAbsent(next.space, next.from, end, next.hasWires)
     next.from = end
     if (next.from >= next.to) this.#ahead.shift()
   }
 
+  /** What is neither there nor given back, from the first whole page on. */
+  #fillAbsent(space: Space, from: number, to: number, hasWires: boolean): Fill[] {
+    const { pageBytes, taken, removed } = space
+    const fills: Fill[] = []
+    for (let at = Math.ceil(from / pageBytes) * pageBytes; at < to; ) {
+      const page = at / pageBytes
+      const isWire = hasWires && at % WIRE_BYTES === 0 && pageBytes < WIRE_BYTES
+      if (isWire || taken.has(page) || removed.has(page)) {
+        at += pageBytes
+        continue
+      }
+      const fill = this.#absentAround(space, page, page, Math.ceil(to / pageBytes))
+      this.#fill(fill, {})
+      fills.push(fill)
+      at = fill.to
+    }
+    return fills
+  }
+
   /** `waiting`: somebody waits for the page there. */
-  #fill(fill: Fill, waiting: number | null): void {
+  #fill(fill: Fill, { waiting }: { waiting?: number }): void {
     const { space, from, to } = fill
     space.taken.add(from / space.pageBytes, to / space.pageBytes)
-    const bytes = takeBytes(to - from)
-    const arrived = () => {
-      this.#put(fill, bytes)
-      giveBack(bytes)
-    }
     try {
-      const reading = this.#bytesAt(space.at + from, bytes)
-      if (reading) void this.#whenRead(fill, reading, { arrived, waiting, bytes })
-      else arrived()
+      const fetching = this.#fetch(fill)
+      if (fetching instanceof Promise) void this.#whenFetched(fill, fetching, waiting)
+      else this.#put(fill, fetching)
     } catch (error) {
       this.#lost(fill, waiting, error)
     }
   }
 
-  async #whenRead(
-    fill: Fill,
-    reading: Promise<void>,
-    { arrived, waiting, bytes }: { arrived: () => void; waiting: number | null; bytes: Uint8Array },
-  ): Promise<void> {
+  #fetch({ space, from, to }: Fill): Maybe<Fetched> {
+    return this.#pages.fetch(space.at + from, to - from)
+  }
+
+  async #whenFetched(fill: Fill, fetching: Promise<Fetched>, waiting: number | undefined): Promise<void> {
+    const length = fill.to - fill.from
     this.#filling.add(fill)
-    this.#fillingBytes += bytes.length
+    this.#fillingBytes += length
     const waitMs = backoff({ firstMs: AGAIN_MS, maxMs: AGAIN_MS_MAX, random: random() })
-    let failure: unknown = null
+    let fetched: Fetched | null = null
+    let failure: unknown
     for (let attempt = 0; ; attempt++) {
-      failure = await reading.then(
-        () => null,
-        error => error ?? new FerryError('IO'),
-      )
-      if (failure === null || this.#options.onFault !== 'wait' || this.#closed) break
+      try {
+        fetched = await fetching
+        break
+      } catch (error) {
+        failure = error
+      }
+      if (this.#options.onFault !== 'wait' || this.#closed) break
       if (attempt === 0) log.warn('bytes of memory cannot be had, and are asked for again', { error: failure })
       await sleep(waitMs(attempt), this.#closing.signal).catch(() => {})
       if (this.#closed) break
-      reading = (async () => this.#bytesAt(fill.space.at + fill.from, bytes))()
+      fetching = (async () => this.#fetch(fill))()
     }
     this.#filling.delete(fill)
-    this.#fillingBytes -= bytes.length
-    if (this.#closed) return
-    if (failure === null) arrived()
+    this.#fillingBytes -= length
+    if (this.#closed) fetched?.release()
+    else if (fetched) this.#put(fill, fetched)
     else this.#lost(fill, waiting, failure)
-    this.#goAhead()
-  }
-
-  /** Behind the region's end there are zeros: its last page may be short. */
-  #bytesAt(at: number, into: Uint8Array): Maybe<void> {
-    const length = Math.max(0, Math.min(into.length, this.#door.size - at))
-    into.fill(0, length)
-    if (length > 0) return this.#door.read(at, into.subarray(0, length))
+    this.#haveTurned()
+    if (!this.#closed) this.#goAhead()
   }
 
   /** Never zeros instead of what could not be read. */
-  #lost({ space, from, to }: Fill, waiting: number | null, error: unknown): void {
+  #lost(fill: Fill, waiting: number | undefined, error: unknown): void {
+    const { space, from, to } = fill
     const { pageBytes, address, taken } = space
+    fill.failure = toFerryError(error)
     taken.delete(from / pageBytes, to / pageBytes)
-    if (waiting !== null) {
+    if (waiting !== undefined) {
       log.error('bytes of memory could not be had: who touches them gets SIGBUS', { at: space.at + waiting, error })
-      taken.add(waiting / pageBytes, waiting / pageBytes + 1)
+      const page = waiting / pageBytes
+      taken.add(page, page + 1)
+      space.poisoned.add(page, page + 1)
       this.#poison(address + waiting, pageBytes)
     }
     // Others may wait for its other pages: they ask again.
@@ -437,17 +448,22 @@ export class Faults {
       log.error('a page could not be poisoned, and its reader waits for ever', { error: systemError(number, 'ioctl') })
   }
 
-  /** `bytes` null: zeros. What was given back in the meantime stays given back. */
-  #put({ space, from, to }: Fill, bytes: Uint8Array | null, attempt = 0): void {
+  /** `fetched` null: zeros. What was given back in the meantime stays given back. */
+  #put(fill: Fill, fetched: Fetched | null): void {
+    this.#options.onPut?.(fill.from, fill.to)
+    this.#putFrom(fill, fetched, fill.from, 0)
+  }
+
+  #putFrom(fill: Fill, fetched: Fetched | null, start: number, attempt: number): void {
+    const { space, from, to } = fill
     const { address, pageBytes, removed } = space
-    if (attempt === 0) this.#options.onPut?.(from, to)
-    let at = from
+    let at = start
     for (let again = 0; at < to && again < AGAIN_MAX; ) {
       const end = removed.runEnd(at / pageBytes, to / pageBytes) * pageBytes
-      const isZero = bytes === null || removed.has(at / pageBytes)
+      const isZero = fetched === null || removed.has(at / pageBytes)
       const { bytes: done, errno: number } = isZero
         ? this.#uffd.zero(address + at, end - at)
-        : this.#uffd.copy(address + at, bytes.subarray(at - from, end - from), this.#mode)
+        : fetched.put(this.#uffd, address + at, at - from, end - at)
       this.counts.bytes += done
       at += done
       if (number === 0 || done > 0) continue
@@ -460,21 +476,24 @@ export class Faults {
         this.#read()
       } else {
         this.#refused({ space, from: at, to }, number)
-        return
+        at = to
       }
     }
-    if (at < to) this.#putLater({ space, from: at, to }, bytes?.slice(at - from) ?? null, attempt + 1)
+    if (at < to) this.#putLater(fill, fetched, at, attempt + 1)
+    else fetched?.release()
     if (this.#faults.length > 0) setImmediate(() => this.#closed ?? this.#answerFaults())
   }
 
-  #putLater(fill: Fill, bytes: Uint8Array | null, attempt: number): void {
-    this.#filling.add(fill)
+  #putLater(fill: Fill, fetched: Fetched | null, at: number, attempt: number): void {
+    const rest = { ...fill, from: at }
+    this.#filling.add(rest)
     void sleep(Math.min(AGAIN_MS_MAX, attempt), this.#closing.signal).then(
       () => {
-        this.#filling.delete(fill)
-        this.#put(fill, bytes, attempt)
+        this.#filling.delete(rest)
+        this.#putFrom(fill, fetched, at, attempt)
+        this.#haveTurned()
       },
-      () => {},
+      () => fetched?.release(),
     )
   }
 
@@ -486,20 +505,3 @@ export class Faults {
     this.#poison(space.address + from, space.pageBytes)
   }
 }
-
-/** Pages that were given back stay so. That others are there the kernel says itself. */
-function partOf(space: Space, from: number, to: number): Space {
-  const { address, at, pageBytes, removed } = space
-  const part = spaceOf({ ...space, address: from, length: to - from, at: at + from - address })
-  const first = (from - address) / pageBytes
-  for (let page = 0; page < (to - from) / pageBytes; page++)
-    if (removed.has(first + page)) part.removed.add(page, page + 1)
-  return part
-}
-
-const spaceOf = ({ address, length, at, pageBytes }: Mapping): Space => ({
-  ...{ address, length, at, pageBytes },
-  readers: new Readers(),
-  taken: new PageSet(),
-  removed: new PageSet(),
-})

@@ -1,7 +1,7 @@
 // What a process says of its memory when it hands over its userfaultfd: Firecracker's protocol
 // (docs/snapshotting/handling-page-faults-on-snapshot-resume.md of that project): one message, a JSON array, and one descriptor.
 import { FerryError } from '../base/errors.js'
-import type { Mapping } from './faults.js'
+import type { Mapping } from './spaces.js'
 
 /** Of JSON. */
 export const HANDSHAKE_BYTES_MAX = 64 * 1024

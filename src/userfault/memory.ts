@@ -8,6 +8,9 @@ import { detach, mapAnonymous, unmap, viewOf } from '../linux/memory.js'
 import { openUserfaultfd } from '../linux/userfaultfd.js'
 import { FEATURE_MOVE, FEATURE_WP_ASYNC, REGISTER_MISSING, REGISTER_WP } from '../wire/userfaultfd.js'
 import { type FaultCounts, type FaultOptions, Faults } from './faults.js'
+import { PageSet } from './page-set.js'
+import { copiedPages } from './pages.js'
+import { Resident } from './resident.js'
 import { watchFromThread } from './thread-watch.js'
 import { Userfaultfd } from './userfaultfd.js'
 import { WrittenPages } from './written.js'
@@ -27,7 +30,7 @@ export interface MemorySettings extends Pick<FaultOptions, 'onFault'> {
   writeBack: boolean
   /** All of it is filled in the background. */
   prefetch: boolean
-  /** Bytes that are there at once, at most: the longest there give way. */
+  /** Bytes that are there at once, at most: those that have been there longest give way. */
   resident: number
 }
 
@@ -49,6 +52,8 @@ export class Memory {
   readonly #door: RegionDoor
   readonly #uffd: number
   readonly #faults: Faults
+  readonly #writeBack: boolean
+  /** Null: nobody tells what the program has written. */
   readonly #written: WrittenPages | null
   readonly #timer: NodeJS.Timeout | undefined
   /** Runs of positions that are not marked as written any more, and that the region has not taken. */
@@ -56,10 +61,9 @@ export class Memory {
   /** Pushes and evictions, one after the other: a push reads pages that must be there. */
   #working: Promise<void> = Promise.resolve()
   readonly #residentMax: number
-  /** What is there, in the order in which it came. */
-  readonly #resident: [from: number, to: number][] = []
-  #residentBytes = 0
-  /** Null: this kernel cannot take pages away (before Linux 6.8). */
+  readonly #resident = new Resident()
+  readonly #canMove: boolean
+  /** Where pages go that are taken away. */
   #scratch: number | null = null
   #isEvicting = false
   #pushedBytes = 0
@@ -69,23 +73,22 @@ export class Memory {
   /** @throws UNSUPPORTED: the kernel is too old for writeBack; NOT_PERMITTED: this user may not */
   constructor(door: RegionDoor, { writeBack, prefetch, onFault, resident }: MemorySettings) {
     this.#door = door
+    this.#writeBack = writeBack
     this.#residentMax = Math.max(RESIDENT_BYTES_MIN, resident)
     this.length = Math.max(1, Math.ceil(door.size / PAGE_BYTES)) * PAGE_BYTES
     this.#uffd = openUserfaultfd()
     let address = 0
     try {
       const uffd = new Userfaultfd(this.#uffd)
-      const canMove = (begin(uffd, writeBack) & FEATURE_MOVE) !== 0n
+      // Of what never leaves, and is not written back, nobody need know what was written.
+      const wanted = writeBack || this.length > this.#residentMax
+      const { features, isTracked } = begin(uffd, { wanted, needed: writeBack })
+      this.#canMove = (features & FEATURE_MOVE) !== 0n
       address = mapAnonymous(this.length)
-      uffd.register(address, this.length, writeBack ? REGISTER_MISSING | REGISTER_WP : REGISTER_MISSING)
-      if (canMove && this.length > this.#residentMax) {
-        this.#scratch = mapAnonymous(PIECE_BYTES)
-        uffd.register(this.#scratch, PIECE_BYTES)
-      }
-      this.#written = writeBack ? new WrittenPages() : null
+      uffd.register(address, this.length, isTracked ? REGISTER_MISSING | REGISTER_WP : REGISTER_MISSING)
+      this.#written = isTracked ? new WrittenPages() : null
     } catch (error) {
       if (address !== 0) unmap(address, this.length)
-      if (this.#scratch !== null) unmap(this.#scratch, PIECE_BYTES)
       closeSync(this.#uffd)
       throw error
     }
@@ -93,10 +96,11 @@ export class Memory {
     const onEnd = () => log.error('faults are not answered any more')
     const mapping = { address, length: this.length, at: 0, pageBytes: PAGE_BYTES }
     // If nothing can be given back there is more than there should be, and still an answer.
-    const isFull = () => this.#isEvicting && this.#residentBytes >= this.#residentMax
+    const isFull = () => this.#isEvicting && this.#resident.bytes >= this.#residentMax
     const onPut = (from: number, to: number) => this.#came(from, to)
-    const options = { onFault, isProtected: writeBack, watch: watchFromThread, onEnd, onPut, isFull }
-    this.#faults = new Faults(this.#uffd, door, [mapping], options)
+    const options = { onFault, watch: watchFromThread, onEnd, onPut, isFull }
+    const pages = copiedPages(door, { isProtected: this.#written !== null })
+    this.#faults = new Faults(this.#uffd, pages, [mapping], options)
     if (prefetch) this.#faults.fillAll()
     if (writeBack) this.#timer = setInterval(() => this.push().catch(() => {}), PUSH_MS).unref()
   }
@@ -105,7 +109,7 @@ export class Memory {
     return {
       ...this.#faults.counts,
       pushedBytes: this.#pushedBytes,
-      residentBytes: this.#residentBytes,
+      residentBytes: this.#resident.bytes,
       problem: this.#problem,
     }
   }
@@ -115,18 +119,44 @@ export class Memory {
    * page is whole, but they may differ in age. @throws what the region says; the next push tries it again
    */
   push(): Promise<void> {
-    const pushed = this.#working.then(() => this.#push())
-    this.#working = pushed.catch(() => {})
-    return pushed
+    return this.#inTurn(() => this.#push())
+  }
+
+  /** These bytes are there when it resolves. @throws what the region says */
+  async prefetch(at: number, length: number): Promise<void> {
+    if (length > 0) await this.#faults.prefetch(...pagesAround(at, length))
+  }
+
+  /**
+   * These bytes are what the region has, from now on: pages leave, and come again when they are touched. What was written to them goes to
+   * the region first; without writeBack it is kept where the memory may leave, and forgotten otherwise.
+   * @throws UNSUPPORTED: before Linux 6.8
+   */
+  refresh(at: number, length: number): Promise<void> {
+    if (!this.#canMove)
+      throw new FerryError('UNSUPPORTED', { detail: 'to refresh memory needs Linux 6.8 (UFFDIO_MOVE)' })
+    if (length === 0) return Promise.resolve()
+    const [from, to] = pagesAround(at, length)
+    return this.#inTurn(async () => {
+      // What is on its way may be older.
+      await this.#faults.untilFilled(from, to)
+      for (const run of this.#resident.cut(from, to)) await this.#takeAway(...run)
+    })
+  }
+
+  #inTurn(work: () => Promise<void>): Promise<void> {
+    const done = this.#working.then(work)
+    this.#working = done.catch(() => {})
+    return done
   }
 
   #came(from: number, to: number): void {
-    this.#resident.push([from, to])
-    this.#residentBytes += to - from
-    if (this.#scratch === null || this.#residentBytes < this.#residentMax || this.#isEvicting) return
+    this.#resident.came(from, to)
+    const { length } = this
+    if (!this.#canMove || length <= this.#residentMax || this.#resident.bytes < this.#residentMax || this.#isEvicting)
+      return
     this.#isEvicting = true
-    this.#working = this.#working
-      .then(() => this.#evict())
+    this.#inTurn(() => this.#evict())
       .catch(error => log.error('memory could not be given back', { error }))
       .finally(() => {
         this.#isEvicting = false
@@ -138,39 +168,65 @@ export class Memory {
   async #evict(): Promise<void> {
     // A push goes on with pages that it has not finished: they have to be there.
     if (this.#owed.length > 0) await this.#push()
-    for (let runs = this.#resident.length; runs > 0 && this.#residentBytes > this.#residentMax * (7 / 8); runs--) {
-      const [from, to] = this.#resident.shift()!
-      this.#residentBytes -= to - from
-      for (let at = from; at < to; at += PIECE_BYTES)
-        await this.#faults.takeAway(at, Math.min(to, at + PIECE_BYTES), this.#scratch!, (place, bytes) =>
-          this.#letGo(place, bytes),
-        )
+    for (let { runs } = this.#resident; runs > 0 && this.#resident.bytes > this.#residentMax * (7 / 8); runs--) {
+      await this.#takeAway(...this.#resident.oldest()!)
       this.#faults.goOn()
     }
   }
 
-  /** False: they are the memory's own, or the region has not taken them. What is the same in the region needs nothing. */
-  async #letGo(at: number, bytes: Uint8Array): Promise<boolean> {
-    const own = bytes.subarray(0, Math.max(0, Math.min(bytes.length, this.#door.size - at)))
-    const there = takeBytes(own.length)
-    try {
-      await this.#door.read(at, there)
-      if (Buffer.compare(own, there) === 0) return true
-      if (!this.#written) return false
-      // It may have been written to since the last push: now the region has it.
-      await this.#door.write(at, own)
-      this.#pushedBytes += own.length
-      return true
-    } catch (error) {
-      log.warn('memory cannot be given back now', { at, error })
-      return false
-    } finally {
-      giveBack(there)
+  async #takeAway(from: number, to: number): Promise<void> {
+    if (this.#scratch === null) {
+      this.#scratch = mapAnonymous(PIECE_BYTES)
+      new Userfaultfd(this.#uffd).register(this.#scratch, PIECE_BYTES)
     }
+    for (let at = from; at < to; at += PIECE_BYTES)
+      await this.#faults.takeAway(at, Math.min(to, at + PIECE_BYTES), this.#scratch, {
+        before: (first, last) => this.#look(first, last),
+        use: (place, bytes, seen) => this.#letGo(place, bytes, seen),
+      })
+  }
+
+  /**
+   * What is there, and which pages of it were written to. Once more after it was copied: then every write is in the one, or makes a
+   * difference to the other.
+   */
+  #look(from: number, to: number): Seen | null {
+    if (!this.#written) return null
+    const start = this.address + from
+    const bytes = takeBytes(to - from)
+    for (const run of this.#written.look(start, start + bytes.length)) {
+      const view = viewOf(run.from, run.to - run.from)
+      bytes.set(view, run.from - start)
+      detach(view.buffer)
+    }
+    const written = new PageSet()
+    for (const run of this.#written.look(start, start + bytes.length))
+      if (run.isWritten) written.add((run.from - start) / PAGE_BYTES, (run.to - start) / PAGE_BYTES)
+    return { bytes, written }
+  }
+
+  /** @returns what stays: it is the memory's own, or the region has not taken it */
+  async #letGo(at: number, bytes: Uint8Array, seen: Seen | null): Promise<[from: number, to: number][]> {
+    if (!seen) return []
+    const changed = changedRuns(bytes, seen)
+    giveBack(seen.bytes)
+    if (!this.#writeBack) return changed
+    const back: [number, number][] = []
+    for (const [from, to] of changed) {
+      const own = bytes.subarray(from, Math.min(to, this.#door.size - at))
+      try {
+        await this.#door.write(at + from, own)
+        this.#pushedBytes += own.length
+      } catch (error) {
+        log.warn('memory cannot be given back now', { at, error })
+        back.push([from, to])
+      }
+    }
+    return back
   }
 
   async #push(): Promise<void> {
-    if (!this.#written) return
+    if (!this.#written || !this.#writeBack) return
     const { address } = this
     const runs = [
       ...this.#owed,
@@ -229,12 +285,43 @@ export class Memory {
   }
 }
 
-/** What this kernel can do. */
-function begin(uffd: Userfaultfd, writeBack: boolean): bigint {
+/** What this kernel can do, and whether it tells what was written. */
+function begin(
+  uffd: Userfaultfd,
+  { wanted, needed }: { wanted: boolean; needed: boolean },
+): { features: bigint; isTracked: boolean } {
   try {
-    return uffd.begin(writeBack ? FEATURE_WP_ASYNC : 0n)
+    return { features: uffd.begin(wanted ? FEATURE_WP_ASYNC : 0n), isTracked: wanted }
   } catch (error) {
+    if (!wanted) throw error
     const detail = 'memory that is written back needs Linux 6.7 (asynchronous write-protection)'
-    throw writeBack ? new FerryError('UNSUPPORTED', { cause: error, detail }) : error
+    if (needed) throw new FerryError('UNSUPPORTED', { cause: error, detail })
+    return { features: uffd.begin(0n), isTracked: false }
   }
 }
+
+/** Pages of memory right before they went. */
+interface Seen {
+  bytes: Uint8Array
+  written: PageSet
+}
+
+/** Runs of pages that were written to before, or in between. */
+function changedRuns(bytes: Uint8Array, { bytes: before, written }: Seen): [from: number, to: number][] {
+  const runs: [number, number][] = []
+  for (let at = 0; at < bytes.length; at += PAGE_BYTES) {
+    const end = at + PAGE_BYTES
+    const isSame =
+      !written.has(at / PAGE_BYTES) && Buffer.compare(bytes.subarray(at, end), before.subarray(at, end)) === 0
+    if (isSame) continue
+    const last = runs.at(-1)
+    if (last?.[1] === at) last[1] = end
+    else runs.push([at, end])
+  }
+  return runs
+}
+
+const pagesAround = (at: number, length: number): [from: number, to: number] => [
+  Math.floor(at / PAGE_BYTES) * PAGE_BYTES,
+  Math.ceil((at + length) / PAGE_BYTES) * PAGE_BYTES,
+]

@@ -10,6 +10,7 @@ import { type Listener, listen, listenerOf } from '../linux/listen.js'
 import { type Watcher, watchDescriptor } from '../linux/poll.js'
 import { type FaultCounts, type FaultOptions, Faults } from './faults.js'
 import { HANDSHAKE_BYTES_MAX, parseMappings } from './handshake.js'
+import { copiedPages } from './pages.js'
 
 const log = logger('userfault')
 
@@ -132,7 +133,10 @@ class Process {
           detail: `${descriptors.length} descriptors came, instead of one userfaultfd`,
         })
       const mappings = parseMappings(Buffer.from(bytes).toString(), door.size)
-      this.#faults = new Faults(fd, door, mappings, { onFault, onEnd: () => this.#leave(null) })
+      this.#faults = new Faults(fd, copiedPages(door, { isProtected: false }), mappings, {
+        onFault,
+        onEnd: () => this.#leave(null),
+      })
       clearTimeout(this.#patience)
       log.info('memory of a process', { mappings: mappings.length })
     } catch (error) {

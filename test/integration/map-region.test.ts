@@ -109,6 +109,48 @@ describe(`a region as memory (SEED=${SEED})`, () => {
   )
 
   test(
+    'parts of it come when they are asked for',
+    async () => {
+      sourceOf(12 * MiB)
+      const { end, lines, stderr } = await says('ahead')
+      expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
+      expect(lines).toEqual([
+        { isSame: true, faults: 0, isPart: true },
+        expect.stringMatching(/^the remote returned fewer bytes than asked: .*: the file was cut/),
+        `invalid argument: 1 bytes at ${12 * MiB} of ${12 * MiB}`,
+      ])
+    },
+    TEST_MS,
+  )
+
+  test.each(['read only', 'written back'])(
+    'what somebody else changed at the remote is taken in by a refresh (%s)',
+    async kind => {
+      sourceOf(6 * MiB + 1)
+      const { end, lines, stderr } = await says('refresh', kind)
+      expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
+      const first = (lines[0] as { part: number[] }).part
+      // A part is a part: the rest is as it was.
+      expect(lines.slice(0, 5)).toEqual([
+        { part: [first[0], 1, first[2]] },
+        ...[2, 3, 4, 5].map(round => ({ part: [round - 1, round, round - 1] })),
+      ])
+      expect(lines[5]).toEqual({ isSame: true, isThere: true })
+    },
+    TEST_MS,
+  )
+
+  test(
+    'pages that leave take nothing back of what another door has written',
+    async () => {
+      sourceOf(16 * MiB)
+      const { end, lines, stderr } = await says('beside', SEED)
+      expect({ end, lines, stderr }).toEqual({ end: 0, lines: [{ isSame: true }], stderr: '' })
+    },
+    TEST_MS,
+  )
+
+  test(
     'what is written goes back: to the region with a flush, to the remote with a sync',
     async () => {
       sourceOf(3 * MiB + 4)

@@ -16,6 +16,7 @@ export const engineOptions = (cacheDir: string, changes: Partial<TreeCacheOption
   storage: diskStorage(cacheDir),
   identity: { writer: path.basename(cacheDir), host: 'here', bootId: 'boot', pid: process.pid, startTime: 1 },
   readOnly: false,
+  isRegion: false,
   takeOver: true,
   cacheBytesMax: 1024 ** 3,
   cacheBytesFreeMin: 0,
