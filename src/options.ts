@@ -256,6 +256,8 @@ const joinTable = {
   ),
 }
 
+const residentKind = size({ min: '4M', max: '8000T', like: '1G' })
+
 /** What a server of memory takes. */
 const memoryTable = {
   socket: needed('server', path('FILE'), 'where processes hand over their userfaultfd: a Unix socket'),
@@ -264,6 +266,12 @@ const memoryTable = {
     choice('poison', 'wait'),
     'poison',
     'a page that cannot be had is a SIGBUS for who touches it, or is waited for',
+  ),
+  share: defaulted('server', toggle(), false, 'hand every process one and the same memory (a memfd), which it maps'),
+  resident: optional(
+    'server',
+    residentKind,
+    "with --share: so much of it is there at once, at most (default: half of the machine's memory)",
   ),
 }
 
@@ -347,7 +355,7 @@ const mapSchema = z.strictObject({
   writeBack: z.prefault(toggle().schema, false),
   prefetch: z.prefault(toggle().schema, false),
   onFault: memoryTable.onFault.schema,
-  resident: z.prefault(size({ min: '4M', max: '8000T', like: '1G' }).schema, Math.floor(totalmem() / 2)),
+  resident: z.prefault(residentKind.schema, Math.floor(totalmem() / 2)),
 })
 /**
  * Options of `mapRegion`. `writeBack`: what is written goes to the region (default: it stays in the memory). `prefetch`: all of it is filled

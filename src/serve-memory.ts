@@ -6,7 +6,8 @@ import { listenMemory, type MemoryServer } from './userfault/server.js'
 /**
  * Serves a region as memory, until it is closed: a process connects to the Unix socket `socket`, passes its userfaultfd (SCM_RIGHTS) and
  * says by JSON which of its addresses are which bytes of the region (docs/MEMORY.md: Firecracker's protocol); its pages come when they
- * are touched. What it writes there stays its own. The region stays open.
+ * are touched. What it writes there stays its own. The region stays open. With `share` a process is first given a memfd, which all of them
+ * map privately: what they have not written to is there once.
  * @throws FerryError USAGE: an option is wrong, or nobody can listen there
  */
 export async function serveMemory(region: RegionDoor, options: MemoryOptions): Promise<MemoryServer> {

@@ -6,6 +6,7 @@ import { checked, self } from './libc.js'
 
 type Message = (socket: number, message: Uint8Array, flags: number) => number
 const recvmsgCall = self.func('recvmsg', 'int64_t', ['int', 'void *', 'int']) as Message
+const sendmsgCall = self.func('sendmsg', 'int64_t', ['int', 'void *', 'int']) as Message
 
 const dup2Call = self.func('dup2', 'int', ['int', 'int']) as (from: number, to: number) => number
 
@@ -35,6 +36,7 @@ export function takeDescriptor(socket: Socket): number {
 const SOL_SOCKET = 1
 const SCM_RIGHTS = 1
 const MSG_DONTWAIT = 0x40
+const MSG_NOSIGNAL = 0x4000
 const MSG_CMSG_CLOEXEC = 0x40000000
 
 // struct msghdr { void *name; u32 namelen, pad; struct iovec *iov; u64 iovlen; void *control; u64 controllen; int flags, pad }
@@ -55,13 +57,8 @@ export interface Received {
  */
 export function receive(socket: number, bytesMax: number, descriptorsMax: number): Received {
   const bytes = Buffer.from(new ArrayBuffer(bytesMax))
-  const vector = BigUint64Array.of(koffi.address(bytes), BigInt(bytesMax))
   const control = Buffer.from(new ArrayBuffer(CMSG_HEADER_BYTES + Math.ceil(descriptorsMax / 2) * 8))
-  const message = Buffer.from(new ArrayBuffer(MSGHDR_BYTES))
-  message.writeBigUInt64LE(koffi.address(vector), 16)
-  message.writeBigUInt64LE(1n, 24)
-  message.writeBigUInt64LE(koffi.address(control), 32)
-  message.writeBigUInt64LE(BigInt(control.length), 40)
+  const message = headerOf(bytes, control)
   const count = checked(Number(recvmsgCall(socket, message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)), 'recvmsg')
   const [length, level, type] = [control.readUInt32LE(0), control.readInt32LE(8), control.readInt32LE(12)]
   const descriptors: number[] = []
@@ -69,6 +66,35 @@ export function receive(socket: number, bytesMax: number, descriptorsMax: number
     for (let at = CMSG_HEADER_BYTES; at < length; at += 4) descriptors.push(control.readInt32LE(at))
   return { bytes: bytes.subarray(0, count), descriptors }
 }
+
+/**
+ * Sends bytes, few enough for a socket that nothing was sent to yet, and a descriptor along with them. sendmsg(2)
+ * @throws errno EAGAIN (IO): the socket takes nothing now
+ */
+export function sendDescriptor(socket: number, bytes: Uint8Array, descriptor: number): void {
+  const control = Buffer.from(new ArrayBuffer(CMSG_HEADER_BYTES + 8))
+  control.writeBigUInt64LE(BigInt(CMSG_HEADER_BYTES + 4), 0)
+  control.writeInt32LE(SOL_SOCKET, 8)
+  control.writeInt32LE(SCM_RIGHTS, 12)
+  control.writeInt32LE(descriptor, CMSG_HEADER_BYTES)
+  const payload = Buffer.from(bytes)
+  const sent = checked(Number(sendmsgCall(socket, headerOf(payload, control), MSG_DONTWAIT | MSG_NOSIGNAL)), 'sendmsg')
+  if (sent < bytes.length) throw new FerryError('IO', { detail: `${sent} of ${bytes.length} bytes were sent` })
+}
+
+/** struct msghdr of one buffer; all three are to stay where they are until the call has returned. */
+function headerOf(bytes: Buffer, control: Buffer): Buffer {
+  const vector = BigUint64Array.of(koffi.address(bytes), BigInt(bytes.length))
+  const message = Buffer.from(new ArrayBuffer(MSGHDR_BYTES))
+  message.writeBigUInt64LE(koffi.address(vector), 16)
+  message.writeBigUInt64LE(1n, 24)
+  message.writeBigUInt64LE(koffi.address(control), 32)
+  message.writeBigUInt64LE(BigInt(control.length), 40)
+  vectors.set(message, vector)
+  return message
+}
+/** They live as long as the header that points to them. */
+const vectors = new WeakMap<Buffer, BigUint64Array>()
 
 /**
  * Takes one byte and the descriptor that came with it from a stream socket, without waiting; it is close-on-exec.

@@ -1,5 +1,6 @@
 // Memory that is mapped by hand: mmap(2), madvise(2), munmap(2).
-import { constants } from 'node:buffer'
+import { constants as bufferConstants } from 'node:buffer'
+import { closeSync, constants, fchmodSync, ftruncateSync, openSync } from 'node:fs'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import koffi from 'koffi'
@@ -39,8 +40,40 @@ export const unmap = (address: number, length: number): number => checked(munmap
 export const dropPages = (address: number, length: number): number =>
   checked(madviseCall(address, length, MADV_DONTNEED), 'madvise')
 
+const memfdCreateCall = self.func('int memfd_create(const char *name, unsigned int flags)') as (
+  name: string,
+  flags: number,
+) => number
+const fcntlCall = self.func('fcntl', 'int', ['int', 'int', 'int']) as (
+  fd: number,
+  what: number,
+  value: number,
+) => number
+const MFD_CLOEXEC_ALLOW_SEALING = 3
+const F_ADD_SEALS = 1033
+/** SEAL, SHRINK, GROW: whoever maps it never finds its end elsewhere. */
+const SEALS = 7
+const READ_ONLY_MODE = 0o400
+
+/** Memory that can be handed to others, without memory of its own until it is written; the caller closes the descriptor. memfd_create(2) */
+export function openMemfd(name: string, length: number): number {
+  const fd = checked(memfdCreateCall(name, MFD_CLOEXEC_ALLOW_SEALING), 'memfd_create')
+  try {
+    ftruncateSync(fd, length)
+    checked(fcntlCall(fd, F_ADD_SEALS, SEALS), 'fcntl')
+    fchmodSync(fd, READ_ONLY_MODE)
+    return fd
+  } catch (error) {
+    closeSync(fd)
+    throw error
+  }
+}
+
+/** The same memory, which whoever is given it can read and map privately; the caller closes it. */
+export const readOnlyDescriptor = (fd: number): number => openSync(`/proc/self/fd/${fd}`, constants.O_RDONLY)
+
 /** The longest view there can be: 4 GiB with Node 20. */
-export const VIEW_BYTES_MAX = constants.MAX_LENGTH
+export const VIEW_BYTES_MAX = bufferConstants.MAX_LENGTH
 
 /** Of memory that stays mapped for as long as the view is used. @throws TOO_LARGE: for a Uint8Array of this Node */
 export function viewOf(address: number, length: number): Uint8Array {

@@ -306,15 +306,17 @@ export class Faults {
     if (!space) {
       // Registered, but not told of: nobody knows its bytes.
       log.warn('a fault at memory that is of no mapping', { address })
-      this.#poison(address - (address % 4096), 4096)
+      this.#poisonAt(address - (address % 4096), 4096)
       return
     }
     const { pageBytes, taken, removed } = space
     const page = Math.floor((address - space.address) / pageBytes)
     const at = page * pageBytes
     if (taken.has(page)) {
-      // Two may have touched it at once; or it is on its way.
-      if (!this.#isFilling(space, at)) this.#uffd.wake(space.address + at, pageBytes)
+      if (this.#isFilling(space, at)) return
+      // Two may have touched it at once. Of shared memory the kernel may have unmapped it, though it is there.
+      if (this.#pages.isOwn) this.#uffd.wake(space.address + at, pageBytes)
+      else this.#fill({ space, from: at, to: at + pageBytes }, { waiting: at })
       return
     }
     if (removed.has(page)) {
@@ -432,16 +434,21 @@ export class Faults {
     taken.delete(from / pageBytes, to / pageBytes)
     if (waiting !== undefined) {
       log.error('bytes of memory could not be had: who touches them gets SIGBUS', { at: space.at + waiting, error })
-      const page = waiting / pageBytes
-      taken.add(page, page + 1)
-      space.poisoned.add(page, page + 1)
-      this.#poison(address + waiting, pageBytes)
+      this.#poison(space, waiting)
     }
     // Others may wait for its other pages: they ask again.
     this.#uffd.wake(address + from, to - from)
   }
 
-  #poison(address: number, length: number): void {
+  /** Whoever touches the page gets SIGBUS, from now on. */
+  #poison({ address, pageBytes, taken, poisoned }: Space, at: number): void {
+    const page = at / pageBytes
+    taken.add(page, page + 1)
+    poisoned.add(page, page + 1)
+    this.#poisonAt(address + at, pageBytes)
+  }
+
+  #poisonAt(address: number, length: number): void {
     this.counts.poisoned++
     const { errno: number } = this.#uffd.poison(address, length)
     if (number !== 0 && number !== errno.EEXIST)
@@ -502,6 +509,8 @@ export class Faults {
     // Unmapped, or the process is ending.
     if (number === errno.ENOENT || number === errno.ESRCH) return
     log.error('pages could not be put into memory', { at: space.at + from, error: systemError(number, 'ioctl') })
-    this.#poison(space.address + from, space.pageBytes)
+    this.#poison(space, from)
+    // Others ask again.
+    this.#uffd.wake(space.address + from, to - from)
   }
 }

@@ -14,6 +14,7 @@ import {
   removeMessage,
   UFFD_API,
   UFFDIO_API,
+  UFFDIO_CONTINUE,
   UFFDIO_COPY,
   UFFDIO_MOVE,
   UFFDIO_POISON,
@@ -123,6 +124,11 @@ export class Userfaultfd {
   /** The same with zeros, without memory of their own until they are written to. */
   zero(start: number, length: number): Answered {
     return this.#fill(UFFDIO_ZEROPAGE, start, length)
+  }
+
+  /** Maps pages that shared memory has, and wakes who waits for them. Stops at one that it has not (EFAULT), or that is mapped (EEXIST). */
+  continue(start: number, length: number): Answered {
+    return this.#fill(UFFDIO_CONTINUE, start, length)
   }
 
   /** Who touches these pages gets SIGBUS. EINVAL: Linux before 6.6. */

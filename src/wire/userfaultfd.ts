@@ -12,6 +12,8 @@ export const REGISTER_MISSING = 1n
 export const REGISTER_WP = 2n
 /** Of COPY: the page arrives protected. */
 export const COPY_WP = 2n
+/** Of REGISTER: faults at pages of shared memory that are there, and not in this mapping. */
+export const REGISTER_MINOR = 4n
 /** A feature: a write to a protected page takes the protection away, and nobody is asked (Linux 6.7). */
 export const FEATURE_WP_ASYNC = 1n << 15n
 /** The kernel has MOVE; it need not be asked for. */
@@ -33,6 +35,7 @@ export const UFFDIO_WAKE = ior(MAGIC, 0x02, uffdioRange.size)
 export const UFFDIO_COPY = iowr(MAGIC, 0x03, uffdioCopy.size)
 export const UFFDIO_ZEROPAGE = iowr(MAGIC, 0x04, uffdioFill.size)
 export const UFFDIO_MOVE = iowr(MAGIC, 0x05, uffdioMove.size)
+export const UFFDIO_CONTINUE = iowr(MAGIC, 0x07, uffdioFill.size)
 export const UFFDIO_POISON = iowr(MAGIC, 0x08, uffdioFill.size)
 
 /** What a message is about. */

@@ -9,6 +9,7 @@ import { freshSeed, random as randomOf } from '../../src/base/random.js'
 import { redisBlob } from '../../src/remote/redis-blob.js'
 import { startRedis } from '../fixtures/redis.js'
 import { long, requires } from '../fixtures/requires.js'
+import { makeBucket, putObject, rgwEnv, startRgw } from '../fixtures/rgw.js'
 
 const MiB = 2 ** 20
 const PAGE = 4096
@@ -48,13 +49,13 @@ const argumentsOf = (what: string, argument?: string | number) => [
 const env = () => ({ ...process.env, XDG_STATE_HOME: at('state'), XDG_RUNTIME_DIR: undefined })
 
 /** What a program says, and how it ends. */
-const says = (what: string, argument?: string | number, region?: string) =>
+const says = (what: string, argument?: string | number, more: NodeJS.ProcessEnv = {}) =>
   new Promise<{ end: number | string; lines: unknown[]; stderr: string }>(done => {
     const timeout = long ? 30 * TEST_MS : TEST_MS
     const child = execFile(
       process.execPath,
       argumentsOf(what, argument),
-      { env: { ...env(), REGION: region }, timeout },
+      { env: { ...env(), ...more }, timeout },
       (error, out, stderr) => {
         children.delete(child)
         const lines = out
@@ -91,9 +92,42 @@ describe(`a region as memory (SEED=${SEED})`, () => {
       const bytes = 5 * MiB
       const content = sourceOf(bytes)
       const region = await remoteOf(kind, content)
-      const { end, lines, stderr } = await says('content', SEED, region)
+      const { end, lines, stderr } = await says('content', SEED, { REGION: region })
       expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
       expect(lines[0]).toEqual({ wrong: 0, isSame: true, size: bytes, read: 0 })
+    },
+    TEST_MS,
+  )
+
+  requires('userfaultfd', 'built', 'rgw').test(
+    'of an object of a bucket, in any order, and what is written to it goes back',
+    async () => {
+      const content = sourceOf(5 * MiB)
+      const rgw = await startRgw()
+      const bucket = await makeBucket(rgw)
+      await putObject(rgw, bucket, 'state', content)
+      const more = { ...rgwEnv(rgw), REGION: `s3://${bucket}/state` }
+      const { end, lines, stderr } = await says('content', SEED, more)
+      expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
+      expect(lines[0]).toEqual({ wrong: 0, isSame: true, size: content.length, read: 0 })
+      expect(await says('resident', 'written back', more)).toMatchObject({
+        end: 0,
+        lines: [{ wrong: 0, isSame: true }],
+      })
+    },
+    4 * TEST_MS,
+  )
+
+  test.each([
+    ['far away', 'rtt=20ms,jitter=5ms,rate=20M'],
+    ['unreliable', 'errors=0.2,short=0.1'],
+  ])(
+    'of a remote that is %s, in any order',
+    async (_, how) => {
+      const content = sourceOf(5 * MiB)
+      const { end, lines, stderr } = await says('content', SEED, { SIMULATE: `${how},seed=${SEED % 2 ** 31}` })
+      expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
+      expect(lines[0]).toEqual({ wrong: 0, isSame: true, size: content.length, read: 0 })
     },
     TEST_MS,
   )

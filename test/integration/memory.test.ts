@@ -7,6 +7,7 @@ import { join, resolve } from 'node:path'
 import { createInterface, type Interface } from 'node:readline'
 import { afterAll, afterEach, beforeAll, beforeEach, expect } from '@jest/globals'
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
+import type { MemoryOptions } from '../../src/options.js'
 import { requires } from '../fixtures/requires.js'
 
 const MiB = 2 ** 20
@@ -54,9 +55,10 @@ interface Ended {
   stderr: string
 }
 
-const run = (program: string, args: string[]) =>
+const run = (program: string, args: string[], env: NodeJS.ProcessEnv = {}) =>
   new Promise<Ended>(done => {
-    const child = execFile(program, args, { timeout: TEST_MS / 2 }, (error, stdout, stderr) => {
+    const options = { timeout: TEST_MS / 2, env: { ...process.env, ...env } }
+    const child = execFile(program, args, options, (error, stdout, stderr) => {
       children.delete(child)
       done({ status: error ? (error.signal ?? Number(error.code ?? 1)) : 0, stdout: stdout.trim(), stderr })
     })
@@ -64,10 +66,22 @@ const run = (program: string, args: string[]) =>
   })
 
 /** A program whose `bytes` of memory are the region from `offset` on, and what it says. */
-async function uses(bytes: number, offset: number, ...action: string[]): Promise<string> {
-  const { status, stdout, stderr } = await run(client, [socket(), String(bytes), String(offset), ...action])
+const uses = (bytes: number, offset: number, ...action: string[]) => says({}, bytes, offset, action)
+/** The same where the memory comes from the server. */
+const maps = (bytes: number, offset: number, ...action: string[]) => says({ SHARED: '1' }, bytes, offset, action)
+
+async function says(env: NodeJS.ProcessEnv, bytes: number, offset: number, action: string[]): Promise<string> {
+  const { status, stdout, stderr } = await run(client, [socket(), String(bytes), String(offset), ...action], env)
   expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
   return stdout
+}
+
+interface Counts {
+  faults: number
+  bytes: number
+  poisoned: number
+  connections: number
+  residentBytes: number
 }
 
 class Daemon {
@@ -83,15 +97,15 @@ class Daemon {
     return (await this.#lines.next()).value ?? ''
   }
 
-  async ask(line: string): Promise<{ faults: number; bytes: number; poisoned: number; connections: number }> {
+  async ask(line: string): Promise<Counts> {
     this.child.stdin!.write(`${line}\n`)
     return JSON.parse(await this.line())
   }
 }
 
 /** Bytes that can be lost. */
-async function serves(onFault: 'poison' | 'wait' = 'poison'): Promise<Daemon> {
-  const args = [resolve('test/fixtures/memory-daemon.mjs'), dist, socket(), at('source'), onFault]
+async function serves(options: Partial<MemoryOptions> = {}): Promise<Daemon> {
+  const args = [resolve('test/fixtures/memory-daemon.mjs'), dist, socket(), at('source'), JSON.stringify(options)]
   const daemon = new Daemon(spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'] }))
   await daemon.line()
   return daemon
@@ -185,7 +199,7 @@ describe(`memory of a process (SEED=${SEED})`, () => {
     'or it is waited for',
     async () => {
       const content = sourceOf(4 * MiB)
-      const daemon = await serves('wait')
+      const daemon = await serves({ onFault: 'wait' })
       await daemon.ask('lose')
       let isOver = false
       const touched = uses(4 * MiB, 0, 'touch', String(MiB)).finally(() => {
@@ -203,7 +217,7 @@ describe(`memory of a process (SEED=${SEED})`, () => {
     'a process that ends in the middle of a fault leaves nothing behind',
     async () => {
       sourceOf(4 * MiB)
-      const daemon = await serves('wait')
+      const daemon = await serves({ onFault: 'wait' })
       const descriptors = () => readdirSync(`/proc/${daemon.child.pid}/fd`).length
       await daemon.ask('lose')
       const before = descriptors()
@@ -218,6 +232,65 @@ describe(`memory of a process (SEED=${SEED})`, () => {
       expect(descriptors()).toBe(before)
       await daemon.ask('have')
       expect(await uses(4 * MiB, 0, 'walk', at('source'), '1')).toBe('0')
+    },
+    TEST_MS,
+  )
+
+  test(
+    'shared: several processes map one copy, of which so much is there as there may be',
+    async () => {
+      sourceOf(16 * MiB)
+      const daemon = await serves({ share: true })
+      const seeds = [1, 2, 3, 4].map(seed => String(seed + (SEED % 1_000)))
+      const wrong = await Promise.all(seeds.map(seed => maps(16 * MiB, 0, 'walk', at('source'), seed)))
+      expect(wrong).toEqual(['0', '0', '0', '0'])
+      const { residentBytes, poisoned } = await daemon.ask('counts')
+      expect(residentBytes).toBeLessThanOrEqual(16 * MiB)
+      expect({ poisoned, isOnce: residentBytes > 8 * MiB }).toEqual({ poisoned: 0, isOnce: true })
+      expect(await maps(8 * MiB, 4 * MiB, 'dump', at('part'))).toBe(String(8 * MiB))
+      expect(readFileSync(at('part')).equals(readFileSync(at('source')).subarray(4 * MiB, 12 * MiB))).toBe(true)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'shared: larger than what may be there at once',
+    async () => {
+      const content = sourceOf(40 * MiB)
+      const daemon = await serves({ share: true, resident: '6M' })
+      const seeds = [1, 2].map(seed => String(seed + (SEED % 1_000)))
+      const walks = seeds.map(seed => maps(40 * MiB, 0, 'walk', at('source'), seed))
+      expect(await maps(40 * MiB, 0, 'dump', at('dumped'))).toBe(String(40 * MiB))
+      expect(readFileSync(at('dumped')).equals(content)).toBe(true)
+      expect(await Promise.all(walks)).toEqual(['0', '0'])
+      expect((await daemon.ask('counts')).residentBytes).toBeLessThan(8 * MiB)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'shared: a process that does not map what it was given ends, and others go on',
+    async () => {
+      sourceOf(4 * MiB)
+      await serves({ share: true })
+      expect((await run(client, [socket(), String(4 * MiB), '0', 'touch', String(5 * PAGE)])).status).toBe('SIGBUS')
+      expect(await maps(4 * MiB, 0, 'walk', at('source'), '1')).toBe('0')
+    },
+    TEST_MS,
+  )
+
+  test(
+    'shared: what a process writes is its own, and what it gives back is the region again',
+    async () => {
+      const content = sourceOf(4 * MiB)
+      const daemon = await serves({ share: true })
+      const before = content[5 * PAGE]
+      expect(await maps(4 * MiB, 0, 'own')).toBe(`${before} ${(before + 1) % 256} ${before}`)
+      expect(await maps(4 * MiB, 0, 'own')).toBe(`${before} ${(before + 1) % 256} ${before}`)
+      await daemon.ask('lose')
+      expect(await maps(4 * MiB, 0, 'bus', String(3 * MiB))).toBe('1 1')
+      await daemon.ask('have')
+      expect(await maps(4 * MiB, 0, 'walk', at('source'), '1')).toBe('0')
     },
     TEST_MS,
   )
