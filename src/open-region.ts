@@ -2,6 +2,7 @@
 import { orAborted } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { logger } from './base/log.js'
+import type { Write } from './cache/content.js'
 import type { RegionDoor, RegionExtent } from './cache/door.js'
 import type { Maybe } from './cache/filesystem.js'
 import { RegionCache, type RegionCacheStatus } from './cache/region.js'
@@ -66,7 +67,8 @@ export async function openRegion(url: string, options: RegionOptions = {}, signa
     const cache = await beginTreeCache(remote, engineOptions(engine, cacheDir), signal)
     opened.unshift(cache)
     await orAborted(cache.replayed, signal)
-    const region = await RegionCache.open(cache, fileOf(url), settings).catch(error => {
+    const { unversioned } = remote.capabilities
+    const region = await RegionCache.open(cache, fileOf(url), { ...settings, unversioned }).catch(error => {
       throw error instanceof FerryError && (error.code === 'NOT_FOUND' || error.code === 'IS_DIRECTORY')
         ? new FerryError('USAGE', { cause: error, detail: `${remote.url}: no such object` })
         : error
@@ -98,6 +100,7 @@ interface RegionParts {
 
 /** Where a region's cache is: in this thread, or in another. */
 export interface RegionPlace extends RegionDoor {
+  writeAll(writes: readonly Write[]): Maybe<void>
   presence(countMax: number): [from: number, to: number][]
   prefetch(at: number, length: number): Promise<void>
   sync(options?: Watching): Promise<void>
@@ -121,6 +124,7 @@ function hereOf(region: RegionCache, { cacheDir, remote, release }: RegionParts)
     ...{ size, readOnly, fileSystem },
     read: region.read.bind(region),
     write: region.write.bind(region),
+    writeAll: region.writeAll.bind(region),
     trim: region.trim.bind(region),
     flush: region.flush.bind(region),
     prefetch: region.prefetch.bind(region),
@@ -210,6 +214,14 @@ export class Region implements RegionDoor, AsyncDisposable {
   /** Acknowledged: it survives the end of this process; after `flush` also a loss of power. INVALID beyond the end. */
   write(at: number, from: Uint8Array): Maybe<void> {
     return this.#counted(() => this.#place.write(at, from))
+  }
+
+  /**
+   * Several writes as one, each of whole pages of 4 KiB (or to the end): a crash leaves all of them or none, and so does every batch that the
+   * remote has. INVALID: beyond the end, or no whole pages; TOO_LARGE: more than about 200 MiB at once.
+   */
+  writeAll(writes: readonly { at: number; from: Uint8Array }[]): Maybe<void> {
+    return this.#counted(() => this.#place.writeAll(writes))
   }
 
   /** These bytes are zeros from now on. */

@@ -353,15 +353,19 @@ export type GrpcServerSettings = z.output<typeof grpcSchema>
 
 const mapSchema = z.strictObject({
   writeBack: z.prefault(toggle().schema, false),
+  consistent: z.prefault(toggle().schema, false),
+  detect: z.prefault(choice('faults', 'hashes').schema, 'faults'),
   prefetch: z.prefault(toggle().schema, false),
   onFault: memoryTable.onFault.schema,
   resident: z.prefault(residentKind.schema, Math.floor(totalmem() / 2)),
 })
 /**
- * Options of `mapRegion`. `writeBack`: what is written goes to the region (default: it stays in the memory). `prefetch`: all of it is filled
- * in the background. `resident`: bytes that are there at once, at most (default: half of the machine's memory). `onFault`: a page that cannot be had is SIGBUS, which ends the program ('poison', the default), or is waited for.
+ * Options of `mapRegion`. `writeBack`: what is written goes to the region (default: it stays in the memory). `consistent`: each time
+ * that is as all of the memory was in one moment, whichever threads write. `prefetch`: all of it is filled in the background. `detect`: 'faults' (userfaultfd, the
+ * default), or 'hashes', which needs nothing of the kernel: all of it comes first, and is looked through every second. `resident`: bytes that are there at once, at most (default: half of the machine's memory). `onFault`: a page that cannot be had is SIGBUS, which ends the program ('poison', the default), or is waited for.
  */
 export type MapOptions = Partial<z.input<typeof mapSchema>>
+export type MapSettings = z.output<typeof mapSchema>
 
 /** Options of `serveMemory`. */
 export type MemoryOptions = z.input<typeof memorySchema>
@@ -454,7 +458,15 @@ export const memorySettings = (options: MemoryOptions): MemorySettings =>
   check(memorySchema, { values: { ...options }, calledAs: {} })
 
 /** The same for memory of this program. */
-export const mapSettings = (options: MapOptions) => check(mapSchema, { values: { ...options }, calledAs: {} })
+export function mapSettings(options: MapOptions): MapSettings {
+  const settings = check(mapSchema, { values: { ...options }, calledAs: {} })
+  const given = (['consistent', 'prefetch', 'onFault', 'resident'] as const).find(name => options[name] !== undefined)
+  if (settings.detect === 'hashes' && given)
+    throw new FerryError('USAGE', { detail: `${given}: of memory with faults; not allowed with detect: 'hashes'` })
+  if (settings.consistent && !settings.writeBack)
+    throw new FerryError('USAGE', { detail: 'consistent: of what is written back; allowed with writeBack' })
+  return settings
+}
 
 /** The same for a server of gRPC. */
 export function grpcServerSettings(options: GrpcServerOptions): GrpcServerSettings {

@@ -66,6 +66,10 @@ export class RegionInThread implements RegionPlace {
     await this.call('write', [at, from])
   }
 
+  async writeAll(writes: readonly { at: number; from: Uint8Array }[]): Promise<void> {
+    await this.call('writeAll', [writes])
+  }
+
   async trim(at: number, length: number): Promise<void> {
     await this.call('trim', [at, length])
   }

@@ -4,9 +4,11 @@ import { lasting } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { onLog } from './base/log.js'
 import { openRegion, type Region } from './open-region.js'
+import type { MapSettings } from './options.js'
 import type { RegionReply, RegionRequest, RegionThreadData } from './region-thread-messages.js'
 import { packError, packLog } from './remote/in-worker-messages.js'
-import { Memory, type MemorySettings } from './userfault/memory.js'
+import { type MappedMemory, Memory } from './userfault/memory.js'
+import { PolledMemory } from './userfault/polled.js'
 
 if (!parentPort) throw new Error('this module is the entry of a worker')
 const port = parentPort
@@ -15,10 +17,10 @@ const { origin, answered, port: syncPort } = workerData as RegionThreadData
 const post = (reply: RegionReply, transfer: ArrayBuffer[] = []) => port.postMessage(reply, transfer)
 onLog(record => post({ log: packLog(record) }))
 
-const memories = new Map<number, Memory>()
+const memories = new Map<number, MappedMemory>()
 const running = new Map<number, AbortController>()
 
-const memoryOf = (id: unknown): Memory => {
+const memoryOf = (id: unknown): MappedMemory => {
   const memory = memories.get(id as number)
   if (!memory) throw new FerryError('CLOSED')
   return memory
@@ -32,6 +34,7 @@ const calls = (region: Region): Record<string, (id: number, args: unknown[], sig
     return into
   },
   write: (_, [at, from]) => region.write(at as number, from as Uint8Array),
+  writeAll: (_, [writes]) => region.writeAll(writes as { at: number; from: Uint8Array }[]),
   trim: (_, [at, length]) => region.trim(at as number, length as number),
   flush: () => region.flush(),
   prefetch: (_, [at, length]) => region.prefetch(at as number, length as number),
@@ -48,8 +51,12 @@ const calls = (region: Region): Record<string, (id: number, args: unknown[], sig
     }
     await region.close()
   },
-  map(id, [settings]) {
-    const memory = new Memory(region, settings as MemorySettings)
+  async map(id, [given]) {
+    const { detect, ...settings } = given as MapSettings
+    const memory =
+      detect === 'faults'
+        ? new Memory(region, settings)
+        : await PolledMemory.open(region, { directory: region.status().cacheDir, writeBack: settings.writeBack })
     memories.set(id, memory)
     return { memory: id, address: memory.address, length: memory.length }
   },

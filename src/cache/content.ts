@@ -21,12 +21,24 @@ import type { Durability } from './durability.js'
 import type { Maybe, Stamped } from './filesystem.js'
 import { Changed, type Inode } from './inode.js'
 import type { Pull } from './pull.js'
-import { Kind, type Move, type Piece, packWrite, type TruncateRecord, unpackWrite, type ZeroRecord } from './records.js'
+import {
+  Kind,
+  type Move,
+  PIECES_MAX,
+  type Piece,
+  packWrite,
+  type TruncateRecord,
+  unpackWrite,
+  writeRecordBytes,
+  type ZeroRecord,
+} from './records.js'
 import type { TreeState } from './state.js'
 import { Zeros } from './zeros.js'
 
 /** Up to this many bytes of one chunk ride inside the record; a chunk that is written whole goes to a fresh slot instead. */
 const INLINE_BYTES_MAX = 64 * 1024
+/** Of the records of a write that has several. */
+const PART_BYTES_MAX = 512 * 1024
 const NO_ZEROS = new Zeros()
 /** ext4's limit, which we share: 2^44 bytes, 16 TiB. */
 export const FILE_BYTES_MAX = 2 ** 44
@@ -34,6 +46,12 @@ export const FILE_BYTES_MAX = 2 ** 44
 const LOOKED_CHUNKS_MAX = 65_536
 /** A read that keeps losing its pages to a change at the remote gives up after this many tries. */
 const READ_TRIES_MAX = 16
+
+/** Bytes and where they belong in a file. */
+export interface Write {
+  at: number
+  from: Uint8Array
+}
 
 export class Content {
   hits = 0
@@ -196,6 +214,38 @@ export class Content {
     this.#wrote(inode, size, pieces, stamped === 'now' ? timeNs : null)
   }
 
+  /**
+   * Whole pages (the last one to the end of the file), as one: the journal has all of it or nothing. Its bytes travel in the journal.
+   * @throws TOO_LARGE: for one segment of it
+   */
+  writeAll(inode: Inode, writes: readonly Write[]): void {
+    const { state } = this
+    state.ensureKnown(inode)
+    const parts = writes.flatMap(write => inChunks(write))
+    const records: Write[][] = []
+    let bytes = 0
+    for (const part of parts) {
+      const last = records.at(-1)
+      bytes += part.from.length
+      if (!last || bytes > PART_BYTES_MAX || last.length >= PIECES_MAX) {
+        records.push([part])
+        bytes = part.from.length
+      } else last.push(part)
+    }
+    const total = parts.reduce((sum, { from }) => sum + from.length, 0)
+    state.journal.reserve(writeRecordBytes(parts.length, total, records.length), records.length)
+    const timeNs = nowNs(state)
+    for (const [n, record] of records.entries()) {
+      const pieces = record.map(({ at, from }) => {
+        const index = Math.floor(at / CHUNK_BYTES)
+        return this.#inlinePiece(inode, inode.size, index, at - index * CHUNK_BYTES, from)
+      })
+      const { parts, bytes } = packWrite({ ino: inode.ino, size: inode.size, timeNs, pieces })
+      state.journal.append(n === records.length - 1 ? Kind.write : Kind.part, parts, bytes)
+      this.#wrote(inode, inode.size, pieces, timeNs)
+    }
+  }
+
   /** Only pages from the last one on are written by who appends. */
   #grow(inode: Inode, at: number) {
     if (!inode.growing) return
@@ -219,8 +269,7 @@ export class Content {
   }
 
   #writePiece(inode: Inode, size: number, index: number, offset: number, from: Uint8Array): Piece {
-    const { state } = this
-    const { chunks, slots } = state
+    const { slots } = this.state
     const end = offset + from.length
     const sizeInChunk = Math.min(size - index * CHUNK_BYTES, CHUNK_BYTES)
     if (offset === 0 && end >= sizeInChunk && end > INLINE_BYTES_MAX) {
@@ -246,6 +295,14 @@ export class Content {
         sumHigh: sum.high,
       }
     }
+    return this.#inlinePiece(inode, size, index, offset, from)
+  }
+
+  #inlinePiece(inode: Inode, size: number, index: number, offset: number, from: Uint8Array): Piece {
+    const { state } = this
+    const { chunks, slots } = state
+    const end = offset + from.length
+    const sizeInChunk = Math.min(size - index * CHUNK_BYTES, CHUNK_BYTES)
     const row = state.needRow(inode, index)
     const firstPage = Math.floor(offset / PAGE_BYTES)
     const pages = Math.ceil(end / PAGE_BYTES) - firstPage
@@ -545,4 +602,14 @@ export function sumOf(state: TreeState, row: Row): { low: number; high: number }
     at += length
   }
   return halves(digest(bytes))
+}
+
+function inChunks({ at, from }: Write): Write[] {
+  const parts: Write[] = []
+  for (let done = 0; done < from.length; ) {
+    const length = Math.min(CHUNK_BYTES - ((at + done) % CHUNK_BYTES), from.length - done)
+    parts.push({ at: at + done, from: from.subarray(done, done + length) })
+    done += length
+  }
+  return parts
 }

@@ -8,7 +8,7 @@ import { PAGE_BYTES, popcount } from '../chunk/geometry.js'
 import { HIDDEN, HIDDEN_BESIDE, type Usage } from '../remote/tree.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
 import { Completion } from './completion.js'
-import { Content, FILE_BYTES_MAX, nowNs } from './content.js'
+import { Content, FILE_BYTES_MAX, nowNs, type Write } from './content.js'
 import { Database, damageOf, type Meta } from './database.js'
 import type { RegionExtent } from './door.js'
 import { Durability } from './durability.js'
@@ -32,6 +32,7 @@ import { checkName, NAME_BYTES_MAX, Names } from './names.js'
 import { Profile } from './profile.js'
 import { Pull } from './pull.js'
 import { Push } from './push.js'
+import { Kind } from './records.js'
 import { replayRecord } from './replay.js'
 import { Room } from './room.js'
 import { Slots } from './slots.js'
@@ -285,6 +286,7 @@ class Engine implements TreeCache {
       meta?.lsn ?? 0,
       (_lsn, kind, body) => replayRecord(state, this.names, this.content, kind, body),
       meta?.serial,
+      kind => kind === Kind.part,
     )
     let step = replaying.next()
     for (let until = performance.now() + REPLAY_TURN_MS; !step.done; step = replaying.next()) {
@@ -775,25 +777,42 @@ class Engine implements TreeCache {
     const inode = this.state.inode(ino)
     if (stamped === 'by-kernel') this.#durability.written()
     const wait = this.#room.forChange(from.length)
-    if (wait) return wait.then(() => this.#write(inode, at, from, stamped))
+    const write = () => this.#done(this.content.write(inode, at, from, stamped))
+    if (wait) return wait.then(() => this.#write(write))
+    return this.#untilRoom(write)
+  }
+
+  /** Once, or again and again while the disk is full. */
+  #untilRoom(write: () => Maybe<void>): Maybe<void> {
     const again = (error: unknown) => {
       if (!isFerryError(error, 'NO_SPACE')) throw error
-      return this.#write(inode, at, from, stamped)
+      return this.#write(write)
     }
     try {
-      const written = this.#done(this.content.write(inode, at, from, stamped))
+      const written = write()
       return written instanceof Promise ? written.catch(again) : written
     } catch (error) {
       return again(error)
     }
   }
 
+  writeAll(ino: Ino, writes: readonly Write[]): Maybe<void> {
+    if (this.readOnly) throw new FerryError('READ_ONLY')
+    if (this.#closed) throw new FerryError('CLOSED')
+    const inode = this.state.inode(ino)
+    const bytes = writes.reduce((sum, { from }) => sum + from.length, 0)
+    if (bytes === 0) return
+    const write = () => this.#untilRoom(() => this.#done(this.content.writeAll(inode, writes)))
+    const wait = this.#room.forChange(bytes)
+    return wait ? wait.then(write) : write()
+  }
+
   /** The disk is full: what was accepted by write(2) is never refused while anything can still be given back. */
-  async #write(inode: Inode, at: number, from: Uint8Array, stamped?: Stamped): Promise<void> {
+  async #write(write: () => Maybe<void>): Promise<void> {
     const until = performance.now() + this.options.deadlineMs
     for (;;) {
       try {
-        await this.#done(this.content.write(inode, at, from, stamped))
+        await write()
         this.#problems.delete('disk')
         return
       } catch (error) {

@@ -17,6 +17,9 @@ export interface Segment extends SegmentHeader {
 /** Called for each record in order; `body` is valid until it returns. False: what the record names does not match it. */
 export type Visit = (lsn: number, kind: number, body: Uint8Array) => boolean
 
+/** Whether a record of this kind counts only with the one after it; they lie in one segment. */
+export type Grouping = (kind: number) => boolean
+
 interface Stop {
   /** Of the segment in the chain. */
   index: number
@@ -63,9 +66,9 @@ export function* survey(
   chain: Segment[],
   reader: SegmentReader,
   afterLsn: number,
-  visit: Visit,
+  { visit, isPart = () => false }: { visit: Visit; isPart?: Grouping },
 ): Generator<void, Survey> {
-  const walk = new Walk(chain, reader, afterLsn, visit)
+  const walk = new Walk(chain, reader, afterLsn, { visit, isPart })
   const stop = yield* walk.run()
   const end = stop && inspect(walk, stop)
   const { live, records, durableLsn, need } = walk
@@ -81,13 +84,17 @@ class Walk {
   readonly limits: number[]
   /** The LSN that has to come next. */
   need: number
+  readonly #visit: Visit
+  readonly #isPart: Grouping
 
   constructor(
     readonly chain: Segment[],
     readonly reader: SegmentReader,
     afterLsn: number,
-    readonly visit: Visit,
+    { visit, isPart }: { visit: Visit; isPart: Grouping },
   ) {
+    this.#visit = visit
+    this.#isPart = isPart
     this.need = afterLsn + 1
     this.durableLsn = afterLsn
     let limit = Number.POSITIVE_INFINITY
@@ -125,13 +132,19 @@ class Walk {
     let at = SEGMENT_HEADER_BYTES
     let expected = segment.firstLsn
     let refused = false
+    let isPart = false
     while (expected < limits[index]) {
       if (!this.#next(at, expected)) break
       at = reader.at
       expected = reader.lsn
       if (expected >= limits[index]) break
       if (expected >= this.need) {
-        refused = !this.visit(expected, reader.kind, reader.body())
+        if (this.#isPart(reader.kind) && !isPart) {
+          if (!this.#isWhole(at, expected)) break
+          reader.look(at)
+        }
+        isPart = this.#isPart(reader.kind)
+        refused = !this.#visit(expected, reader.kind, reader.body())
         if (refused) break
         this.records++
         this.need = expected + 1
@@ -149,6 +162,15 @@ class Walk {
     const closed = segment.closedLsn === this.need
     if (closed) this.durableLsn = this.need - 1
     return closed || this.need >= limits[index] ? undefined : { index, at, refused }
+  }
+
+  /** All records from `at` on that belong together are there. */
+  #isWhole(at: number, lsn: number): boolean {
+    const { reader } = this
+    for (let next = at, expected = lsn; ; next = reader.at + reader.recordBytes, expected++) {
+      if (!reader.look(next) || reader.kind === KIND_MARK || reader.lsn !== expected) return false
+      if (!this.#isPart(reader.kind)) return true
+    }
   }
 
   /** The record at `at`; where only records before `need` are damaged, the first good one behind them. */

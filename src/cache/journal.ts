@@ -13,12 +13,13 @@ import {
   RECORD_BODY_BYTES_MAX,
   RECORD_HEADER_BYTES,
   RECORD_MAGIC,
+  SEGMENT_BYTES_MAX,
   SEGMENT_HEADER_BYTES,
   viewOf,
   writeU64,
 } from './journal-format.js'
 import { SegmentReader } from './journal-reader.js'
-import { type End, type Segment, survey, type Visit } from './journal-replay.js'
+import { type End, type Grouping, type Segment, survey, type Visit } from './journal-replay.js'
 import type { Storage, StorageFile } from './storage.js'
 
 export interface JournalOptions {
@@ -153,18 +154,22 @@ export class Journal {
    * `NAME.damaged-N`; the records visited stay in the journal until they are released.
    * @param serial what `serial` was when `afterLsn` was the last: a segment that was removed since, and that power loss brings
    *   back, must be older than all that come now
+   * @param isPart says of a kind that such a record counts only with the one after it: an end between them is one before both
    */
-  replay(afterLsn: number, visit: Visit, serial = 0): ReplayResult {
-    const replaying = this.replaying(afterLsn, visit, serial)
+  replay(afterLsn: number, visit: Visit, serial = 0, isPart?: Grouping): ReplayResult {
+    const replaying = this.replaying(afterLsn, visit, serial, isPart)
     for (let step = replaying.next(); ; step = replaying.next()) if (step.done) return step.value
   }
 
   /** {@link replay}, a record a step. It has to be gone through to its end. */
-  *replaying(afterLsn: number, visit: Visit, serial = 0): Generator<void, ReplayResult> {
+  *replaying(afterLsn: number, visit: Visit, serial = 0, isPart?: Grouping): Generator<void, ReplayResult> {
     assert(this.#chain, 'a journal is replayed once')
     this.#serial = Math.max(this.#serial, serial)
     const reader = new SegmentReader()
-    const { lastLsn, records, durableLsn, live, idle, end } = yield* survey(this.#chain, reader, afterLsn, visit)
+    const { lastLsn, records, durableLsn, live, idle, end } = yield* survey(this.#chain, reader, afterLsn, {
+      visit,
+      isPart,
+    })
     const result: ReplayResult = { lastLsn, records, discarded: 0 }
     this.#chain = undefined
     this.#headLsn = lastLsn
@@ -187,6 +192,7 @@ export class Journal {
    */
   append(kind: number, parts: readonly Uint8Array[], bytes: number): number {
     assert(kind > KIND_MARK && kind < 256, 'a kind is 1 to 255')
+    assert(bytes <= RECORD_BODY_BYTES_MAX, 'a record is at most 1 MiB')
     if (this.#failure) throw this.#failure
     const recordBytes = RECORD_HEADER_BYTES + bytes
     let segment = this.#active
@@ -209,6 +215,17 @@ export class Journal {
     segment.dirty = true
     this.#headLsn = lsn
     return lsn
+  }
+
+  /**
+   * The next records, `bytes` bytes in `count` of them, lie in one segment: so those that belong together can (see `Grouping`).
+   * @throws NO_SPACE; TOO_LARGE: for a segment
+   */
+  reserve(bytes: number, count: number): void {
+    const room = aligned(bytes) + count * aligned(RECORD_HEADER_BYTES + 1)
+    if (SEGMENT_HEADER_BYTES + room > SEGMENT_BYTES_MAX) throw new FerryError('TOO_LARGE', { detail: `${bytes} bytes` })
+    const segment = this.#active
+    if (segment === undefined || segment.tail + room > segment.bytes) this.#rotate(room)
   }
 
   /**
@@ -386,7 +403,6 @@ export class Journal {
   #rotate(bytes: number): Segment {
     assert(!this.#chain, 'replay comes before append')
     assert(!this.#closing, 'the journal is open')
-    assert(bytes <= RECORD_BODY_BYTES_MAX, 'a record is at most 1 MiB')
     const needed = SEGMENT_HEADER_BYTES + aligned(RECORD_HEADER_BYTES + bytes)
     const ready = this.#spares.findIndex(spare => spare.bytes >= needed)
     const segment = ready >= 0 ? this.#spares.splice(ready, 1)[0] : this.#create(needed)

@@ -1,4 +1,5 @@
 // The journal's records: one per mutating request, with all that is needed to do it again on the state of the last checkpoint.
+import assert from 'node:assert/strict'
 import { Packr } from 'msgpackr'
 import { FerryError } from '../base/errors.js'
 import type { Ino } from './filesystem.js'
@@ -19,6 +20,8 @@ export const Kind = {
   committed: 12,
   merged: 13,
   allowed: 14,
+  /** Like `write`, and part of one that is whole with the next record. */
+  part: 15,
 } as const
 
 /** A chunk whose bytes are at another slot from this record on (copied aside, since a batch or a checksum needs the old ones). */
@@ -98,15 +101,22 @@ export interface WriteRecord {
   pieces: Piece[]
 }
 
+/** Of one write record. */
+export const PIECES_MAX = 2_048
 const HEAD_BYTES = 28
 const PIECE_BYTES = 30
 const scratch = new Uint8Array(64 * 1024)
 const scratchView = new DataView(scratch.buffer)
 
+/** Of the records of so many pieces and bytes, at most. */
+export const writeRecordBytes = (pieces: number, bytes: number, records: number): number =>
+  records * HEAD_BYTES + pieces * PIECE_BYTES + bytes
+
 /** The record as parts to append, and their length together. The first part is valid until the next call. */
 export function packWrite(record: WriteRecord): { parts: Uint8Array[]; bytes: number } {
   const { pieces } = record
   const head = HEAD_BYTES + pieces.length * PIECE_BYTES
+  assert(head <= scratch.length, 'a write has so many pieces at most')
   scratchView.setFloat64(0, record.ino, true)
   scratchView.setFloat64(8, record.size, true)
   scratchView.setBigInt64(16, record.timeNs, true)

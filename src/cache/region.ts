@@ -1,5 +1,7 @@
 // The local, cached face of one blob: what a front door reads and writes.
 import { FerryError } from '../base/errors.js'
+import { PAGE_BYTES } from '../chunk/geometry.js'
+import type { Write } from './content.js'
 import type { RegionDoor, RegionExtent } from './door.js'
 import { type FileSystem, type Ino, type Maybe, ROOT } from './filesystem.js'
 import type { Progress, TreeCache, TreeCacheStatus } from './tree-cache.js'
@@ -17,6 +19,12 @@ const PREFETCHED_BYTES = 16 * 1024 * 1024
 /** Looks at the remote of one refresh. */
 const REFRESHES_MAX = 16
 
+export interface RegionCacheOptions {
+  readOnly: boolean
+  /** Of the tree: see TreeCapabilities. */
+  unversioned?: boolean
+}
+
 /**
  * Fixed in size. Reads and writes are answered at once when they need nothing from the remote, and with a promise otherwise.
  * They reject with a FerryError: INVALID beyond the end, READ_ONLY, CLOSED, NO_SPACE, and what the remote says of bytes that are not here.
@@ -28,10 +36,17 @@ export class RegionCache implements RegionDoor {
   readonly #cache: TreeCache
   readonly #ino: Ino
   readonly #name: string
+  readonly #unversioned: boolean
   #closing: Promise<void> | undefined
   #last: RegionCacheStatus | undefined
 
-  private constructor(cache: TreeCache, { ino, name }: { ino: Ino; name: string }, size: number, readOnly: boolean) {
+  private constructor(
+    cache: TreeCache,
+    { ino, size }: { ino: Ino; size: number },
+    name: string,
+    { readOnly, unversioned = false }: RegionCacheOptions,
+  ) {
+    this.#unversioned = unversioned
     this.#cache = cache
     this.#ino = ino
     this.#name = name
@@ -40,13 +55,13 @@ export class RegionCache implements RegionDoor {
   }
 
   /** Of the file of this name in a tree that has it. It owns the cache from now on. @throws NOT_FOUND, IS_DIRECTORY */
-  static async open(cache: TreeCache, name: string, { readOnly }: { readOnly: boolean }): Promise<RegionCache> {
+  static async open(cache: TreeCache, name: string, options: RegionCacheOptions): Promise<RegionCache> {
     const found = await cache.lookup(ROOT, name)
     if (!found) throw new FerryError('NOT_FOUND', { detail: name })
     if ((found.mode & 0o170000) !== 0o100000) throw new FerryError('IS_DIRECTORY', { detail: name })
     cache.remember(found.ino)
-    cache.opened(found.ino, !readOnly)
-    return new RegionCache(cache, { ino: found.ino, name }, found.size, readOnly)
+    cache.opened(found.ino, !options.readOnly)
+    return new RegionCache(cache, found, name, options)
   }
 
   /** The tree that it is the one file of, for those who can only mount. */
@@ -71,6 +86,20 @@ export class RegionCache implements RegionDoor {
     this.#check(at, from.byteLength)
     if (this.readOnly) throw new FerryError('READ_ONLY')
     if (from.byteLength > 0) return this.#cache.write(this.#ino, at, from)
+  }
+
+  /** As one: see Region. */
+  writeAll(writes: readonly Write[]): Maybe<void> {
+    for (const { at, from } of writes) {
+      this.#check(at, from.byteLength)
+      const end = at + from.byteLength
+      if (at % PAGE_BYTES !== 0 || (end % PAGE_BYTES !== 0 && end !== this.size))
+        throw new FerryError('INVALID', {
+          detail: `${from.byteLength} bytes at ${at} are no whole pages of ${PAGE_BYTES}`,
+        })
+    }
+    if (this.readOnly) throw new FerryError('READ_ONLY')
+    return this.#cache.writeAll(this.#ino, writes)
   }
 
   /** These bytes are zeros from now on; what they took of the cache is given back. */
@@ -119,6 +148,7 @@ export class RegionCache implements RegionDoor {
       if (!isAllSent()) await this.#cache.sync({ signal })
       const wasAllSent = isAllSent()
       await this.#cache.refresh('')
+      if (this.#unversioned) await this.#cache.evict('')
       // What has changes here keeps the version that they are of.
       if (wasAllSent && isAllSent()) return
     }

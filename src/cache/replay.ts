@@ -15,6 +15,7 @@ export function replayRecord(
 ): boolean {
   switch (kind) {
     case Kind.write:
+    case Kind.part:
       return content.replayWrite(body)
     case Kind.known:
       names.replayKnown(unpackRecord(body))

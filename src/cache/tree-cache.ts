@@ -1,8 +1,9 @@
 // The engine behind a mounted tree, as its owner (the daemon, the library) sees it. `openTreeCache` makes one.
 import type { Claim, Commits } from '../remote/commits.js'
 import type { Tree, TreeChange } from '../remote/tree.js'
+import type { Write } from './content.js'
 import type { RegionExtent } from './door.js'
-import type { FileSystem, Ino } from './filesystem.js'
+import type { FileSystem, Ino, Maybe } from './filesystem.js'
 import type { PullOrder } from './pull-order.js'
 import type { Storage } from './storage.js'
 
@@ -131,6 +132,8 @@ export interface TreeCache extends FileSystem, AsyncDisposable {
     path: string,
     options?: { onProgress?: (progress: Progress) => void; signal?: AbortSignal },
   ): Promise<{ files: number; bytes: number }>
+  /** Whole pages of a file, as one: a crash leaves all of it or nothing, and no batch has a part of it. TOO_LARGE: for one segment of the journal. */
+  writeAll(ino: Ino, writes: readonly Write[]): Maybe<void>
   /** Give back the space of clean chunks. */
   evict(path: string): Promise<{ files: number; bytes: number }>
   /** Look at the remote again. */

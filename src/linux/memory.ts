@@ -9,6 +9,7 @@ import { checked, lastErrno, self, systemError } from './libc.js'
 
 const PROT_READ_WRITE = 3
 const MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x4022
+const MAP_SHARED = 1
 const MADV_DONTNEED = 4
 const MADV_DONTFORK = 10
 const FAILED = -1
@@ -31,6 +32,13 @@ export function mapAnonymous(length: number): number {
   const address = mmapCall(null, length, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0)
   if (address === FAILED) throw systemError(lastErrno(), 'mmap', `${length} bytes`)
   checked(madviseCall(address, length, MADV_DONTFORK), 'madvise')
+  return address
+}
+
+/** A file as memory of this process, also when its descriptor is closed. Whoever maps it unmaps it. */
+export function mapFile(fd: number, length: number): number {
+  const address = mmapCall(null, length, PROT_READ_WRITE, MAP_SHARED, fd, 0)
+  if (address === FAILED) throw systemError(lastErrno(), 'mmap', `${length} bytes`)
   return address
 }
 

@@ -21,7 +21,9 @@ export function blobTree(
   const owner = { uid: process.geteuid?.() ?? 0, gid: process.getegid?.() ?? 0 }
   const times = { atimeNs: 0n, mtimeNs: 0n, ctimeNs: 0n }
   /** What is read is of this version, as far as anybody knows. */
-  let version: Version = randomUUID()
+  const opener = randomUUID()
+  let commits = 0
+  let version: Version = `${opener}/0`
   const capabilities: TreeCapabilities = {
     contract,
     write: blob.capabilities.write,
@@ -34,7 +36,12 @@ export function blobTree(
     pathBytesMax: BLOB_FILE.length,
     fileBytesMax: size,
     patch: true,
+    unversioned: blob.version === undefined,
   }
+
+  /** Of one that a former opener saw, nobody can tell where there are no versions: what it left to be sent is sent. */
+  const isOld = (known: Version | null | undefined) =>
+    known !== undefined && known !== version && (blob.version !== undefined || known?.startsWith(opener) !== false)
 
   /** Where nobody can tell, what this opener sees is one version, and the next opener sees another. */
   const look = async (signal?: AbortSignal) => {
@@ -63,13 +70,11 @@ export function blobTree(
     },
     async list(path, _, signal) {
       if (path !== '') throw new FerryError(path === BLOB_FILE ? 'NOT_DIRECTORY' : 'NOT_FOUND', { detail: path })
-      // Whoever looks again where nobody can tell wants to read again.
-      if (!blob.version) version = randomUUID()
       return { entries: [await entry(signal)] }
     },
     async read(path, { at, length, version: wanted }, signal) {
       isThere(path)
-      if (wanted !== undefined && wanted !== version) throw new FerryError('STALE', { detail: blob.url })
+      if (isOld(wanted)) throw new FerryError('STALE', { detail: blob.url })
       return blob.read(at, Math.min(length, Math.max(0, size - at)), signal)
     },
     close: () => blob.close(),
@@ -77,7 +82,7 @@ export function blobTree(
 
   const told = async (outcome: Outcome, signal?: AbortSignal): Promise<Outcome> => {
     // What is still being read is of the version before this batch.
-    if (!blob.version) version = randomUUID()
+    if (!blob.version) version = `${opener}/${++commits}`
     return {
       versions: [[BLOB_FILE, await look(signal)]],
       conflicts: [],
@@ -99,7 +104,7 @@ export function blobTree(
     stage: (batch, id, at, from, signal) => blob.stage(batch, id, at, from, signal),
     async commit(batch: Batch<TreeChange>, signal?: AbortSignal): Promise<void> {
       for (const change of batch.changes) {
-        if (!('expect' in change) || change.expect === undefined || change.expect === version) continue
+        if (!('expect' in change) || !isOld(change.expect)) continue
         // Half of the one and half of the other is nothing that ever was.
         const detail = `${blob.url} was changed by somebody else; what was not sent stays in the journal`
         throw new FerryError('STALE', { detail })

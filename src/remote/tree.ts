@@ -67,6 +67,8 @@ export interface TreeCapabilities {
   fileBytesMax: number
   /** Part of a file can be changed in place. Otherwise every change sends the file whole. */
   patch: boolean
+  /** Versions of different openers say nothing of each other: what was read before may have been another. Default false. */
+  unversioned?: boolean
 }
 
 /** Extended attributes by name; names and values are bytes. */

@@ -31,6 +31,8 @@ export interface FaultOptions {
   onEnd: () => void
   /** Pages have come to be there: from, to, in bytes of the first mapping. */
   onPut?: (from: number, to: number) => void
+  /** Somebody waits to write to a page that is protected, at that address. */
+  onProtected?: (address: number) => void
   /** Whether faults have to wait, until `goOn`. */
   isFull?: () => boolean
   /** How messages are noticed. Default: as an event of the main thread's loop. */
@@ -188,7 +190,8 @@ export class Faults {
     switch (message.event) {
       case 'fault':
         this.counts.faults++
-        this.#faults.push(message.address)
+        if (message.isProtected) this.#options.onProtected?.(message.address)
+        else this.#faults.push(message.address)
         return
       case 'remove':
         this.#spaces.overlapping(message.start, message.end, (space, from, to) => {

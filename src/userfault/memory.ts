@@ -8,12 +8,12 @@ import { detach, mapAnonymous, unmap, viewOf } from '../linux/memory.js'
 import { openUserfaultfd } from '../linux/userfaultfd.js'
 import { FEATURE_MOVE, FEATURE_WP_ASYNC, REGISTER_MISSING, REGISTER_WP } from '../wire/userfaultfd.js'
 import { type FaultCounts, type FaultOptions, Faults } from './faults.js'
-import { PageSet } from './page-set.js'
+import { HeldWrites } from './held-writes.js'
 import { copiedPages } from './pages.js'
 import { Resident } from './resident.js'
 import { watchFromThread } from './thread-watch.js'
+import { copyMemory, type Run, type SeenPages, Tracker, type Tracking } from './tracker.js'
 import { Userfaultfd } from './userfaultfd.js'
-import { WrittenPages } from './written.js'
 
 const log = logger('userfault')
 
@@ -28,10 +28,17 @@ const RESIDENT_BYTES_MIN = 4 * 1024 * 1024
 export interface MemorySettings extends Pick<FaultOptions, 'onFault'> {
   /** What is written to the memory goes to the region, at least once a second. */
   writeBack: boolean
+  /** What goes to the region at once is as the memory was in one moment, whoever wrote to it. */
+  consistent: boolean
   /** All of it is filled in the background. */
   prefetch: boolean
   /** Bytes that are there at once, at most: those that have been there longest give way. */
   resident: number
+}
+
+/** The region: see Region. */
+export interface MappedDoor extends RegionDoor {
+  writeAll(writes: readonly { at: number; from: Uint8Array }[]): void | Promise<void>
 }
 
 /** What a mapping has done so far. */
@@ -44,20 +51,47 @@ export interface MemoryStatus extends FaultCounts {
   problem: string | null
 }
 
-/** It owns the mapping, and not the region. */
-export class Memory {
+/** A region as memory, however it is done. */
+export interface MappedMemory {
   readonly address: number
   /** Whole pages. */
   readonly length: number
-  readonly #door: RegionDoor
+  status(): MemoryStatus
+  /**
+   * The region has what was written before the call. If only one thread writes, and waits for it, that is one moment; otherwise each
+   * page is whole, but they may differ in age. @throws what the region says; the next push tries it again
+   */
+  push(): Promise<void>
+  /** These bytes are there when it resolves. @throws what the region says */
+  prefetch(at: number, length: number): Promise<void>
+  /**
+   * These bytes are what the region has, from now on: pages leave, and come again when they are touched. What was written to them goes to
+   * the region first; without writeBack it is kept where the memory may leave, and forgotten otherwise.
+   * @throws UNSUPPORTED: before Linux 6.8
+   */
+  refresh(at: number, length: number): Promise<void>
+  /**
+   * What was written is with the region, and the memory is not there any more. Closing twice is fine.
+   * @throws what the region says: then it stays as it is, and may be closed later
+   */
+  close(): Promise<void>
+}
+
+/** By page faults. It owns the mapping, and not the region. */
+export class Memory implements MappedMemory {
+  readonly address: number
+  readonly length: number
+  readonly #door: MappedDoor
   readonly #uffd: number
   readonly #faults: Faults
   readonly #writeBack: boolean
   /** Null: nobody tells what the program has written. */
-  readonly #written: WrittenPages | null
+  readonly #tracking: Tracking | null
+  /** The same, if it is of that kind. */
+  readonly #held: HeldWrites | null
   readonly #timer: NodeJS.Timeout | undefined
   /** Runs of positions that are not marked as written any more, and that the region has not taken. */
-  #owed: [from: number, to: number][] = []
+  #owed: Run[] = []
   /** Pushes and evictions, one after the other: a push reads pages that must be there. */
   #working: Promise<void> = Promise.resolve()
   readonly #residentMax: number
@@ -71,36 +105,46 @@ export class Memory {
   #closing: Promise<void> | undefined
 
   /** @throws UNSUPPORTED: the kernel is too old for writeBack; NOT_PERMITTED: this user may not */
-  constructor(door: RegionDoor, { writeBack, prefetch, onFault, resident }: MemorySettings) {
+  constructor(door: MappedDoor, { writeBack, consistent, prefetch, onFault, resident }: MemorySettings) {
     this.#door = door
     this.#writeBack = writeBack
     this.#residentMax = Math.max(RESIDENT_BYTES_MIN, resident)
     this.length = Math.max(1, Math.ceil(door.size / PAGE_BYTES)) * PAGE_BYTES
     this.#uffd = openUserfaultfd()
+    const uffd = new Userfaultfd(this.#uffd)
     let address = 0
+    let isTracked = false
     try {
-      const uffd = new Userfaultfd(this.#uffd)
       // Of what never leaves, and is not written back, nobody need know what was written.
       const wanted = writeBack || this.length > this.#residentMax
-      const { features, isTracked } = begin(uffd, { wanted, needed: writeBack })
-      this.#canMove = (features & FEATURE_MOVE) !== 0n
+      const begun = begin(uffd, { wanted: wanted && !consistent, needed: writeBack })
+      isTracked = begun.isTracked
+      this.#canMove = (begun.features & FEATURE_MOVE) !== 0n
       address = mapAnonymous(this.length)
-      uffd.register(address, this.length, isTracked ? REGISTER_MISSING | REGISTER_WP : REGISTER_MISSING)
-      this.#written = isTracked ? new WrittenPages() : null
+      const isProtected = isTracked || consistent
+      uffd.register(address, this.length, isProtected ? REGISTER_MISSING | REGISTER_WP : REGISTER_MISSING)
     } catch (error) {
       if (address !== 0) unmap(address, this.length)
       closeSync(this.#uffd)
       throw error
     }
     this.address = address
-    const onEnd = () => log.error('faults are not answered any more')
-    const mapping = { address, length: this.length, at: 0, pageBytes: PAGE_BYTES }
-    // If nothing can be given back there is more than there should be, and still an answer.
-    const isFull = () => this.#isEvicting && this.#resident.bytes >= this.#residentMax
-    const onPut = (from: number, to: number) => this.#came(from, to)
-    const options = { onFault, watch: watchFromThread, onEnd, onPut, isFull }
-    const pages = copiedPages(door, { isProtected: this.#written !== null })
-    this.#faults = new Faults(this.#uffd, pages, [mapping], options)
+    const onFull = () => void this.push().catch(() => {})
+    this.#held = consistent ? new HeldWrites(uffd, { address, onFull }) : null
+    this.#tracking = this.#held ?? (isTracked ? new Tracker(uffd, this) : null)
+    this.#faults = new Faults(
+      this.#uffd,
+      copiedPages(door, { isProtected: this.#tracking !== null }),
+      [{ address, length: this.length, at: 0, pageBytes: PAGE_BYTES }],
+      {
+        ...{ onFault, watch: watchFromThread },
+        onEnd: () => log.error('faults are not answered any more'),
+        onPut: (from, to) => this.#came(from, to),
+        onProtected: at => this.#held?.asked(at - address),
+        // If nothing can be given back there is more than there should be, and still an answer.
+        isFull: () => this.#isEvicting && this.#resident.bytes >= this.#residentMax,
+      },
+    )
     if (prefetch) this.#faults.fillAll()
     if (writeBack) this.#timer = setInterval(() => this.push().catch(() => {}), PUSH_MS).unref()
   }
@@ -114,24 +158,14 @@ export class Memory {
     }
   }
 
-  /**
-   * The region has what was written before the call. If only one thread writes, and waits for it, that is one moment; otherwise each
-   * page is whole, but they may differ in age. @throws what the region says; the next push tries it again
-   */
   push(): Promise<void> {
     return this.#inTurn(() => this.#push())
   }
 
-  /** These bytes are there when it resolves. @throws what the region says */
   async prefetch(at: number, length: number): Promise<void> {
     if (length > 0) await this.#faults.prefetch(...pagesAround(at, length))
   }
 
-  /**
-   * These bytes are what the region has, from now on: pages leave, and come again when they are touched. What was written to them goes to
-   * the region first; without writeBack it is kept where the memory may leave, and forgotten otherwise.
-   * @throws UNSUPPORTED: before Linux 6.8
-   */
   refresh(at: number, length: number): Promise<void> {
     if (!this.#canMove)
       throw new FerryError('UNSUPPORTED', { detail: 'to refresh memory needs Linux 6.8 (UFFDIO_MOVE)' })
@@ -152,6 +186,7 @@ export class Memory {
 
   #came(from: number, to: number): void {
     this.#resident.came(from, to)
+    this.#tracking?.arrived(from, to)
     const { length } = this
     if (!this.#canMove || length <= this.#residentMax || this.#resident.bytes < this.#residentMax || this.#isEvicting)
       return
@@ -167,7 +202,7 @@ export class Memory {
   /** Until an eighth is free. What the region does not take stays, and is tried again when more has come. */
   async #evict(): Promise<void> {
     // A push goes on with pages that it has not finished: they have to be there.
-    if (this.#owed.length > 0) await this.#push()
+    if (this.#owed.length > 0 || this.#held) await this.#push()
     for (let { runs } = this.#resident; runs > 0 && this.#resident.bytes > this.#residentMax * (7 / 8); runs--) {
       await this.#takeAway(...this.#resident.oldest()!)
       this.#faults.goOn()
@@ -181,42 +216,26 @@ export class Memory {
     }
     for (let at = from; at < to; at += PIECE_BYTES)
       await this.#faults.takeAway(at, Math.min(to, at + PIECE_BYTES), this.#scratch, {
-        before: (first, last) => this.#look(first, last),
+        before: (first, last) => this.#tracking?.see(first, takeBytes(last - first)) ?? null,
         use: (place, bytes, seen) => this.#letGo(place, bytes, seen),
       })
   }
 
-  /**
-   * What is there, and which pages of it were written to. Once more after it was copied: then every write is in the one, or makes a
-   * difference to the other.
-   */
-  #look(from: number, to: number): Seen | null {
-    if (!this.#written) return null
-    const start = this.address + from
-    const bytes = takeBytes(to - from)
-    for (const run of this.#written.look(start, start + bytes.length)) {
-      const view = viewOf(run.from, run.to - run.from)
-      bytes.set(view, run.from - start)
-      detach(view.buffer)
-    }
-    const written = new PageSet()
-    for (const run of this.#written.look(start, start + bytes.length))
-      if (run.isWritten) written.add((run.from - start) / PAGE_BYTES, (run.to - start) / PAGE_BYTES)
-    return { bytes, written }
-  }
-
   /** @returns what stays: it is the memory's own, or the region has not taken it */
-  async #letGo(at: number, bytes: Uint8Array, seen: Seen | null): Promise<[from: number, to: number][]> {
+  async #letGo(at: number, bytes: Uint8Array, seen: SeenPages | null): Promise<Run[]> {
     if (!seen) return []
     const changed = changedRuns(bytes, seen)
     giveBack(seen.bytes)
-    if (!this.#writeBack) return changed
-    const back: [number, number][] = []
+    // By itself a page would be of another moment.
+    if (!this.#writeBack || this.#held) return changed
+    const back: Run[] = []
     for (const [from, to] of changed) {
       const own = bytes.subarray(from, Math.min(to, this.#door.size - at))
       try {
-        await this.#door.write(at + from, own)
-        this.#pushedBytes += own.length
+        for (const [first, last] of this.#tracking!.changed(at + from, own)) {
+          await this.#door.write(first, bytes.subarray(first - at, last - at))
+          this.#pushedBytes += last - first
+        }
       } catch (error) {
         log.warn('memory cannot be given back now', { at, error })
         back.push([from, to])
@@ -226,34 +245,19 @@ export class Memory {
   }
 
   async #push(): Promise<void> {
-    if (!this.#written || !this.#writeBack) return
-    const { address } = this
-    const runs = [
-      ...this.#owed,
-      ...this.#written
-        .take(address, address + this.length)
-        .map(([from, to]): [number, number] => [from - address, Math.min(to - address, this.#door.size)]),
-    ]
+    if (!this.#tracking || !this.#writeBack) return
+    const { size } = this.#door
+    const runs = [...this.#owed, ...this.#tracking.take()].map(([from, to]): Run => [from, Math.min(to, size)])
     this.#owed = runs
-    const bytes = new Uint8Array(PIECE_BYTES)
     try {
-      for (const run of runs)
-        while (run[0] < run[1]) {
-          const length = Math.min(PIECE_BYTES, run[1] - run[0])
-          const copy = bytes.subarray(0, length)
-          const view = viewOf(address + run[0], length)
-          // The program may go on writing: the region is given bytes that stay as they are.
-          copy.set(view)
-          detach(view.buffer)
-          const written = this.#door.write(run[0], copy)
-          if (written) await written
-          this.#pushedBytes += length
-          run[0] += length
-        }
+      if (this.#held) await this.#pushAsOne(runs)
+      else for (const run of runs) await this.#pushRun(run)
       this.#owed = []
+      this.#tracking.allPushed()
       this.#problem = null
     } catch (error) {
       this.#owed = runs.filter(([from, to]) => from < to)
+      this.#held?.release()
       const problem = toFerryError(error).message
       if (problem !== this.#problem) log.error('what was written to memory is not taken, and is tried again', { error })
       this.#problem = problem
@@ -261,10 +265,45 @@ export class Memory {
     }
   }
 
-  /**
-   * What was written is with the region, and the memory is not there any more. Closing twice is fine.
-   * @throws what the region says: then it stays as it is, and may be closed later
-   */
+  /** What is left of the run is still to be pushed. */
+  async #pushRun(run: Run): Promise<void> {
+    while (run[0] < run[1]) {
+      const [at] = run
+      // The program may go on writing: the region is given bytes that stay as they are.
+      const bytes = takeBytes(Math.min(PIECE_BYTES, run[1] - at))
+      try {
+        copyMemory(this.address + at, bytes)
+        for (const [from, to] of this.#tracking!.changed(at, bytes)) {
+          const content = bytes.subarray(from - at, to - at)
+          const written = this.#door.write(from, content)
+          if (written) await written
+          this.#tracking!.pushed(from, content)
+          this.#pushedBytes += to - from
+        }
+        run[0] += bytes.length
+      } finally {
+        giveBack(bytes)
+      }
+    }
+  }
+
+  /** Nobody writes meanwhile. */
+  async #pushAsOne(runs: Run[]): Promise<void> {
+    const writes = runs.flatMap(([from, to]) => {
+      const pieces: { at: number; from: Uint8Array }[] = []
+      for (let at = from; at < to; at += PIECE_BYTES)
+        pieces.push({ at, from: viewOf(this.address + at, Math.min(PIECE_BYTES, to - at)) })
+      return pieces
+    })
+    try {
+      const written = this.#door.writeAll(writes)
+      if (written) await written
+      for (const { from } of writes) this.#pushedBytes += from.length
+    } finally {
+      for (const { from } of writes) detach(from.buffer)
+    }
+  }
+
   close(): Promise<void> {
     this.#closing ??= this.#close().catch(error => {
       this.#closing = undefined
@@ -281,7 +320,7 @@ export class Memory {
     await this.#working
     if (this.#scratch !== null) unmap(this.#scratch, PIECE_BYTES)
     await this.#faults.close()
-    this.#written?.close()
+    this.#tracking?.close()
   }
 }
 
@@ -300,15 +339,9 @@ function begin(
   }
 }
 
-/** Pages of memory right before they went. */
-interface Seen {
-  bytes: Uint8Array
-  written: PageSet
-}
-
 /** Runs of pages that were written to before, or in between. */
-function changedRuns(bytes: Uint8Array, { bytes: before, written }: Seen): [from: number, to: number][] {
-  const runs: [number, number][] = []
+function changedRuns(bytes: Uint8Array, { bytes: before, written }: SeenPages): Run[] {
+  const runs: Run[] = []
   for (let at = 0; at < bytes.length; at += PAGE_BYTES) {
     const end = at + PAGE_BYTES
     const isSame =
@@ -321,7 +354,7 @@ function changedRuns(bytes: Uint8Array, { bytes: before, written }: Seen): [from
   return runs
 }
 
-const pagesAround = (at: number, length: number): [from: number, to: number] => [
+const pagesAround = (at: number, length: number): Run => [
   Math.floor(at / PAGE_BYTES) * PAGE_BYTES,
   Math.ceil((at + length) / PAGE_BYTES) * PAGE_BYTES,
 ]

@@ -43,6 +43,19 @@ export class PageSet {
     return at
   }
 
+  /** Ascending, as wide as they are. */
+  runs(): [from: number, to: number][] {
+    const runs: [number, number][] = []
+    for (const block of [...this.#blocks.keys()].sort((one, other) => one - other))
+      for (let page = block * BLOCK_PAGES, end = page + BLOCK_PAGES; page < end; page++) {
+        if (!this.has(page)) continue
+        const last = runs.at(-1)
+        if (last?.[1] === page) last[1] = page + 1
+        else runs.push([page, page + 1])
+      }
+    return runs
+  }
+
   #deleteIn(block: number, from: number, to: number): void {
     const words = this.#blocks.get(block)
     if (!words) return

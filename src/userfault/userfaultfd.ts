@@ -6,6 +6,7 @@ import { EAGAIN, readRaw } from '../linux/preadv2.js'
 import { addressOf, openUserfaultfd, tryIoctl } from '../linux/userfaultfd.js'
 import {
   Event,
+  FAULT_WP,
   faultMessage,
   forkMessage,
   MESSAGE_BYTES,
@@ -20,21 +21,24 @@ import {
   UFFDIO_POISON,
   UFFDIO_REGISTER,
   UFFDIO_WAKE,
+  UFFDIO_WRITEPROTECT,
   UFFDIO_ZEROPAGE,
   uffdioApi,
   uffdioCopy,
   uffdioFill,
   uffdioMove,
+  uffdioProtect,
   uffdioRange,
   uffdioRegister,
+  WRITEPROTECT_ON,
 } from '../wire/userfaultfd.js'
 
 /** Taken at once. */
 const MESSAGES_MAX = 64
 
 export type UserfaultMessage =
-  /** `isWrite`: the program was about to write. */
-  | { event: 'fault'; address: number; isWrite: boolean }
+  /** `isProtected`: the page is there, and the program was about to write to it. */
+  | { event: 'fault'; address: number; isProtected: boolean }
   /** The process has a child; `descriptor` is that child's, ours to close. */
   | { event: 'fork'; descriptor: number }
   | { event: 'remap'; from: number; to: number; length: number }
@@ -94,7 +98,7 @@ export class Userfaultfd {
     switch (event) {
       case Event.PAGEFAULT: {
         const { address, flags } = faultMessage.decode(this.#view, at)
-        return { event: 'fault', address, isWrite: (flags & 1n) !== 0n }
+        return { event: 'fault', address, isProtected: (flags & FAULT_WP) !== 0n }
       }
       case Event.FORK:
         return { event: 'fork', descriptor: forkMessage.decode(this.#view, at).descriptor }
@@ -129,6 +133,16 @@ export class Userfaultfd {
   /** Maps pages that shared memory has, and wakes who waits for them. Stops at one that it has not (EFAULT), or that is mapped (EEXIST). */
   continue(start: number, length: number): Answered {
     return this.#fill(UFFDIO_CONTINUE, start, length)
+  }
+
+  /** Whoever writes to these pages faults. */
+  protect(start: number, length: number): void {
+    ioctl(this.fd, UFFDIO_WRITEPROTECT, uffdioProtect.toBytes({ start, length, mode: WRITEPROTECT_ON }))
+  }
+
+  /** Nobody does any more, and who waits goes on. */
+  unprotect(start: number, length: number): void {
+    ioctl(this.fd, UFFDIO_WRITEPROTECT, uffdioProtect.toBytes({ start, length, mode: 0n }))
   }
 
   /** Who touches these pages gets SIGBUS. EINVAL: Linux before 6.6. */

@@ -26,6 +26,9 @@ export const uffdioRegister = struct({ start: len64, length: len64, mode: u64, i
 export const uffdioCopy = struct({ to: len64, from: len64, length: len64, mode: u64, copied: s64 })
 /** Linux 6.8. `moved`: bytes, or -errno. */
 export const uffdioMove = struct({ to: len64, from: len64, length: len64, mode: u64, moved: s64 })
+export const uffdioProtect = struct({ start: len64, length: len64, mode: u64 })
+/** Of WRITEPROTECT: protect; without it the protection goes, and who waits is woken. */
+export const WRITEPROTECT_ON = 1n
 /** Also of ZEROPAGE, CONTINUE and POISON: `done` in bytes, or -errno. */
 export const uffdioFill = struct({ start: len64, length: len64, mode: u64, done: s64 })
 
@@ -35,6 +38,7 @@ export const UFFDIO_WAKE = ior(MAGIC, 0x02, uffdioRange.size)
 export const UFFDIO_COPY = iowr(MAGIC, 0x03, uffdioCopy.size)
 export const UFFDIO_ZEROPAGE = iowr(MAGIC, 0x04, uffdioFill.size)
 export const UFFDIO_MOVE = iowr(MAGIC, 0x05, uffdioMove.size)
+export const UFFDIO_WRITEPROTECT = iowr(MAGIC, 0x06, uffdioProtect.size)
 export const UFFDIO_CONTINUE = iowr(MAGIC, 0x07, uffdioFill.size)
 export const UFFDIO_POISON = iowr(MAGIC, 0x08, uffdioFill.size)
 
@@ -43,6 +47,8 @@ export const Event = { PAGEFAULT: 0x12, FORK: 0x13, REMAP: 0x14, REMOVE: 0x15, U
 
 const head = { event: u8, reserved: pad(7) }
 export const uffdMessage = struct({ ...head, words: array(u64, 3) })
+/** Of a fault: the page is there, and protected. */
+export const FAULT_WP = 2n
 export const faultMessage = struct({ ...head, flags: u64, address: len64, thread: u32, unused: pad(4) })
 export const forkMessage = struct({ ...head, descriptor: u32, unused: pad(20) })
 export const remapMessage = struct({ ...head, from: len64, to: len64, length: len64 })

@@ -184,11 +184,11 @@ describe(`a region as memory (SEED=${SEED})`, () => {
     TEST_MS,
   )
 
-  test(
-    'what is written goes back: to the region with a flush, to the remote with a sync',
-    async () => {
+  test.each(['faults', 'hashes'])(
+    'what is written goes back: to the region with a flush, to the remote with a sync (by %s)',
+    async DETECT => {
       sourceOf(3 * MiB + 4)
-      const { end, lines, stderr } = await says('writes', SEED)
+      const { end, lines, stderr } = await says('writes', SEED, { DETECT })
       expect({ end, lines, stderr }).toEqual({ end: 0, lines: [{ differs: [], isThere: true }], stderr: '' })
     },
     TEST_MS,
@@ -239,6 +239,46 @@ describe(`a region as memory (SEED=${SEED})`, () => {
     TEST_MS * (long ? 10 : 1),
   )
 
+  test.each(['1G', '6M'])(
+    'written all over, and here and there (at most %s there at once)',
+    async resident => {
+      sourceOf(12 * MiB + 8)
+      const { end, lines, stderr } = await says('dense', resident)
+      expect({ end, lines, stderr }).toEqual({ end: 0, lines: [{ differs: [], isThere: true }], stderr: '' })
+    },
+    TEST_MS,
+  )
+
+  test(
+    'consistent: what comes back is one moment, though it is written to all the time, also when it is killed',
+    async () => {
+      const random = randomOf(SEED)
+      for (let n = 0; n < (long ? 20 : 3); n++) {
+        writeFileSync(at('source'), Buffer.alloc(MiB))
+        rmSync(at('cache'), { recursive: true, force: true })
+        const child = spawn(process.execPath, argumentsOf('moments', 'consistent'), {
+          env: env(),
+          stdio: ['ignore', 'pipe', 'inherit'],
+        })
+        children.add(child)
+        let isBegun = false
+        for await (const _ of createInterface({ input: child.stdout! })) {
+          if (!isBegun) setTimeout(() => child.kill('SIGKILL'), 500 + random.next() * 1_500)
+          isBegun = true
+        }
+        expect(await says('after')).toMatchObject({ end: 0, lines: [{ lag: 0 }] })
+        const image = readFileSync(at('source'))
+        const rounds = Array.from({ length: MiB / PAGE }, (_, page) => image.readUInt32LE(page * PAGE))
+        // Of one moment: this round up to some page, and the one before from there on.
+        const [first] = rounds
+        const behind = rounds.findIndex(round => round !== first)
+        const rest = behind === -1 ? [] : rounds.slice(behind)
+        expect({ first: first > 5, rest: rest.filter(round => round !== first - 1) }).toEqual({ first: true, rest: [] })
+      }
+    },
+    TEST_MS * (long ? 10 : 1),
+  )
+
   test(
     'ends: views are empty, nothing is left of threads and descriptors',
     async () => {
@@ -272,6 +312,8 @@ describe(`a region as memory (SEED=${SEED})`, () => {
         'read-only: a region with writeBack',
         'bad usage: onFault: got "zeros"; allowed: poison, wait',
         expect.stringMatching(/^bad usage: .*color/),
+        'bad usage: consistent: of what is written back; allowed with writeBack',
+        "bad usage: resident: of memory with faults; not allowed with detect: 'hashes'",
         'in use: 1 calls of the region are not answered yet',
         'invalid argument: 65537 bytes at 0 of 65536',
         'invalid argument: 1 bytes at -1 of 65536',

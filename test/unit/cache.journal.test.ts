@@ -203,6 +203,58 @@ describe('whatever happens, what is replayed is a prefix with everything that wa
   })
 })
 
+describe('records that belong together', () => {
+  const PART = 77
+  const isPart = (kind: number) => kind === PART
+  /** First bytes of what is replayed. */
+  function replayed(disk: LossyDisk): number[] {
+    const seen: number[] = []
+    const journal = Journal.open(disk.storage, options)
+    journal.replay(0, (_, __, body) => seen.push(body[0]) > 0, 0, isPart)
+    return seen
+  }
+  /** 1; 2, 3 and 4 together, longer than a segment; 5. */
+  async function script(disk: LossyDisk): Promise<void> {
+    const journal = Journal.open(disk.storage, options)
+    journal.replay(0, () => true, 0, isPart)
+    journal.append(1, [filled(1)], 100)
+    await journal.sync()
+    journal.reserve(3 * 9_000, 3)
+    for (const n of [2, 3, 4]) journal.append(n === 4 ? 1 : PART, [filled(n, 9_000)], 9_000)
+    await journal.sync()
+    journal.append(1, [filled(5)], 100)
+    await journal.close()
+  }
+
+  test('are all there, or none of them, wherever it ends', async () => {
+    const found = new Set<string>()
+    for (let at = 0, died = true; died; at++) {
+      for (const how of ['kill', 'torn', 1, 2, 3]) {
+        const disk = new LossyDisk({ unitBytes: 512 })
+        disk.killAfter(at, how === 'torn' ? 0.5 : 0)
+        await script(disk).catch(unlessCrashed)
+        died = disk.isDead
+        if (typeof how === 'number') disk.crash(how)
+        else disk.restart()
+        found.add(replayed(disk).join())
+        // What is appended then is found behind it.
+        const journal = Journal.open(disk.storage, options)
+        journal.replay(0, () => true, 0, isPart)
+        journal.append(1, [filled(9)], 100)
+        await journal.close()
+        expect(replayed(disk).at(-1)).toBe(9)
+      }
+    }
+    expect([...found].sort()).toEqual(['', '1', '1,2,3,4', '1,2,3,4,5'])
+  })
+
+  test('do not go into a segment that they are too large for', async () => {
+    const { journal } = await withRecords(1)
+    expect(() => journal.reserve(300 * 2 ** 20, 1)).toThrow(expect.objectContaining({ code: 'TOO_LARGE' }))
+    expect(put(journal, filled(2))).toBe(2)
+  })
+})
+
 test('a tail that is torn at any byte is cut off, and the journal goes on there', async () => {
   const { disk } = await withRecords(3)
   const [name] = segments(disk)
