@@ -22,6 +22,8 @@ export async function mapRegion(region: Region, options: MapOptions = {}): Promi
   return new MappedRegion(thread, { memory, address, size: region.size })
 }
 
+const BUFFERS_MIN = 1_024
+
 interface Mapped {
   /** What the thread calls it. */
   memory: number
@@ -36,6 +38,8 @@ export class MappedRegion implements AsyncDisposable {
   readonly #thread: RegionInThread
   readonly #mapped: Mapped
   readonly #buffers = new Set<WeakRef<ArrayBufferLike>>()
+  /** With more of them, those that nobody has any more are looked for. */
+  #buffersMax = BUFFERS_MIN
   #bytes: Uint8Array | undefined
   #isClosed = false
   #closing: Promise<void> | undefined
@@ -57,8 +61,11 @@ export class MappedRegion implements AsyncDisposable {
   window(at: number, length: number): Uint8Array {
     this.#check(at, length)
     const view = viewOf(this.#mapped.address + at, length)
-    for (const each of this.#buffers) if (!each.deref()) this.#buffers.delete(each)
     if (length > 0) this.#buffers.add(new WeakRef(view.buffer))
+    if (this.#buffers.size > this.#buffersMax) {
+      for (const each of this.#buffers) if (!each.deref()) this.#buffers.delete(each)
+      this.#buffersMax = BUFFERS_MIN + 2 * this.#buffers.size
+    }
     return view
   }
 

@@ -41,6 +41,13 @@ export interface RegionStatus extends RegionCacheStatus {
  */
 export async function openRegion(url: string, options: RegionOptions = {}, signal?: AbortSignal): Promise<Region> {
   const asked = regionSettings(options)
+  if (asked.ownThread) {
+    const { ownThread: _, ...others } = options
+    const origin = { url, options: others }
+    refuseThread(origin)
+    const { RegionInThread } = await import('./region-in-thread.js')
+    return new Region(await RegionInThread.open(origin, signal), origin)
+  }
   /** What was opened, the last one first. */
   const opened: { close(): unknown }[] = []
   const closeOpened = async () => {
@@ -144,6 +151,14 @@ export interface RegionOrigin {
   options: RegionOptions
 }
 
+/** @throws UNSUPPORTED: what it stands on is only in this thread */
+function refuseThread({ url, options }: RegionOrigin): void {
+  const isHere = url.startsWith('mem:')
+    ? 'a region of mem:'
+    : typeof options.pull === 'function' && 'a function for pull'
+  if (isHere) throw new FerryError('UNSUPPORTED', { detail: `${isHere} cannot be taken to another thread` })
+}
+
 /** Set by Region, whose insides they need. */
 export let fileSystemOf: (region: Region) => RegionCache['fileSystem']
 /** Closes the region where it is, and goes on with what `open` finds: its cache in another place. @throws BUSY: it is in use */
@@ -188,17 +203,15 @@ export class Region implements RegionDoor, AsyncDisposable {
   #refuseMove(): void {
     if (this.#closing) throw new FerryError('CLOSED')
     if (this.#moving) return
-    const { url, options } = this.#origin
-    const isHere = url.startsWith('mem:')
-      ? 'a region of mem:'
-      : typeof options.pull === 'function' && 'a function for pull'
-    if (isHere) throw new FerryError('UNSUPPORTED', { detail: `${isHere} cannot be taken to another thread` })
+    if (!this.#place.fileSystem) return
+    refuseThread(this.#origin)
     if (this.#isFile) throw new FerryError('BUSY', { detail: 'the region is attached' })
     const calls = this.#running
     if (calls > 0) throw new FerryError('BUSY', { detail: `${calls} calls of the region are not answered yet` })
   }
 
   async #move(open: (origin: RegionOrigin) => Promise<RegionPlace>): Promise<RegionPlace> {
+    if (!this.#place.fileSystem) return this.#place
     const { url, options } = this.#origin
     const { cacheDir } = this.#place.status()
     await this.#place.close()

@@ -305,7 +305,7 @@ const regionTable = {
     'where intents and the lease are kept of what has no place beside it (nbd:): a store, /path or s3://bucket/prefix',
   ),
 }
-const regionSchema = schemaOf(regionTable)
+const regionSchema = z.strictObject({ ...schemaOf(regionTable).shape, ownThread: z.prefault(toggle().schema, false) })
 const serverSchema = schemaOf({ ...listenTable, ...serverTable })
 const joinSchema = z.strictObject({ ...schemaOf(joinTable).shape, device: z.optional(z.string()) })
 const grpcSchema = schemaOf({ ...listenTable, ...grpcServerTable })
@@ -331,7 +331,8 @@ export type MountOptions = Partial<z.input<typeof mountSchema>>
 export type MountSettings = Settled<z.output<typeof mountSchema>>
 /**
  * Options of `openRegion`, as those of `mountTree`. `pull` may also be a function that says of each chunk of 128 KiB, by its index, how much
- * it is wanted: then everything is pulled, what is wanted most first.
+ * it is wanted: then everything is pulled, what is wanted most first. `ownThread`: its cache is in a thread of its own from the start, as
+ * `mapRegion` needs it, so that mapping it takes no time; its reads resolve with a promise. Default false.
  */
 export type RegionOptions = Partial<Omit<z.input<typeof regionSchema>, 'pull'>> & {
   pull?: z.input<typeof regionSchema>['pull'] | ((chunk: number) => number)

@@ -1,6 +1,6 @@
 // A region whose cache is in a thread of its own, as those who have it see it.
 import { MessageChannel, type MessagePort, receiveMessageOnPort, type Worker } from 'node:worker_threads'
-import { abortReason, type Deferred, deferred } from './base/async.js'
+import { abortReason, type Deferred, deferred, orAborted } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { logger, relay } from './base/log.js'
 import type { RegionExtent } from './cache/door.js'
@@ -52,9 +52,14 @@ export class RegionInThread implements RegionPlace {
   }
 
   /** @throws what `openRegion` throws */
-  static async open(origin: RegionOrigin): Promise<RegionInThread> {
+  static async open(origin: RegionOrigin, signal?: AbortSignal): Promise<RegionInThread> {
     const region = new RegionInThread(origin)
-    await region.#opened.promise
+    try {
+      await orAborted(region.#opened.promise, signal)
+    } catch (error) {
+      await region.#worker.terminate()
+      throw error
+    }
     return region
   }
 
@@ -169,7 +174,6 @@ export class RegionInThread implements RegionPlace {
       this.#opened.resolve()
     } else if ('failed' in reply) {
       this.#opened.reject(unpackError(reply.failed))
-      void this.#worker.terminate()
     } else if ('progress' in reply) this.#pending.get(reply.id)?.onProgress?.(reply.progress)
     // Not there any more: it was aborted.
     else if ('error' in reply) this.#settle(reply.id)?.reject(unpackError(reply.error))

@@ -9,6 +9,7 @@ import type { RegionReply, RegionRequest, RegionThreadData } from './region-thre
 import { packError, packLog } from './remote/in-worker-messages.js'
 import { type MappedMemory, Memory } from './userfault/memory.js'
 import { PolledMemory } from './userfault/polled.js'
+import { endWatches, prepareWatch } from './userfault/thread-watch.js'
 
 if (!parentPort) throw new Error('this module is the entry of a worker')
 const port = parentPort
@@ -50,6 +51,7 @@ const calls = (region: Region): Record<string, (id: number, args: unknown[], sig
       memories.delete(id)
     }
     await region.close()
+    await endWatches()
   },
   async map(id, [given]) {
     const { detect, ...settings } = given as MapSettings
@@ -100,6 +102,7 @@ function callNow(table: ReturnType<typeof calls>, { id, method, args }: Extract<
   Atomics.notify(answered, 0)
 }
 
+prepareWatch()
 try {
   const region = await openRegion(origin.url, origin.options)
   const table = calls(region)
@@ -110,5 +113,6 @@ try {
   })
   post({ opened: { size: region.size, readOnly: region.readOnly } })
 } catch (error) {
+  await endWatches()
   post({ failed: packError(error) })
 }

@@ -1,13 +1,16 @@
 // The thread of thread-watch.ts that waits.
 import { parentPort, workerData } from 'node:worker_threads'
 import { waitForAny } from '../linux/poll.js'
-import { Wait, type WaiterData } from './thread-watch.js'
+import { readRaw } from '../linux/preadv2.js'
+import { DESCRIPTOR, STATE, Wait, type WaiterData } from './thread-watch.js'
 
-const { fd, endFd, state } = workerData as WaiterData
+const { stopFd, shared } = workerData as WaiterData
+const stops = new Uint8Array(16)
 for (;;) {
-  Atomics.wait(state, 0, Wait.IDLE)
-  if (Atomics.load(state, 0) === Wait.ENDED) break
-  waitForAny([fd, endFd])
-  if (Atomics.compareExchange(state, 0, Wait.ARMED, Wait.IDLE) === Wait.ENDED) break
+  Atomics.wait(shared, STATE, Wait.IDLE)
+  if (Atomics.load(shared, STATE) === Wait.ENDED) break
+  waitForAny([Atomics.load(shared, DESCRIPTOR), stopFd])
+  readRaw(stopFd, stops)
+  if (Atomics.compareExchange(shared, STATE, Wait.ARMED, Wait.IDLE) === Wait.ENDED) break
   parentPort!.postMessage(null)
 }

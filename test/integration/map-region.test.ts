@@ -1,18 +1,20 @@
 // Regions as memory of one's own program: page faults, writes that go back, the end. Each program is test/fixtures/map-region.mjs.
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chownSync, mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
 import { afterEach, beforeEach, expect } from '@jest/globals'
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
 import { redisBlob } from '../../src/remote/redis-blob.js'
+import { memoryGroup } from '../fixtures/memory-group.js'
 import { startRedis } from '../fixtures/redis.js'
 import { long, requires } from '../fixtures/requires.js'
 import { makeBucket, putObject, rgwEnv, startRgw } from '../fixtures/rgw.js'
 
 const MiB = 2 ** 20
 const PAGE = 4096
+const NOBODY = 65_534
 const TEST_MS = 90_000
 const SEED = Number(process.env.SEED ?? freshSeed())
 const dist = resolve(process.env.PAGEFERRY_DIST ?? 'dist')
@@ -48,14 +50,19 @@ const argumentsOf = (what: string, argument?: string | number) => [
 ]
 const env = () => ({ ...process.env, XDG_STATE_HOME: at('state'), XDG_RUNTIME_DIR: undefined })
 
-/** What a program says, and how it ends. */
-const says = (what: string, argument?: string | number, more: NodeJS.ProcessEnv = {}) =>
+/** What a program says, and how it ends. `first` is done in its process. */
+const says = (
+  what: string,
+  argument?: string | number,
+  more: NodeJS.ProcessEnv = {},
+  { first = ':', uid }: { first?: string; uid?: number } = {},
+) =>
   new Promise<{ end: number | string; lines: unknown[]; stderr: string }>(done => {
     const timeout = long ? 30 * TEST_MS : TEST_MS
     const child = execFile(
-      process.execPath,
-      argumentsOf(what, argument),
-      { env: { ...env(), ...more }, timeout },
+      'sh',
+      ['-c', `${first}; exec "$@"`, 'sh', process.execPath, ...argumentsOf(what, argument)],
+      { env: { ...env(), ...more }, timeout, uid, gid: uid },
       (error, out, stderr) => {
         children.delete(child)
         const lines = out
@@ -152,6 +159,58 @@ describe(`a region as memory (SEED=${SEED})`, () => {
         { isSame: true, faults: 0, isPart: true },
         expect.stringMatching(/^the remote returned fewer bytes than asked: .*: the file was cut/),
         `invalid argument: 1 bytes at ${12 * MiB} of ${12 * MiB}`,
+      ])
+    },
+    TEST_MS,
+  )
+
+  requires('userfaultfd', 'built', 'memoryGroup').test(
+    'larger than the memory that there may be',
+    async () => {
+      // Zeros, which take as much memory as anything else.
+      writeFileSync(at('source'), '')
+      truncateSync(at('source'), 700 * MiB)
+      const { procs, remove } = memoryGroup(400 * MiB)
+      try {
+        const { end, lines, stderr } = await says('through', '64M', {}, { first: `echo $$ > ${procs}` })
+        expect({ end, lines, stderr }).toEqual({ end: 0, lines: [{ sum: 0, isBelow: true }], stderr: '' })
+      } finally {
+        await remove()
+      }
+    },
+    TEST_MS,
+  )
+
+  requires('built', 'root').test(
+    'a user who may not have page faults is told so in one line, and has hashes',
+    async () => {
+      sourceOf(MiB + 5)
+      for (const name of ['.', 'source']) chownSync(at(name), NOBODY, NOBODY)
+      const { end, lines, stderr } = await says('ordinary', undefined, {}, { uid: NOBODY })
+      expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
+      const need =
+        'operation not permitted: userfaultfd needs root, a /dev/userfaultfd that this user may open, or sysctl vm.unprivileged_userfaultfd=1'
+      const isAllowed = readFileSync('/proc/sys/vm/unprivileged_userfaultfd', 'utf8').trim() === '1'
+      expect(lines).toEqual([
+        isAllowed ? null : need,
+        { isSame: true, isThere: true },
+        'not supported: to refresh memory needs userfaultfd: a write meanwhile would be lost',
+      ])
+    },
+    TEST_MS,
+  )
+
+  test(
+    'may have its thread from the start',
+    async () => {
+      const content = sourceOf(2 * MiB)
+      const { end, lines, stderr } = await says('owned')
+      expect({ end, stderr }).toEqual({ end: 0, stderr: '' })
+      expect(lines).toEqual([
+        { isSame: true, isThere: true, size: content.length },
+        'not supported: a region of mem: cannot be taken to another thread',
+        expect.stringMatching(/^bad usage: .*nowhere/),
+        expect.stringMatching(/abort/i),
       ])
     },
     TEST_MS,

@@ -8,6 +8,7 @@ import { createInterface, type Interface } from 'node:readline'
 import { afterAll, afterEach, beforeAll, beforeEach, expect } from '@jest/globals'
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
 import type { MemoryOptions } from '../../src/options.js'
+import { memoryGroup } from '../fixtures/memory-group.js'
 import { requires } from '../fixtures/requires.js'
 
 const MiB = 2 ** 20
@@ -15,7 +16,7 @@ const PAGE = 4096
 const TEST_MS = 60_000
 const SEED = Number(process.env.SEED ?? freshSeed())
 const dist = resolve(process.env.PAGEFERRY_DIST ?? 'dist')
-const { describe, test } = requires('userfaultfd', 'cc', 'built')
+const { describe, test } = requires('userfaultfd', 'cc', 'built', 'memoryGroup')
 
 let built = ''
 let directory = ''
@@ -232,6 +233,25 @@ describe(`memory of a process (SEED=${SEED})`, () => {
       expect(descriptors()).toBe(before)
       await daemon.ask('have')
       expect(await uses(4 * MiB, 0, 'walk', at('source'), '1')).toBe('0')
+    },
+    TEST_MS,
+  )
+
+  test(
+    'a process with little address space, and one that gives back what it has seen, under a limit of memory',
+    async () => {
+      sourceOf(128 * MiB)
+      await serves()
+      const uses = [socket(), String(128 * MiB), '0', 'through', at('source')]
+      const limited = (how: string) => run('sh', ['-c', `${how}; exec "$@"`, 'sh', client, ...uses])
+      // Twice the mapping: it, and the source to compare with.
+      expect(await limited(`ulimit -v ${(2 * 128 + 16) * 1024}`)).toEqual({ status: 0, stdout: '0', stderr: '' })
+      const { procs, remove } = memoryGroup(48 * MiB)
+      try {
+        expect(await limited(`echo $$ > ${procs}`)).toEqual({ status: 0, stdout: '0', stderr: '' })
+      } finally {
+        await remove()
+      }
     },
     TEST_MS,
   )
