@@ -13,9 +13,7 @@ import type { MappedMemory, MemoryStatus } from './memory.js'
 const log = logger('userfault')
 
 const PAGE_BYTES = 4096
-/** Compared as a whole. Measured: see docs/MEMORY.md. */
-const CHUNK_BYTES = 64 * 1024
-const FILL_BYTES = 1024 * 1024
+const PIECE_BYTES = 1024 * 1024
 /** Looked through this often, */
 const POLL_MS = 1_000
 /** and so many times what it takes is left to others. */
@@ -30,7 +28,7 @@ export class PolledMemory implements MappedMemory {
   readonly length: number
   readonly #door: RegionDoor
   readonly #writeBack: boolean
-  /** Of each chunk as the region has it. */
+  /** Of each page as the region has it: measured in docs/MEMORY.md, larger chunks only send more. */
   readonly #digests: BigUint64Array
   #timer: NodeJS.Timeout | undefined
   #working: Promise<void> = Promise.resolve()
@@ -43,7 +41,7 @@ export class PolledMemory implements MappedMemory {
     this.#door = door
     this.#writeBack = writeBack
     this.length = wholePages(door.size)
-    this.#digests = new BigUint64Array(Math.ceil(door.size / CHUNK_BYTES))
+    this.#digests = new BigUint64Array(Math.ceil(door.size / PAGE_BYTES))
     this.address = mapFile(fd, this.length)
   }
 
@@ -69,7 +67,9 @@ export class PolledMemory implements MappedMemory {
   }
 
   #begin(): void {
-    for (const [chunk, bytes] of this.#chunks()) this.#digests[chunk] = digest(bytes)
+    for (const [at, view] of this.#pieces())
+      for (let from = 0; from < view.length; from += PAGE_BYTES)
+        this.#digests[(at + from) / PAGE_BYTES] = digest(view.subarray(from, from + PAGE_BYTES))
     this.#pollIn(POLL_MS)
   }
 
@@ -84,12 +84,11 @@ export class PolledMemory implements MappedMemory {
   }
 
   /** Views, each valid until the next one is asked for. */
-  *#chunks(): Iterable<[chunk: number, bytes: Uint8Array]> {
-    for (let chunk = 0; chunk < this.#digests.length; chunk++) {
-      const at = chunk * CHUNK_BYTES
-      const view = viewOf(this.address + at, Math.min(CHUNK_BYTES, this.#door.size - at))
+  *#pieces(): Iterable<[at: number, bytes: Uint8Array]> {
+    for (let at = 0; at < this.#door.size; at += PIECE_BYTES) {
+      const view = viewOf(this.address + at, Math.min(PIECE_BYTES, this.#door.size - at))
       try {
-        yield [chunk, view]
+        yield [at, view]
       } finally {
         detach(view.buffer)
       }
@@ -112,25 +111,41 @@ export class PolledMemory implements MappedMemory {
   async #push(): Promise<void> {
     if (!this.#writeBack) return
     try {
-      for (const [chunk, view] of this.#chunks()) {
-        if (digest(view) === this.#digests[chunk]) continue
-        // The program may go on writing: what is sent is what its digest is of.
-        const bytes = takeBytes(view.length)
-        try {
-          bytes.set(view)
-          await this.#door.write(chunk * CHUNK_BYTES, bytes)
-          this.#digests[chunk] = digest(bytes)
-          this.#pushedBytes += bytes.length
-        } finally {
-          giveBack(bytes)
-        }
-      }
+      for (const [at, view] of this.#pieces())
+        for (const [from, to] of this.#changed(at, view)) await this.#send(at + from, view.subarray(from, to))
       this.#problem = null
     } catch (error) {
       const problem = toFerryError(error).message
       if (problem !== this.#problem) log.error('what was written to memory is not taken, and is tried again', { error })
       this.#problem = problem
       throw error
+    }
+  }
+
+  /** Runs of pages that are not what they were. */
+  #changed(at: number, view: Uint8Array): [from: number, to: number][] {
+    const runs: [number, number][] = []
+    for (let from = 0; from < view.length; from += PAGE_BYTES) {
+      const to = Math.min(view.length, from + PAGE_BYTES)
+      if (digest(view.subarray(from, to)) === this.#digests[(at + from) / PAGE_BYTES]) continue
+      const last = runs.at(-1)
+      if (last?.[1] === from) last[1] = to
+      else runs.push([from, to])
+    }
+    return runs
+  }
+
+  async #send(at: number, view: Uint8Array): Promise<void> {
+    // The program may go on writing: what is sent is what the digests are of.
+    const bytes = takeBytes(view.length)
+    try {
+      bytes.set(view)
+      await this.#door.write(at, bytes)
+      for (let from = 0; from < bytes.length; from += PAGE_BYTES)
+        this.#digests[(at + from) / PAGE_BYTES] = digest(bytes.subarray(from, from + PAGE_BYTES))
+      this.#pushedBytes += bytes.length
+    } finally {
+      giveBack(bytes)
     }
   }
 
@@ -163,9 +178,9 @@ const wholePages = (bytes: number) => Math.max(1, Math.ceil(bytes / PAGE_BYTES))
 
 /** Zeros need no room. */
 async function fill(fd: number, door: RegionDoor): Promise<void> {
-  const bytes = new Uint8Array(FILL_BYTES)
-  for (let at = 0; at < door.size; at += FILL_BYTES) {
-    const piece = bytes.subarray(0, Math.min(FILL_BYTES, door.size - at))
+  const bytes = new Uint8Array(PIECE_BYTES)
+  for (let at = 0; at < door.size; at += PIECE_BYTES) {
+    const piece = bytes.subarray(0, Math.min(PIECE_BYTES, door.size - at))
     await door.read(at, piece)
     if (piece.every(byte => byte === 0)) continue
     for (let done = 0; done < piece.length; ) done += writeSync(fd, piece, done, piece.length - done, at + done)

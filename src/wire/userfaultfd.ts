@@ -14,6 +14,8 @@ export const REGISTER_WP = 2n
 export const COPY_WP = 2n
 /** Of REGISTER: faults at pages of shared memory that are there, and not in this mapping. */
 export const REGISTER_MINOR = 4n
+/** A feature: MINOR faults of memfd (Linux 5.14). */
+export const FEATURE_MINOR_SHMEM = 1n << 10n
 /** A feature: a write to a protected page takes the protection away, and nobody is asked (Linux 6.7). */
 export const FEATURE_WP_ASYNC = 1n << 15n
 /** The kernel has MOVE; it need not be asked for. */
