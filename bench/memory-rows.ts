@@ -94,10 +94,10 @@ export const memoryRows: Record<string, () => Result[]> = {
   },
 
   'memory-links': () => {
-    const bytes = GiB / 2
+    const bytes = GiB
     const took: Record<string, number> = work('links', bytes)
     return Object.entries(took).map(([rtt, ms]) => ({
-      work: `sequential first touch of 512 MiB, ${rtt} ms away`,
+      work: `sequential first touch of 1 GiB, ${rtt} ms away`,
       beside: 'a line of 1 Gbit/s',
       ours: `${rounded(bytes / 1e3 / ms)} MB/s`,
       theirs: '125 MB/s',

@@ -356,13 +356,14 @@ const mapSchema = z.strictObject({
   writeBack: z.prefault(toggle().schema, false),
   consistent: z.prefault(toggle().schema, false),
   detect: z.prefault(choice('faults', 'hashes').schema, 'faults'),
-  prefetch: z.prefault(toggle().schema, false),
+  prefetch: z.optional(toggle().schema),
   onFault: memoryTable.onFault.schema,
   resident: z.prefault(residentKind.schema, Math.floor(totalmem() / 2)),
 })
 /**
  * Options of `mapRegion`. `writeBack`: what is written goes to the region (default: it stays in the memory). `consistent`: each time
- * that is as all of the memory was in one moment, whichever threads write. `prefetch`: all of it is filled in the background. `detect`: 'faults' (userfaultfd, the
+ * that is as all of the memory was in one moment, whichever threads write. `prefetch`: all of it is filled in the background, in
+ * the region's order (default: as the region has it, `pull: 'all'`). `detect`: 'faults' (userfaultfd, the
  * default), or 'hashes', which needs nothing of the kernel: all of it comes first, and is looked through every second. `resident`: bytes that are there at once, at most (default: half of the machine's memory). `onFault`: a page that cannot be had is SIGBUS, which ends the program ('poison', the default), or is waited for.
  */
 export type MapOptions = Partial<z.input<typeof mapSchema>>

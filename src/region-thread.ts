@@ -3,11 +3,12 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { lasting } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { onLog } from './base/log.js'
+import { inOrder } from './cache/pull-order.js'
 import { openRegion, type Region } from './open-region.js'
-import type { MapSettings } from './options.js'
+import { type MapSettings, regionSettings } from './options.js'
 import type { RegionReply, RegionRequest, RegionThreadData } from './region-thread-messages.js'
 import { packError, packLog } from './remote/in-worker-messages.js'
-import { type MappedMemory, Memory } from './userfault/memory.js'
+import { type MappedMemory, Memory, PREFETCHED_BYTES } from './userfault/memory.js'
 import { PolledMemory } from './userfault/polled.js'
 import { endWatches, prepareWatch } from './userfault/thread-watch.js'
 
@@ -55,9 +56,12 @@ const calls = (region: Region): Record<string, (id: number, args: unknown[], sig
   },
   async map(id, [given]) {
     const { detect, ...settings } = given as MapSettings
+    const { pull, pullOrder } = regionSettings(origin.options)
+    const isAhead = settings.prefetch ?? pull === 'all'
+    const prefetch = isAhead ? inOrder(pullOrder, region.size, PREFETCHED_BYTES) : null
     const memory =
       detect === 'faults'
-        ? new Memory(region, settings)
+        ? new Memory(region, { ...settings, prefetch })
         : await PolledMemory.open(region, { directory: region.status().cacheDir, writeBack: settings.writeBack })
     memories.set(id, memory)
     return { memory: id, address: memory.address, length: memory.length }

@@ -15,7 +15,7 @@ const mayImport: Record<string, string[]> = {
   cache: ['base', 'wire', 'chunk', 'remote'],
   fs: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache'],
   nbd: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache'],
-  userfault: ['base', 'wire', 'linux', 'remote', 'cache'],
+  userfault: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache'],
   serve: ['base', 'wire', 'linux', 'remote'],
   surface: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd', 'userfault', 'serve'],
   commands: ['base', 'wire', 'chunk', 'linux', 'remote', 'cache', 'fs', 'nbd', 'userfault', 'serve', 'surface'],

@@ -102,12 +102,6 @@ export class Faults {
     this.#watcher.start()
   }
 
-  /** All of it, in the background, from the front. */
-  fillAll(): void {
-    for (const space of this.#spaces.all) this.#ahead.push({ space, from: 0, to: space.length, hasWires: false })
-    this.#goAhead()
-  }
-
   /** These bytes of the first mapping, whole pages, are there when it resolves. @throws what the region says */
   async prefetch(from: number, to: number): Promise<void> {
     const [space] = this.#spaces.all

@@ -18,6 +18,10 @@ import { Userfaultfd } from './userfaultfd.js'
 const log = logger('userfault')
 
 const PAGE_BYTES = 4096
+/** Filled ahead at once, in the order that was asked for. */
+export const PREFETCHED_BYTES = 1024 * 1024
+/** So many of them at a time. */
+const PREFETCHES_MAX = 16
 /** Looked for what was written this often. */
 const PUSH_MS = 1_000
 /** Written to the region at once. */
@@ -30,8 +34,8 @@ export interface MemorySettings extends Pick<FaultOptions, 'onFault'> {
   writeBack: boolean
   /** What goes to the region at once is as the memory was in one moment, whoever wrote to it. */
   consistent: boolean
-  /** All of it is filled in the background. */
-  prefetch: boolean
+  /** All of it is filled in the background: pieces of PREFETCHED_BYTES, in this order. Null: nothing is. */
+  prefetch: AsyncIterable<number> | null
   /** Bytes that are there at once, at most: those that have been there longest give way. */
   resident: number
 }
@@ -145,8 +149,25 @@ export class Memory implements MappedMemory {
         isFull: () => this.#isEvicting && this.#resident.bytes >= this.#residentMax,
       },
     )
-    if (prefetch) this.#faults.fillAll()
+    if (prefetch) void this.#fillAll(prefetch)
     if (writeBack) this.#timer = setInterval(() => this.push().catch(() => {}), PUSH_MS).unref()
+  }
+
+  /** What cannot be had now comes when it is touched. */
+  async #fillAll(order: AsyncIterable<number>): Promise<void> {
+    const filling = new Set<Promise<void>>()
+    for await (const at of order) {
+      const filled = this.#faults.prefetch(at, Math.min(this.length, at + PREFETCHED_BYTES)).then(
+        () => void filling.delete(filled),
+        error => {
+          filling.delete(filled)
+          if (!this.#closing) log.debug('bytes of memory did not come ahead', { at, error })
+        },
+      )
+      filling.add(filled)
+      if (filling.size >= PREFETCHES_MAX) await Promise.race(filling)
+      if (this.#closing) return
+    }
   }
 
   status(): MemoryStatus {

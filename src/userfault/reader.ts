@@ -3,9 +3,9 @@
 /** Around a fault that nothing led to. */
 const FIRST_BYTES = 16 * 1024
 const UNIT_BYTES_MAX = 1024 * 1024
-const GROWTH = 4
+const GROWTH = 8
 /** Filled ahead of a reader that goes on. */
-const AHEAD_BYTES = 16 * 1024 * 1024
+const AHEAD_BYTES = 64 * 1024 * 1024
 /** Of what is filled ahead every so much is left out: the fault there tells how far the reader has come. */
 export const WIRE_BYTES = 4 * 1024 * 1024
 /** Readers that are told apart. */
@@ -20,7 +20,9 @@ export interface Plan {
 }
 
 interface Reader {
-  /** Behind what has been planned for it. */
+  /** What has been planned for it: from there, */
+  start: number
+  /** to there. */
   end: number
   /** Where its next fault tells that it goes on. */
   next: number
@@ -34,25 +36,41 @@ export class Readers {
 
   /** What a fault at `at` asks for, in a range that ends at `length`. */
   plan(at: number, length: number): Plan {
-    const known = this.#readers.findIndex(({ next, end }) => at >= next && at <= end)
-    if (known === -1) {
-      const from = at - (at % FIRST_BYTES)
-      const to = Math.min(length, from + FIRST_BYTES)
-      this.#keep({ end: to, next: to, unit: FIRST_BYTES })
-      return { from, to }
-    }
+    // Whoever copies a piece from its end (as memmove does where addresses make that faster) goes on a piece further.
+    const goesOn = this.#readers.findIndex(({ next, end, unit }) => at >= next && at <= end + unit)
+    if (goesOn !== -1) return this.#forward(this.#taken(goesOn), at, length)
+    const goesBack = this.#readers.findIndex(({ start, unit }) => at < start && at >= start - unit)
+    if (goesBack !== -1) return this.#backward(this.#taken(goesBack), at)
+    const from = at - (at % FIRST_BYTES)
+    const to = Math.min(length, from + FIRST_BYTES)
+    this.#keep({ start: from, end: to, next: to, unit: FIRST_BYTES })
+    return { from, to }
+  }
+
+  #taken(known: number): Reader {
     const [reader] = this.#readers.splice(known, 1)
     this.#keep(reader)
-    const { end } = reader
     reader.unit = Math.min(UNIT_BYTES_MAX, reader.unit * GROWTH)
+    return reader
+  }
+
+  #forward(reader: Reader, at: number, length: number): Plan {
+    const { end, unit } = reader
+    const from = Math.min(at, end)
     const wire = (Math.floor(at / WIRE_BYTES) + 1) * WIRE_BYTES
-    const to = Math.min(length, wire, at + reader.unit)
+    const to = Math.min(length, wire, at + unit)
     reader.end = Math.max(end, to)
     reader.next = reader.end
-    if (reader.unit < UNIT_BYTES_MAX) return { from: at, to }
+    if (unit < UNIT_BYTES_MAX) return { from, to }
     reader.end = Math.min(length, Math.max(end, at + AHEAD_BYTES))
     reader.next = wire
-    return { from: at, to, ahead: { from: Math.max(end, to), to: reader.end } }
+    return { from, to, ahead: { from: Math.max(end, to), to: reader.end } }
+  }
+
+  #backward(reader: Reader, at: number): Plan {
+    const { start, unit } = reader
+    reader.start = Math.max(0, Math.min(at, start - unit))
+    return { from: reader.start, to: start }
   }
 
   #keep(reader: Reader): void {

@@ -99,21 +99,50 @@ describe('Readers', () => {
     const readers = new Readers()
     let at = 0
     const units: number[] = []
-    for (let n = 0; n < 3; n++) {
+    for (let n = 0; n < 2; n++) {
       const { from, to, ahead } = readers.plan(at, GiB)
       units.push(to - from)
       expect(ahead).toBeUndefined()
       at = to
     }
-    expect(units).toEqual([16 * KiB, 64 * KiB, 256 * KiB])
+    expect(units).toEqual([16 * KiB, 128 * KiB])
     const plan = readers.plan(at, GiB)
-    expect(plan).toEqual({ from: at, to: at + MiB, ahead: { from: at + MiB, to: at + 16 * MiB } })
+    expect(plan).toEqual({ from: at, to: at + MiB, ahead: { from: at + MiB, to: at + 64 * MiB } })
     // The next fault is at the first page that was left out.
     const next = readers.plan(WIRE_BYTES, GiB)
     expect(next).toEqual({
       ...{ from: WIRE_BYTES, to: WIRE_BYTES + MiB },
-      ahead: { from: at + 16 * MiB, to: WIRE_BYTES + 16 * MiB },
+      ahead: { from: at + 64 * MiB, to: WIRE_BYTES + 64 * MiB },
     })
+  })
+
+  test('whoever goes back gets more, too', () => {
+    const readers = new Readers()
+    let start = 100 * MiB
+    const units = Array.from({ length: 6 }, () => {
+      const { from, to } = readers.plan(start - 4096, GiB)
+      expect(to).toBe(start)
+      start = from
+      return to - from
+    })
+    expect(units).toEqual([16 * KiB, 128 * KiB, MiB, MiB, MiB, MiB])
+  })
+
+  test('whoever goes on in pieces that are read from their ends gets what is ahead', () => {
+    const readers = new Readers()
+    const there = new Set<number>()
+    let faults = 0
+    for (let piece = 0; piece < 64; piece++)
+      for (let page = 255; page >= 0; page--) {
+        const at = piece * MiB + page * 4096
+        if (there.has(at)) continue
+        faults++
+        const { from, to, ahead } = readers.plan(at, GiB)
+        expect(at >= from && at < to).toBe(true)
+        for (let each = from; each < to; each += 4096) there.add(each)
+        if (ahead) for (let each = ahead.from; each < ahead.to; each += 4096) if (each % WIRE_BYTES) there.add(each)
+      }
+    expect(faults).toBeLessThan(24)
   })
 
   test('two who take turns are told apart, and nothing is planned beyond the end', () => {
@@ -123,7 +152,7 @@ describe('Readers', () => {
       for (const [which, at] of places.entries()) {
         const { from, to, ahead } = readers.plan(at, GiB)
         expect(from).toBe(at)
-        expect(ahead !== undefined).toBe(n >= 3)
+        expect(ahead !== undefined).toBe(n >= 2)
         places[which] = ahead ? Math.floor(at / WIRE_BYTES + 1) * WIRE_BYTES : to
       }
     const end = GiB - 8 * KiB
