@@ -35,6 +35,7 @@ export function takeDescriptor(socket: Socket): number {
 
 const SOL_SOCKET = 1
 const SCM_RIGHTS = 1
+const NO_CONTROL = Buffer.from(new ArrayBuffer(0))
 const MSG_DONTWAIT = 0x40
 const MSG_NOSIGNAL = 0x4000
 const MSG_CMSG_CLOEXEC = 0x40000000
@@ -68,18 +69,19 @@ export function receive(socket: number, bytesMax: number, descriptorsMax: number
 }
 
 /**
- * Sends bytes, few enough for a socket that nothing was sent to yet, and a descriptor along with them. sendmsg(2)
- * @throws errno EAGAIN (IO): the socket takes nothing now
+ * Sends bytes, and descriptors along with the first of them. sendmsg(2)
+ * @returns how many were taken
+ * @throws errno EAGAIN (IO): the socket takes nothing now; EPIPE (IO): its other end is closed
  */
-export function sendDescriptor(socket: number, bytes: Uint8Array, descriptor: number): void {
-  const control = Buffer.from(new ArrayBuffer(CMSG_HEADER_BYTES + 8))
-  control.writeBigUInt64LE(BigInt(CMSG_HEADER_BYTES + 4), 0)
+export function sendDescriptors(socket: number, bytes: Uint8Array, descriptors: readonly number[]): number {
+  const control = Buffer.from(new ArrayBuffer(CMSG_HEADER_BYTES + Math.ceil(descriptors.length / 2) * 8))
+  control.writeBigUInt64LE(BigInt(CMSG_HEADER_BYTES + descriptors.length * 4), 0)
   control.writeInt32LE(SOL_SOCKET, 8)
   control.writeInt32LE(SCM_RIGHTS, 12)
-  control.writeInt32LE(descriptor, CMSG_HEADER_BYTES)
+  for (const [n, descriptor] of descriptors.entries()) control.writeInt32LE(descriptor, CMSG_HEADER_BYTES + n * 4)
   const payload = Buffer.from(bytes)
-  const sent = checked(Number(sendmsgCall(socket, headerOf(payload, control), MSG_DONTWAIT | MSG_NOSIGNAL)), 'sendmsg')
-  if (sent < bytes.length) throw new FerryError('IO', { detail: `${sent} of ${bytes.length} bytes were sent` })
+  const header = headerOf(payload, descriptors.length > 0 ? control : NO_CONTROL)
+  return checked(Number(sendmsgCall(socket, header, MSG_DONTWAIT | MSG_NOSIGNAL)), 'sendmsg')
 }
 
 /** struct msghdr of one buffer; all three are to stay where they are until the call has returned. */
@@ -88,7 +90,7 @@ function headerOf(bytes: Buffer, control: Buffer): Buffer {
   const message = Buffer.from(new ArrayBuffer(MSGHDR_BYTES))
   message.writeBigUInt64LE(koffi.address(vector), 16)
   message.writeBigUInt64LE(1n, 24)
-  message.writeBigUInt64LE(koffi.address(control), 32)
+  if (control.length > 0) message.writeBigUInt64LE(koffi.address(control), 32)
   message.writeBigUInt64LE(BigInt(control.length), 40)
   vectors.set(message, vector)
   return message

@@ -35,9 +35,22 @@ export interface FaultOptions {
   onProtected?: (address: number) => void
   /** Whether faults have to wait, until `goOn`. */
   isFull?: () => boolean
+  /** Keeps the descriptor, should this process end. */
+  keep?: Keep
   /** How messages are noticed. Default: as an event of the main thread's loop. */
   watch?: Watch
 }
+
+/** Of a descriptor that somebody keeps: `begin` hands it over, `tell` says what has become of its memory, `end` that it is not needed. */
+export interface Keep {
+  begin(uffd: number, spaces: Spaces): number
+  tell(id: number, change: MemoryChange): void
+  end(id: number): void
+}
+
+export type MemoryChange =
+  | { op: 'removed' | 'unmapped'; start: number; end: number }
+  | { op: 'moved'; from: number; to: number; length: number }
 
 /** Calls back when the descriptor is readable; the callback says whether anything was there. */
 export type Watch = (fd: number, onReady: (failed: boolean) => boolean) => Pick<Watcher, 'start' | 'stop' | 'close'>
@@ -82,6 +95,7 @@ export class Faults {
   readonly #closing = new AbortController()
   readonly #children = new Set<Faults>()
   readonly #spaces: Spaces
+  readonly #keptAs: number | undefined
   readonly #unlisten: (() => void) | undefined
   readonly #faults: number[] = []
   readonly #ahead: Ahead[] = []
@@ -92,14 +106,21 @@ export class Faults {
   #turned: Deferred | null = null
   #closed: Promise<void> | undefined
 
-  constructor(fd: number, pages: Pages, mappings: Mapping[], options: FaultOptions) {
+  /** `kept`: what it is called by who keeps it already, for an earlier process. Whoever waits there asks again. */
+  constructor(fd: number, pages: Pages, mappings: Mapping[], options: FaultOptions, kept?: number) {
     this.#uffd = new Userfaultfd(fd)
     this.#pages = pages
     this.#options = options
     this.#spaces = new Spaces(mappings)
     this.#unlisten = pages.onGone?.((from, to) => this.#gone(from, to))
     this.#watcher = (options.watch ?? watchDescriptor)(fd, failed => this.#turn(failed))
+    this.#keptAs = kept ?? options.keep?.begin(fd, this.#spaces)
     this.#watcher.start()
+    if (kept !== undefined) for (const { address, length } of this.#spaces.all) this.#uffd.wake(address, length)
+  }
+
+  #tell(change: MemoryChange): void {
+    if (this.#keptAs !== undefined) this.#options.keep?.tell(this.#keptAs, change)
   }
 
   /** These bytes of the first mapping, whole pages, are there when it resolves. @throws what the region says */
@@ -147,6 +168,7 @@ export class Faults {
       this.#ahead.length = 0
       await Promise.all([...this.#children].map(each => each.close()))
       await this.#watcher.close()
+      if (this.#keptAs !== undefined) this.#options.keep?.end(this.#keptAs)
       closeSync(this.#uffd.fd)
     })()
     return this.#closed
@@ -188,16 +210,16 @@ export class Faults {
         else this.#faults.push(message.address)
         return
       case 'remove':
-        this.#spaces.overlapping(message.start, message.end, (space, from, to) => {
-          space.taken.delete(from, to)
-          space.poisoned.delete(from, to)
-          if (this.#pages.isOwn) space.removed.add(from, to)
-        })
+        // Of shared memory it is what it was.
+        if (this.#pages.isOwn) this.#tell({ op: 'removed', start: message.start, end: message.end })
+        this.#spaces.forget(message.start, message.end, this.#pages.isOwn)
         return
       case 'unmap':
+        this.#tell({ op: 'unmapped', start: message.start, end: message.end })
         this.#spaces.unmap(message.start, message.end)
         return
       case 'remap':
+        this.#tell({ op: 'moved', from: message.from, to: message.to, length: message.length })
         this.#spaces.move(message.from, message.to, message.length)
         return
       case 'fork': {
@@ -205,7 +227,7 @@ export class Faults {
           this.#children.delete(child)
           void child.close()
         }
-        const child = new Faults(message.descriptor, this.#pages, this.#spaces.copy(), { ...this.#options, onEnd })
+        const child = new Faults(message.descriptor, this.#pages, this.#spaces.kept(), { ...this.#options, onEnd })
         this.#children.add(child)
       }
     }

@@ -1,19 +1,21 @@
 // A Unix socket at which processes hand over their userfaultfd: their memory is a region from then on.
 import { closeSync } from 'node:fs'
-import { createServer, type Socket } from 'node:net'
+import { createServer } from 'node:net'
 import { totalmem } from 'node:os'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { RegionDoor } from '../cache/door.js'
-import { receive, sendDescriptor, takeDescriptor } from '../linux/descriptors.js'
+import { receive, sendDescriptors, takeDescriptor } from '../linux/descriptors.js'
 import { errno, errnoOf } from '../linux/libc.js'
 import { type Listener, listen, listenerOf } from '../linux/listen.js'
 import { readOnlyDescriptor } from '../linux/memory.js'
 import { type Watcher, watchDescriptor } from '../linux/poll.js'
-import { type FaultCounts, type FaultOptions, Faults } from './faults.js'
+import { type FaultCounts, type FaultOptions, Faults, type Keep } from './faults.js'
 import { HANDSHAKE_BYTES_MAX, parseMappings } from './handshake.js'
+import { Keeper, type KeptProcess } from './keeper.js'
 import { copiedPages, type Pages } from './pages.js'
 import { SharedPages } from './shared-pages.js'
+import type { Mapping } from './spaces.js'
 
 const log = logger('userfault')
 
@@ -49,9 +51,17 @@ export async function listenMemory(
   door: RegionDoor,
   { socket: path, onFault, share, resident = Math.floor(totalmem() / 2) }: MemoryServerOptions,
 ): Promise<MemoryServer> {
-  const shared = share ? new SharedPages(door, { resident }) : null
+  const keeper = await Keeper.join(path)
+  const memory = keeper.memory ?? undefined
+  if (keeper.kept.length > 0 && share !== (memory !== undefined)) {
+    await keeper.close()
+    const how = share ? 'without' : 'with'
+    throw new FerryError('USAGE', { detail: `${path}: processes of an earlier server are kept, ${how} --share` })
+  }
+  const shared = share ? new SharedPages(door, { resident, memory }) : null
+  if (shared && memory === undefined) keeper.keepMemory(shared.fd)
   const served: Served = {
-    ...{ size: door.size, shared, onFault },
+    ...{ size: door.size, shared, onFault, keeper },
     pages: shared ?? copiedPages(door, { isProtected: false }),
   }
   const processes = new Set<Process>()
@@ -62,20 +72,28 @@ export async function listenMemory(
       socket.destroy()
       return
     }
-    const process = new Process(socket, served, () => {
+    join(takeDescriptor(socket))
+  })
+  const join = (connection: number, kept?: KeptProcess) => {
+    const process = new Process(connection, served, () => {
       processes.delete(process)
       add(gone, process.counts)
     })
     processes.add(process)
-  })
-  const address = await listen(server, { path }).catch(error => {
+    if (kept) process.goOn(kept)
+    else process.greet()
+  }
+  const address = await listen(server, { path }).catch(async error => {
     shared?.close()
+    await keeper.close()
     throw error
   })
+  for (const kept of keeper.kept) join(kept.connection, kept)
   const close = async () => {
     const closed = new Promise(resolve => server.close(resolve))
     await Promise.all([...processes].map(each => each.close()))
     await closed
+    await keeper.close()
     shared?.close()
   }
   const listener = listenerOf(address, processes, close)
@@ -100,31 +118,56 @@ interface Served extends Pick<FaultOptions, 'onFault'> {
   /** Of the region. */
   size: number
   shared: SharedPages | null
+  keeper: Keeper
 }
 
 /** One connection: open for as long as the process lives. */
 class Process {
   readonly #fd: number
+  readonly #served: Served
   readonly #watcher: Watcher
-  readonly #patience: NodeJS.Timeout
+  #patience: NodeJS.Timeout | undefined
   readonly #onEnd: () => void
   #faults: Faults | undefined
   #closing: Promise<void> | undefined
 
-  constructor(socket: Socket, served: Served, onEnd: () => void) {
+  constructor(connection: number, served: Served, onEnd: () => void) {
     this.#onEnd = onEnd
-    this.#fd = takeDescriptor(socket)
-    this.#watcher = watchDescriptor(this.#fd, () => this.#hear(served))
+    this.#fd = connection
+    this.#served = served
+    this.#watcher = watchDescriptor(this.#fd, () => this.#hear())
     this.#watcher.start()
+  }
+
+  /** It has just connected. */
+  greet(): void {
     this.#patience = setTimeout(() => this.#leave(new FerryError('DEADLINE')), HANDSHAKE_MS_MAX)
-    if (served.shared) this.#handOver(served.shared)
+    if (this.#served.shared) this.#handOver(this.#served.shared)
+  }
+
+  /** An earlier server had it. */
+  goOn({ id, uffd, mappings }: KeptProcess): void {
+    log.info('memory of a process, of an earlier server', { mappings: mappings.length })
+    this.#faults = this.#answer(uffd, mappings, id)
+  }
+
+  #answer(uffd: number, mappings: Mapping[], kept?: number): Faults {
+    const { pages, onFault, keeper } = this.#served
+    const keep: Keep = {
+      begin: (fd, spaces) => keeper.keep(spaces, { uffd: fd, connection: this.#fd }),
+      tell: (id, change) => keeper.tell({ ...change, id, descriptors: 0 }),
+      end: id => keeper.tell({ op: 'gone', id, descriptors: 0 }),
+    }
+    return new Faults(uffd, pages, mappings, { onFault, keep, onEnd: () => this.#leave(null) }, kept)
   }
 
   /** The memory itself, and how long it is. */
   #handOver({ fd, length }: SharedPages): void {
     const given = readOnlyDescriptor(fd)
     try {
-      sendDescriptor(this.#fd, Buffer.from(JSON.stringify({ size: length, page_size: SHARED_PAGE_BYTES })), given)
+      const greeting = Buffer.from(JSON.stringify({ size: length, page_size: SHARED_PAGE_BYTES }))
+      const sent = sendDescriptors(this.#fd, greeting, [given])
+      if (sent < greeting.length) throw new FerryError('IO', { detail: 'a greeting was cut' })
     } catch (error) {
       this.#leave(error)
     } finally {
@@ -149,7 +192,7 @@ class Process {
     this.#onEnd()
   }
 
-  #hear(served: Served): void {
+  #hear(): void {
     try {
       const { bytes, descriptors } = receive(this.#fd, HANDSHAKE_BYTES_MAX, DESCRIPTORS_MAX)
       // Nothing comes after the first message, but the end.
@@ -158,14 +201,15 @@ class Process {
         if (bytes.length === 0) this.#leave(null)
         return
       }
-      this.#begin(served, bytes, descriptors)
+      this.#begin(bytes, descriptors)
     } catch (error) {
       if (errnoOf(error) === errno.EAGAIN) return
       this.#leave(error)
     }
   }
 
-  #begin({ pages, size, shared, onFault }: Served, bytes: Uint8Array, descriptors: number[]): void {
+  #begin(bytes: Uint8Array, descriptors: number[]): void {
+    const { size, shared } = this.#served
     const [fd, ...others] = descriptors
     try {
       for (const each of others) closeSync(each)
@@ -176,10 +220,7 @@ class Process {
       const mappings = parseMappings(Buffer.from(bytes).toString(), size)
       if (shared && mappings.some(({ pageBytes }) => pageBytes !== SHARED_PAGE_BYTES))
         throw new FerryError('PROTOCOL', { detail: `pages of shared memory have ${SHARED_PAGE_BYTES} bytes` })
-      this.#faults = new Faults(fd, pages, mappings, {
-        onFault,
-        onEnd: () => this.#leave(null),
-      })
+      this.#faults = this.#answer(fd, mappings)
       clearTimeout(this.#patience)
       log.info('memory of a process', { mappings: mappings.length })
     } catch (error) {

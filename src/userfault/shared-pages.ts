@@ -3,7 +3,7 @@ import { closeSync, fstatSync, writeSync } from 'node:fs'
 import { giveBack, takeBytes } from '../base/buffers.js'
 import type { RegionDoor } from '../cache/door.js'
 import type { Maybe } from '../cache/filesystem.js'
-import { punchHole } from '../linux/files.js'
+import { punchHole, seekData, seekHole } from '../linux/files.js'
 import { errno } from '../linux/libc.js'
 import { openMemfd } from '../linux/memory.js'
 import { PageSet } from './page-set.js'
@@ -41,12 +41,23 @@ export class SharedPages implements Pages {
   readonly #pinned = new Set<Run>()
   readonly #listeners = new Set<(from: number, to: number) => void>()
 
-  /** `resident`: bytes that are there at once, at most; those that have been there longest give way. */
-  constructor(door: RegionDoor, { resident }: { resident: number }) {
+  /** `memory`: a memfd of an earlier process. `resident`: bytes that are there at once, at most; those that have been there longest give way. */
+  constructor(door: RegionDoor, { resident, memory }: { resident: number; memory?: number }) {
     this.#door = door
     this.#residentMax = resident
     this.length = Math.max(1, Math.ceil(door.size / PAGE_BYTES)) * PAGE_BYTES
-    this.fd = openMemfd('pageferry', this.length)
+    this.fd = memory ?? openMemfd('pageferry', this.length)
+    if (memory !== undefined) this.#find()
+  }
+
+  /** What an earlier process has filled: a page that is there is whole. */
+  #find(): void {
+    for (let at = seekData(this.fd, 0); at !== undefined; ) {
+      const to = seekHole(this.fd, at) ?? this.length
+      this.#present.add(at / PAGE_BYTES, to / PAGE_BYTES)
+      this.#resident.came(at, to)
+      at = to < this.length ? seekData(this.fd, to) : undefined
+    }
   }
 
   /** What it takes of this machine's memory, in bytes, as the kernel counts it. */

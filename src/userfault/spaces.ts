@@ -26,8 +26,12 @@ export interface Space extends Mapping {
 export class Spaces {
   #spaces: Space[]
 
-  constructor(mappings: Mapping[]) {
-    this.#spaces = mappings.map(mapping => spaceOf(mapping))
+  constructor(mappings: (Mapping & { removed?: [from: number, to: number][] })[]) {
+    this.#spaces = mappings.map(mapping => {
+      const space = spaceOf(mapping)
+      for (const [from, to] of mapping.removed ?? []) space.removed.add(from, to)
+      return space
+    })
   }
 
   get all(): readonly Space[] {
@@ -38,9 +42,21 @@ export class Spaces {
     return this.#spaces.find(each => address >= each.address && address < each.address + each.length)
   }
 
-  /** The same memory, as a child of the process has it. */
-  copy(): Mapping[] {
-    return this.#spaces.map(each => partOf(each, each.address, each.address + each.length))
+  /** What there is to be known of it, but for what the kernel says itself: also of the memory of a child. */
+  kept(): (Mapping & { removed: [from: number, to: number][] })[] {
+    return this.#spaces.map(({ address, length, at, pageBytes, removed }) => ({
+      ...{ address, length, at, pageBytes },
+      removed: removed.runs(),
+    }))
+  }
+
+  /** The program has given it back: `isZero` says whether it is zeros from now on, or what it was. */
+  forget(start: number, end: number, isZero: boolean): void {
+    this.overlapping(start, end, ({ taken, poisoned, removed }, from, to) => {
+      taken.delete(from, to)
+      poisoned.delete(from, to)
+      if (isZero) removed.add(from, to)
+    })
   }
 
   /** The parts between two addresses, by pages of each mapping. */

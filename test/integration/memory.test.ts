@@ -5,6 +5,7 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface, type Interface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, afterEach, beforeAll, beforeEach, expect } from '@jest/globals'
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
 import type { MemoryOptions } from '../../src/options.js'
@@ -311,6 +312,63 @@ describe(`memory of a process (SEED=${SEED})`, () => {
       expect(await maps(4 * MiB, 0, 'bus', String(3 * MiB))).toBe('1 1')
       await daemon.ask('have')
       expect(await maps(4 * MiB, 0, 'walk', at('source'), '1')).toBe('0')
+    },
+    TEST_MS,
+  )
+
+  test.each([
+    ['their own', {}],
+    ['shared', { share: true }],
+  ])(
+    'a server that is killed again and again: whoever needs a page waits for the next one, and never reads zeros (%s)',
+    async (_, options) => {
+      sourceOf(16 * MiB)
+      const env = { TRUSTING: '1', ...('share' in options && { SHARED: '1' }) }
+      let daemon = await serves(options)
+      const clients = [1, 2, 3].map(() => says(env, 16 * MiB, 0, ['slowly', at('source')]))
+      const random = randomOf(SEED)
+      let isOver = false
+      const over = Promise.all(clients).finally(() => {
+        isOver = true
+      })
+      let kills = 0
+      for (; !isOver && kills < 12; kills++) {
+        await Promise.race([over, sleep(50 + random.next() * 300)])
+        if (isOver) break
+        daemon.child.kill('SIGKILL')
+        await once(daemon.child, 'exit')
+        // Nobody is there for a while.
+        await sleep(random.next() * 100)
+        daemon = await serves(options)
+      }
+      expect((await over).map(said => said.replaceAll('.', ''))).toEqual(['0', '0', '0'])
+      expect(kills).toBeGreaterThan(3)
+      // Who ended is not kept any more; and the one that keeps ends after its server.
+      while ((await daemon.ask('counts')).connections > 0) await sleep(10)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'processes that an earlier server has left are not served another way',
+    async () => {
+      sourceOf(4 * MiB)
+      const daemon = await serves({ share: true })
+      const client = says({ SHARED: '1' }, 4 * MiB, 0, ['slowly', at('source')])
+      while ((await daemon.ask('counts')).faults < 10) await sleep(10)
+      daemon.child.kill('SIGKILL')
+      const other = await run(process.execPath, [
+        join(dist, 'cli.js'),
+        'memory',
+        'serve',
+        at('source'),
+        '--socket',
+        socket(),
+      ])
+      expect(other.status).toBe(2)
+      expect(other.stderr).toMatch(/^pageferry: .*: processes of an earlier server are kept, with --share\n/)
+      await serves({ share: true })
+      expect((await client).replaceAll('.', '')).toBe('0')
     },
     TEST_MS,
   )
