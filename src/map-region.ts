@@ -1,4 +1,5 @@
 // A region as memory of this program.
+import { Once } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { detach, viewOf } from './linux/memory.js'
 import { moveRegion, type Region } from './open-region.js'
@@ -42,7 +43,7 @@ export class MappedRegion implements AsyncDisposable {
   #buffersMax = BUFFERS_MIN
   #bytes: Uint8Array | undefined
   #isClosed = false
-  #closing: Promise<void> | undefined
+  readonly #closing = new Once(() => this.#close())
 
   constructor(thread: RegionInThread, mapped: Mapped) {
     this.size = mapped.size
@@ -116,11 +117,7 @@ export class MappedRegion implements AsyncDisposable {
    * @throws what the region says, which does not take what was written: it may be closed again
    */
   close(): Promise<void> {
-    this.#closing ??= this.#close().catch(error => {
-      this.#closing = undefined
-      throw error
-    })
-    return this.#closing
+    return this.#closing.run()
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -1,5 +1,5 @@
 // A tree that is mounted: what one can ask of it, and how it ends.
-import { orAborted, sleep, throwIfAborted } from './base/async.js'
+import { Once, orAborted, sleep, throwIfAborted } from './base/async.js'
 import { FerryError, isFerryError, toFerryError } from './base/errors.js'
 import { logger } from './base/log.js'
 import type { Conflict, Lag, Progress, TreeCache, TreeCacheStatus } from './cache/tree-cache.js'
@@ -88,7 +88,7 @@ export class MountedTree implements AsyncDisposable {
   #kernelBytes = 0
   #ended = false
   #takenAway = false
-  #closing: Promise<void> | undefined
+  readonly #closing = new Once(() => this.#close())
 
   constructor(parts: MountParts) {
     this.#parts = parts
@@ -207,11 +207,7 @@ export class MountedTree implements AsyncDisposable {
    * @throws BUSY (names who uses the mount; it stays as it is)
    */
   close(): Promise<void> {
-    this.#closing ??= this.#close().catch(error => {
-      this.#closing = undefined
-      throw error
-    })
-    return this.#closing
+    return this.#closing.run()
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -1,5 +1,5 @@
 // From a URL to a region: every layer, in order, and taken down again in reverse.
-import { orAborted } from './base/async.js'
+import { Once, orAborted } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { logger } from './base/log.js'
 import type { Write } from './cache/content.js'
@@ -175,7 +175,7 @@ export class Region implements RegionDoor, AsyncDisposable {
   #running = 0
   #isFile = false
   #moving: Promise<RegionPlace> | undefined
-  #closing: Promise<void> | undefined
+  readonly #closing = new Once(() => this.#close())
 
   constructor(place: RegionPlace, origin: RegionOrigin) {
     this.size = place.size
@@ -201,7 +201,7 @@ export class Region implements RegionDoor, AsyncDisposable {
 
   /** @throws why it cannot be in another place */
   #refuseMove(): void {
-    if (this.#closing) throw new FerryError('CLOSED')
+    if (this.#closing.isBegun) throw new FerryError('CLOSED')
     if (this.#moving) return
     if (!this.#place.fileSystem) return
     refuseThread(this.#origin)
@@ -298,11 +298,7 @@ export class Region implements RegionDoor, AsyncDisposable {
    * closed again
    */
   close(): Promise<void> {
-    this.#closing ??= this.#close().catch(error => {
-      this.#closing = undefined
-      throw error
-    })
-    return this.#closing
+    return this.#closing.run()
   }
 
   async #close(): Promise<void> {

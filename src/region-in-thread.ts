@@ -1,6 +1,6 @@
 // A region whose cache is in a thread of its own, as those who have it see it.
 import { MessageChannel, type MessagePort, receiveMessageOnPort, type Worker } from 'node:worker_threads'
-import { abortReason, type Deferred, deferred, orAborted } from './base/async.js'
+import { abortReason, type Deferred, deferred, Once, orAborted } from './base/async.js'
 import { FerryError } from './base/errors.js'
 import { logger, relay } from './base/log.js'
 import type { RegionExtent } from './cache/door.js'
@@ -35,7 +35,7 @@ export class RegionInThread implements RegionPlace {
   #nextId = 1
   #dead: FerryError | undefined
   #last: RegionStatus | undefined
-  #closing: Promise<void> | undefined
+  readonly #closing = new Once(() => this.#close())
 
   private constructor(origin: RegionOrigin) {
     const { port1, port2 } = new MessageChannel()
@@ -48,7 +48,7 @@ export class RegionInThread implements RegionPlace {
       log.error('the thread of a region failed', { error })
       this.#died(new FerryError('IO', { cause: error, detail: `its thread failed: ${error}` }))
     })
-    this.#worker.on('exit', () => this.#died(new FerryError(this.#closing ? 'CLOSED' : 'IO')))
+    this.#worker.on('exit', () => this.#died(new FerryError(this.#closing.isBegun ? 'CLOSED' : 'IO')))
   }
 
   /** @throws what `openRegion` throws */
@@ -112,11 +112,7 @@ export class RegionInThread implements RegionPlace {
   }
 
   close(): Promise<void> {
-    this.#closing ??= this.#close().catch(error => {
-      this.#closing = undefined
-      throw error
-    })
-    return this.#closing
+    return this.#closing.run()
   }
 
   async #close(): Promise<void> {

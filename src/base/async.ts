@@ -202,6 +202,29 @@ export async function inParallel<T>(
   if (failures.length > 0) throw failures[0]
 }
 
+/** Work that is done once, for however many ask for it; again after it has failed. */
+export class Once {
+  readonly #work: () => Promise<void>
+  #done: Promise<void> | undefined
+
+  constructor(work: () => Promise<void>) {
+    this.#work = work
+  }
+
+  /** It is being done, or was done. */
+  get isBegun(): boolean {
+    return this.#done !== undefined
+  }
+
+  run(): Promise<void> {
+    this.#done ??= this.#work().catch(error => {
+      this.#done = undefined
+      throw error
+    })
+    return this.#done
+  }
+}
+
 /** Runs what is given to it one after the other, per key; the queue of a key lasts as long as there is work in it. */
 export class KeyedMutex {
   readonly #tails = new Map<string, Promise<unknown>>()

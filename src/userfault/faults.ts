@@ -1,6 +1,6 @@
 // The faults of one userfaultfd, answered with the bytes of a region.
 import { closeSync } from 'node:fs'
-import { backoff, type Deferred, deferred, sleep } from '../base/async.js'
+import { backoff, type Deferred, deferred, lasting, sleep } from '../base/async.js'
 import { giveBack, takeBytes } from '../base/buffers.js'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
@@ -92,7 +92,7 @@ export class Faults {
   readonly #pages: Pages
   readonly #options: FaultOptions
   readonly #watcher: ReturnType<Watch>
-  readonly #closing = new AbortController()
+  readonly #closing = lasting()
   readonly #children = new Set<Faults>()
   readonly #spaces: Spaces
   readonly #keptAs: number | undefined

@@ -1,5 +1,6 @@
 // A region as memory of this process. It lives in a thread that nobody's fault can hold up: the program's threads touch the memory.
 import { closeSync } from 'node:fs'
+import { Once } from '../base/async.js'
 import { giveBack, takeBytes } from '../base/buffers.js'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
@@ -106,7 +107,7 @@ export class Memory implements MappedMemory {
   #isEvicting = false
   #pushedBytes = 0
   #problem: string | null = null
-  #closing: Promise<void> | undefined
+  readonly #closing = new Once(() => this.#close())
 
   /** @throws UNSUPPORTED: the kernel is too old for writeBack; NOT_PERMITTED: this user may not */
   constructor(door: MappedDoor, { writeBack, consistent, prefetch, onFault, resident }: MemorySettings) {
@@ -161,12 +162,12 @@ export class Memory implements MappedMemory {
         () => void filling.delete(filled),
         error => {
           filling.delete(filled)
-          if (!this.#closing) log.debug('bytes of memory did not come ahead', { at, error })
+          if (!this.#closing.isBegun) log.debug('bytes of memory did not come ahead', { at, error })
         },
       )
       filling.add(filled)
       if (filling.size >= PREFETCHES_MAX) await Promise.race(filling)
-      if (this.#closing) return
+      if (this.#closing.isBegun) return
     }
   }
 
@@ -326,11 +327,7 @@ export class Memory implements MappedMemory {
   }
 
   close(): Promise<void> {
-    this.#closing ??= this.#close().catch(error => {
-      this.#closing = undefined
-      throw error
-    })
-    return this.#closing
+    return this.#closing.run()
   }
 
   async #close(): Promise<void> {

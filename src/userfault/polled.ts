@@ -2,6 +2,7 @@
 // the notes call hash-based change detection; for users who may not have a userfaultfd.
 import { closeSync, ftruncateSync, openSync, unlinkSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
+import { Once } from '../base/async.js'
 import { giveBack, takeBytes } from '../base/buffers.js'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
@@ -35,7 +36,7 @@ export class PolledMemory implements MappedMemory {
   #pushedBytes = 0
   #problem: string | null = null
   #isClosed = false
-  #closing: Promise<void> | undefined
+  readonly #closing = new Once(() => this.#close())
 
   private constructor(door: RegionDoor, { fd, writeBack }: { fd: number; writeBack: boolean }) {
     this.#door = door
@@ -158,11 +159,7 @@ export class PolledMemory implements MappedMemory {
   }
 
   close(): Promise<void> {
-    this.#closing ??= this.#close().catch(error => {
-      this.#closing = undefined
-      throw error
-    })
-    return this.#closing
+    return this.#closing.run()
   }
 
   async #close(): Promise<void> {

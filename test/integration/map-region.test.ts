@@ -8,6 +8,7 @@ import { afterEach, beforeEach, expect } from '@jest/globals'
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
 import { redisBlob } from '../../src/remote/redis-blob.js'
 import { memoryGroup } from '../fixtures/memory-group.js'
+import { randomFile } from '../fixtures/random-file.js'
 import { startRedis } from '../fixtures/redis.js'
 import { long, requires } from '../fixtures/requires.js'
 import { makeBucket, putObject, rgwEnv, startRgw } from '../fixtures/rgw.js'
@@ -36,13 +37,7 @@ afterEach(async () => {
 })
 const at = (name: string) => join(directory, name)
 
-function sourceOf(bytes: number): Buffer {
-  const random = randomOf(SEED)
-  const content = Buffer.alloc(bytes)
-  for (let n = 0; n + 4 <= bytes; n += 4) content.writeUInt32LE(Math.floor(random.next() * 2 ** 32), n)
-  writeFileSync(at('source'), content)
-  return content
-}
+const sourceOf = (bytes: number): Buffer => randomFile(at('source'), bytes, SEED)
 
 const argumentsOf = (what: string, argument?: string | number) => [
   ...[resolve('test/fixtures/map-region.mjs'), dist, what, at('source'), at('cache')],

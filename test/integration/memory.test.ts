@@ -1,7 +1,7 @@
 // Memory of other processes that is a region: real page faults of a C program that hands its userfaultfd over, as Firecracker does.
 import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface, type Interface } from 'node:readline'
@@ -10,6 +10,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, expect } from '@jest/global
 import { freshSeed, random as randomOf } from '../../src/base/random.js'
 import type { MemoryOptions } from '../../src/options.js'
 import { memoryGroup } from '../fixtures/memory-group.js'
+import { randomFile } from '../fixtures/random-file.js'
 import { requires } from '../fixtures/requires.js'
 
 const MiB = 2 ** 20
@@ -43,13 +44,7 @@ afterEach(() => {
 const at = (name: string) => join(directory, name)
 const socket = () => at('memory.sock')
 
-function sourceOf(bytes: number): Buffer {
-  const random = randomOf(SEED)
-  const content = Buffer.alloc(bytes)
-  for (let n = 0; n + 4 <= bytes; n += 4) content.writeUInt32LE(Math.floor(random.next() * 2 ** 32), n)
-  writeFileSync(at('source'), content)
-  return content
-}
+const sourceOf = (bytes: number): Buffer => randomFile(at('source'), bytes, SEED)
 
 interface Ended {
   status: number | string
