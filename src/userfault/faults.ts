@@ -11,7 +11,7 @@ import { detach, dropPages, viewOf } from '../linux/memory.js'
 import { type Watcher, watchDescriptor } from '../linux/poll.js'
 import type { Fetched, Pages } from './pages.js'
 import { WIRE_BYTES } from './reader.js'
-import { type Mapping, type Space, Spaces } from './spaces.js'
+import type { Space, Spaces } from './spaces.js'
 import { Userfaultfd, type UserfaultMessage } from './userfaultfd.js'
 
 const log = logger('userfault')
@@ -49,7 +49,7 @@ export interface Keep {
 }
 
 export type MemoryChange =
-  | { op: 'removed' | 'unmapped'; start: number; end: number }
+  | { op: 'put' | 'removed' | 'unmapped'; start: number; end: number }
   | { op: 'moved'; from: number; to: number; length: number }
 
 /** Calls back when the descriptor is readable; the callback says whether anything was there. */
@@ -98,6 +98,8 @@ export class Faults {
   readonly #keptAs: number | undefined
   readonly #unlisten: (() => void) | undefined
   readonly #faults: number[] = []
+  /** Addresses at which pages were put. */
+  readonly #untold: [start: number, end: number][] = []
   readonly #ahead: Ahead[] = []
   readonly #filling = new Set<Fill>()
   #fillingBytes = 0
@@ -107,11 +109,11 @@ export class Faults {
   #closed: Promise<void> | undefined
 
   /** `kept`: what it is called by who keeps it already, for an earlier process. Whoever waits there asks again. */
-  constructor(fd: number, pages: Pages, mappings: Mapping[], options: FaultOptions, kept?: number) {
+  constructor(fd: number, pages: Pages, spaces: Spaces, options: FaultOptions, kept?: number) {
     this.#uffd = new Userfaultfd(fd)
     this.#pages = pages
     this.#options = options
-    this.#spaces = new Spaces(mappings)
+    this.#spaces = spaces
     this.#unlisten = pages.onGone?.((from, to) => this.#gone(from, to))
     this.#watcher = (options.watch ?? watchDescriptor)(fd, failed => this.#turn(failed))
     this.#keptAs = kept ?? options.keep?.begin(fd, this.#spaces)
@@ -195,6 +197,8 @@ export class Faults {
 
   /** Whether there was anything. */
   #read(): boolean {
+    // Whoever comes after us knows by it that a page which is missing was given back, should what we read now be all that says so.
+    for (const [start, end] of this.#untold.splice(0)) this.#tell({ op: 'put', start, end })
     for (let isAny = false; ; isAny = true) {
       const messages = this.#uffd.read()
       if (messages.length === 0) return isAny
@@ -227,7 +231,7 @@ export class Faults {
           this.#children.delete(child)
           void child.close()
         }
-        const child = new Faults(message.descriptor, this.#pages, this.#spaces.kept(), { ...this.#options, onEnd })
+        const child = new Faults(message.descriptor, this.#pages, this.#spaces.copy(), { ...this.#options, onEnd })
         this.#children.add(child)
       }
     }
@@ -315,6 +319,16 @@ export class Faults {
     this.#options.onPut?.(from, from + bytes.length)
   }
 
+  #zeroOrWake({ space, from, to }: Fill): void {
+    const address = space.address + from
+    const { bytes } = this.#uffd.zero(address, to - from)
+    if (bytes === 0) this.#uffd.wake(address, to - from)
+    else {
+      this.counts.bytes += bytes
+      this.#options.onPut?.(from, to)
+    }
+  }
+
   #isFilling(space: Space, at: number): boolean {
     for (const fill of this.#filling) if (fill.space === space && at >= fill.from && at < fill.to) return true
     return false
@@ -333,8 +347,9 @@ export class Faults {
     const at = page * pageBytes
     if (taken.has(page)) {
       if (this.#isFilling(space, at)) return
-      // Two may have touched it at once. Of shared memory the kernel may have unmapped it, though it is there.
-      if (this.#pages.isOwn) this.#uffd.wake(space.address + at, pageBytes)
+      // It was given back, and who read that is not there any more; or it is there: two have touched it at once. Of shared memory the
+      // kernel may have unmapped it, too.
+      if (this.#pages.isOwn) this.#zeroOrWake({ space, from: at, to: at + pageBytes })
       else this.#fill({ space, from: at, to: at + pageBytes }, { waiting: at })
       return
     }
@@ -491,6 +506,7 @@ export class Faults {
         ? this.#uffd.zero(address + at, end - at)
         : fetched.put(this.#uffd, address + at, at - from, end - at)
       this.counts.bytes += done
+      this.#note(address + at, done)
       at += done
       if (number === 0 || done > 0) continue
       if (number === errno.EEXIST) {
@@ -508,6 +524,14 @@ export class Faults {
     if (at < to) this.#putLater(fill, fetched, at, attempt + 1)
     else fetched?.release()
     if (this.#faults.length > 0) setImmediate(() => this.#closed ?? this.#answerFaults())
+  }
+
+  /** To be told before anything else is read. */
+  #note(start: number, length: number): void {
+    if (this.#keptAs === undefined || length === 0 || !this.#pages.isOwn) return
+    const last = this.#untold.at(-1)
+    if (last?.[1] === start) last[1] += length
+    else this.#untold.push([start, start + length])
   }
 
   #putLater(fill: Fill, fetched: Fetched | null, at: number, attempt: number): void {

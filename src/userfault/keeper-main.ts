@@ -14,6 +14,7 @@ const START_MS = 10_000
 
 interface Kept {
   id: number
+  size: number
   uffd: number
   connection: number
   watcher: Watcher
@@ -59,14 +60,20 @@ function heard(id: number, connection: number): void {
 function told(message: KeeperMessage, descriptors: number[]): void {
   switch (message.op) {
     case 'keep': {
-      const { id, mappings } = message
+      const { id, size, mappings } = message
       const [uffd, connection] = descriptors
       const watcher = watchDescriptor(connection, () => heard(id, connection))
-      kept.set(id, { id, uffd, connection, watcher, spaces: new Spaces(mappings) })
+      kept.set(id, { id, size, uffd, connection, watcher, spaces: new Spaces(mappings) })
       return
     }
     case 'memory':
       memory = descriptors[0]
+      return
+    case 'pages':
+      kept.get(message.id)?.spaces.know(message.mapping, message)
+      return
+    case 'put':
+      kept.get(message.id)?.spaces.put(message.start, message.end)
       return
     case 'removed':
       kept.get(message.id)?.spaces.forget(message.start, message.end, true)
@@ -82,28 +89,39 @@ function told(message: KeeperMessage, descriptors: number[]): void {
   }
 }
 
+/** False: it is gone, or talks nonsense. */
+function hear(fd: number, intake: KeeperIntake): boolean {
+  try {
+    return intake.read(fd, told)
+  } catch {
+    return false
+  }
+}
+
 /** A new server takes everything over; the one before it, if it is still there, is not listened to any more. */
 function serve(fd: number): void {
   if (server) leave()
   clearTimeout(patience)
   const intake = new KeeperIntake()
   const watcher = watchDescriptor(fd, () => {
-    try {
-      if (intake.read(fd, told)) return
-    } catch {}
-    if (server?.fd === fd) alone()
+    if (!hear(fd, intake) && server?.fd === fd) alone()
   })
   server = { fd, watcher, intake }
   for (const { watcher } of kept.values()) watcher.stop()
   if (memory !== null) sendMessage(fd, { op: 'memory', descriptors: 1 }, [memory])
-  for (const { id, uffd, connection, spaces } of kept.values())
-    sendMessage(fd, { op: 'keep', id, mappings: spaces.kept(), descriptors: 2 }, [uffd, connection])
+  for (const { id, size, uffd, connection, spaces } of kept.values()) {
+    sendMessage(fd, { op: 'keep', id, size, mappings: spaces.mappings, descriptors: 2 }, [uffd, connection])
+    for (const [mapping, pages] of spaces.known().entries())
+      for (const each of pages) sendMessage(fd, { op: 'pages', id, mapping, ...each, descriptors: 0 })
+  }
   sendMessage(fd, { op: 'ready', descriptors: 0 })
   watcher.start()
 }
 
 function leave(): void {
   const { fd, watcher, intake } = server!
+  // What it has said last may still be on its way.
+  hear(fd, intake)
   server = null
   intake.close()
   void closeWatched(watcher, fd)

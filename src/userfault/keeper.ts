@@ -10,7 +10,7 @@ import { logger } from '../base/log.js'
 import { takeDescriptor } from '../linux/descriptors.js'
 import { type Watcher, watchDescriptor } from '../linux/poll.js'
 import { KeeperIntake, type KeeperMessage, keeperPath, sendMessage } from './keeper-messages.js'
-import type { Spaces } from './spaces.js'
+import type { KnownPages, Mapping, Spaces } from './spaces.js'
 
 const log = logger('userfault')
 
@@ -20,9 +20,13 @@ const JOINS_MAX = 3
 /** What an earlier server has left. */
 export interface KeptProcess {
   id: number
+  /** Of the region. */
+  size: number
   uffd: number
   connection: number
-  mappings: Extract<KeeperMessage, { op: 'keep' }>['mappings']
+  mappings: Mapping[]
+  /** Of each mapping. */
+  known: KnownPages[][]
 }
 
 export class Keeper {
@@ -70,10 +74,13 @@ export class Keeper {
   #told(message: KeeperMessage, descriptors: number[]): void {
     if (message.op === 'memory') this.memory = descriptors[0]
     else if (message.op === 'keep') {
-      const { id, mappings } = message
+      const { id, size, mappings } = message
       const [uffd, connection] = descriptors
       this.#nextId = Math.max(this.#nextId, id + 1)
-      this.kept.push({ id, mappings, uffd, connection })
+      this.kept.push({ id, size, mappings, known: mappings.map(() => []), uffd, connection })
+    } else if (message.op === 'pages') {
+      const { id, mapping, what, runs } = message
+      this.kept.find(each => each.id === id)?.known[mapping].push({ what, runs })
     } else if (message.op === 'ready') {
       this.#isReady = true
       this.#ready.resolve()
@@ -85,10 +92,12 @@ export class Keeper {
   }
 
   /** @returns what it is called from now on */
-  keep(spaces: Spaces, descriptors: { uffd: number; connection: number }): number {
+  keep(size: number, spaces: Spaces, descriptors: { uffd: number; connection: number }): number {
     const id = this.#nextId++
     const { uffd, connection } = descriptors
-    this.#send({ op: 'keep', id, mappings: spaces.kept(), descriptors: 2 }, [uffd, connection])
+    this.#send({ op: 'keep', id, size, mappings: spaces.mappings, descriptors: 2 }, [uffd, connection])
+    for (const [mapping, pages] of spaces.known().entries())
+      for (const each of pages) this.#send({ op: 'pages', id, mapping, ...each, descriptors: 0 })
     return id
   }
 

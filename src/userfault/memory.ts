@@ -12,6 +12,7 @@ import { type FaultCounts, type FaultOptions, Faults } from './faults.js'
 import { HeldWrites } from './held-writes.js'
 import { copiedPages } from './pages.js'
 import { Resident } from './resident.js'
+import { Spaces } from './spaces.js'
 import { watchFromThread } from './thread-watch.js'
 import { copyMemory, type Run, type SeenPages, Tracker, type Tracking } from './tracker.js'
 import { Userfaultfd } from './userfaultfd.js'
@@ -140,7 +141,7 @@ export class Memory implements MappedMemory {
     this.#faults = new Faults(
       this.#uffd,
       copiedPages(door, { isProtected: this.#tracking !== null }),
-      [{ address, length: this.length, at: 0, pageBytes: PAGE_BYTES }],
+      new Spaces([{ address, length: this.length, at: 0, pageBytes: PAGE_BYTES }]),
       {
         ...{ onFault, watch: watchFromThread },
         onEnd: () => log.error('faults are not answered any more'),
@@ -194,6 +195,8 @@ export class Memory implements MappedMemory {
     if (length === 0) return Promise.resolve()
     const [from, to] = pagesAround(at, length)
     return this.#inTurn(async () => {
+      // Pages that it has not finished have to be there.
+      if (this.#owed.length > 0 || this.#held) await this.#push()
       // What is on its way may be older.
       await this.#faults.untilFilled(from, to)
       for (const run of this.#resident.cut(from, to)) await this.#takeAway(...run)

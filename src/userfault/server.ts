@@ -2,6 +2,7 @@
 import { closeSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { totalmem } from 'node:os'
+import { deferred } from '../base/async.js'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { RegionDoor } from '../cache/door.js'
@@ -15,7 +16,7 @@ import { HANDSHAKE_BYTES_MAX, parseMappings } from './handshake.js'
 import { Keeper, type KeptProcess } from './keeper.js'
 import { copiedPages, type Pages } from './pages.js'
 import { SharedPages } from './shared-pages.js'
-import type { Mapping } from './spaces.js'
+import { Spaces } from './spaces.js'
 
 const log = logger('userfault')
 
@@ -51,30 +52,20 @@ export async function listenMemory(
   door: RegionDoor,
   { socket: path, onFault, share, resident = Math.floor(totalmem() / 2) }: MemoryServerOptions,
 ): Promise<MemoryServer> {
-  const keeper = await Keeper.join(path)
-  const memory = keeper.memory ?? undefined
-  if (keeper.kept.length > 0 && share !== (memory !== undefined)) {
-    await keeper.close()
-    const how = share ? 'without' : 'with'
-    throw new FerryError('USAGE', { detail: `${path}: processes of an earlier server are kept, ${how} --share` })
-  }
-  const shared = share ? new SharedPages(door, { resident, memory }) : null
-  if (shared && memory === undefined) keeper.keepMemory(shared.fd)
-  const served: Served = {
-    ...{ size: door.size, shared, onFault, keeper },
-    pages: shared ?? copiedPages(door, { isProtected: false }),
-  }
   const processes = new Set<Process>()
   const gone: FaultCounts = { faults: 0, bytes: 0, poisoned: 0 }
-  const server = createServer({ pauseOnConnect: true }, socket => {
-    if (processes.size >= PROCESSES_MAX) {
-      log.warn('too many processes', { processesMax: PROCESSES_MAX })
+  // Whoever comes first waits until it is known whom an earlier server has left.
+  const begun = deferred<Served | null>()
+  const server = createServer({ pauseOnConnect: true }, async socket => {
+    const served = await begun.promise
+    if (!served || processes.size >= PROCESSES_MAX) {
+      if (served) log.warn('too many processes', { processesMax: PROCESSES_MAX })
       socket.destroy()
       return
     }
-    join(takeDescriptor(socket))
+    join(served, takeDescriptor(socket))
   })
-  const join = (connection: number, kept?: KeptProcess) => {
+  const join = (served: Served, connection: number, kept?: KeptProcess) => {
     const process = new Process(connection, served, () => {
       processes.delete(process)
       add(gone, process.counts)
@@ -83,12 +74,19 @@ export async function listenMemory(
     if (kept) process.goOn(kept)
     else process.greet()
   }
-  const address = await listen(server, { path }).catch(async error => {
-    shared?.close()
-    await keeper.close()
+  // First: of two servers at one socket only one has what is kept.
+  const address = await listen(server, { path })
+  let served: Served
+  try {
+    served = await begin(door, { path, onFault, share, resident })
+  } catch (error) {
+    begun.resolve(null)
+    await new Promise(resolve => server.close(resolve))
     throw error
-  })
-  for (const kept of keeper.kept) join(kept.connection, kept)
+  }
+  const { keeper, shared } = served
+  for (const kept of keeper.kept) join(served, kept.connection, kept)
+  begun.resolve(served)
   const close = async () => {
     const closed = new Promise(resolve => server.close(resolve))
     await Promise.all([...processes].map(each => each.close()))
@@ -103,6 +101,34 @@ export async function listenMemory(
     },
     residentBytes: { get: () => shared?.residentBytes ?? 0 },
   }) as MemoryServer
+}
+
+/** What is served, also to those whom an earlier server has left. @throws USAGE: they cannot go on with this */
+async function begin(
+  door: RegionDoor,
+  {
+    path,
+    onFault,
+    share,
+    resident,
+  }: { path: string; share: boolean; resident: number } & Pick<FaultOptions, 'onFault'>,
+): Promise<Served> {
+  const keeper = await Keeper.join(path)
+  const memory = keeper.memory ?? undefined
+  const others = keeper.kept.find(({ size }) => size !== door.size)
+  const differs = others
+    ? `of a region of ${others.size} bytes`
+    : share !== (memory !== undefined) && `${share ? 'without' : 'with'} --share`
+  if (keeper.kept.length > 0 && differs) {
+    for (const { uffd, connection } of keeper.kept) for (const fd of [uffd, connection]) closeSync(fd)
+    if (memory !== undefined) closeSync(memory)
+    await keeper.close()
+    throw new FerryError('USAGE', { detail: `${path}: processes of an earlier server are kept, ${differs}` })
+  }
+  const shared = share ? new SharedPages(door, { resident, memory }) : null
+  if (shared && memory === undefined) keeper.keepMemory(shared.fd)
+  const pages = shared ?? copiedPages(door, { isProtected: false })
+  return { size: door.size, shared, onFault, keeper, pages }
 }
 
 function add(sum: FaultCounts, { faults, bytes, poisoned }: FaultCounts): FaultCounts {
@@ -146,19 +172,19 @@ class Process {
   }
 
   /** An earlier server had it. */
-  goOn({ id, uffd, mappings }: KeptProcess): void {
+  goOn({ id, uffd, mappings, known }: KeptProcess): void {
     log.info('memory of a process, of an earlier server', { mappings: mappings.length })
-    this.#faults = this.#answer(uffd, mappings, id)
+    this.#faults = this.#answer(uffd, new Spaces(mappings, known), id)
   }
 
-  #answer(uffd: number, mappings: Mapping[], kept?: number): Faults {
-    const { pages, onFault, keeper } = this.#served
+  #answer(uffd: number, spaces: Spaces, kept?: number): Faults {
+    const { pages, size, onFault, keeper } = this.#served
     const keep: Keep = {
-      begin: (fd, spaces) => keeper.keep(spaces, { uffd: fd, connection: this.#fd }),
+      begin: (fd, spaces) => keeper.keep(size, spaces, { uffd: fd, connection: this.#fd }),
       tell: (id, change) => keeper.tell({ ...change, id, descriptors: 0 }),
       end: id => keeper.tell({ op: 'gone', id, descriptors: 0 }),
     }
-    return new Faults(uffd, pages, mappings, { onFault, keep, onEnd: () => this.#leave(null) }, kept)
+    return new Faults(uffd, pages, spaces, { onFault, keep, onEnd: () => this.#leave(null) }, kept)
   }
 
   /** The memory itself, and how long it is. */
@@ -220,7 +246,7 @@ class Process {
       const mappings = parseMappings(Buffer.from(bytes).toString(), size)
       if (shared && mappings.some(({ pageBytes }) => pageBytes !== SHARED_PAGE_BYTES))
         throw new FerryError('PROTOCOL', { detail: `pages of shared memory have ${SHARED_PAGE_BYTES} bytes` })
-      this.#faults = this.#answer(fd, mappings)
+      this.#faults = this.#answer(fd, new Spaces(mappings))
       clearTimeout(this.#patience)
       log.info('memory of a process', { mappings: mappings.length })
     } catch (error) {

@@ -12,6 +12,14 @@ export interface Mapping {
   pageBytes: number
 }
 
+/** Runs of pages of one mapping. */
+export interface KnownPages {
+  what: 'taken' | 'removed'
+  runs: [from: number, to: number][]
+}
+
+const RUNS_AT_ONCE = 1_000
+
 export interface Space extends Mapping {
   readers: Readers
   /** Pages that are there, or on their way. */
@@ -26,12 +34,19 @@ export interface Space extends Mapping {
 export class Spaces {
   #spaces: Space[]
 
-  constructor(mappings: (Mapping & { removed?: [from: number, to: number][] })[]) {
-    this.#spaces = mappings.map(mapping => {
-      const space = spaceOf(mapping)
-      for (const [from, to] of mapping.removed ?? []) space.removed.add(from, to)
-      return space
-    })
+  constructor(mappings: readonly Mapping[], known: readonly KnownPages[][] = []) {
+    this.#spaces = mappings.map(spaceOf)
+    for (const [n, pages] of known.entries()) for (const each of pages) this.know(n, each)
+  }
+
+  /** Of one of the mappings, by their order. */
+  know(mapping: number, { what, runs }: KnownPages): void {
+    for (const [from, to] of runs) this.#spaces[mapping][what].add(from, to)
+  }
+
+  /** What is known of the pages of each mapping, in pieces. */
+  known(): KnownPages[][] {
+    return this.#spaces.map(({ taken, removed }) => [...pieces('taken', taken), ...pieces('removed', removed)])
   }
 
   get all(): readonly Space[] {
@@ -42,12 +57,18 @@ export class Spaces {
     return this.#spaces.find(each => address >= each.address && address < each.address + each.length)
   }
 
-  /** What there is to be known of it, but for what the kernel says itself: also of the memory of a child. */
-  kept(): (Mapping & { removed: [from: number, to: number][] })[] {
-    return this.#spaces.map(({ address, length, at, pageBytes, removed }) => ({
-      ...{ address, length, at, pageBytes },
-      removed: removed.runs(),
-    }))
+  /** As a child of the process has it. */
+  copy(): Spaces {
+    return new Spaces(this.mappings, this.known())
+  }
+
+  get mappings(): Mapping[] {
+    return this.#spaces.map(({ address, length, at, pageBytes }) => ({ address, length, at, pageBytes }))
+  }
+
+  /** Pages have come to be there. */
+  put(start: number, end: number): void {
+    this.overlapping(start, end, ({ taken }, from, to) => taken.add(from, to))
   }
 
   /** The program has given it back: `isZero` says whether it is zeros from now on, or what it was. */
@@ -97,14 +118,19 @@ export class Spaces {
   }
 }
 
-/** Pages that were given back stay so. That others are there the kernel says itself. */
 function partOf(space: Space, from: number, to: number): Space {
-  const { address, at, pageBytes, removed } = space
+  const { address, at, pageBytes } = space
   const part = spaceOf({ ...space, address: from, length: to - from, at: at + from - address })
-  const first = (from - address) / pageBytes
-  for (let page = 0; page < (to - from) / pageBytes; page++)
-    if (removed.has(first + page)) part.removed.add(page, page + 1)
+  const [first, last] = [(from - address) / pageBytes, (to - address) / pageBytes]
+  for (const what of ['taken', 'poisoned', 'removed'] as const)
+    for (const [start, end] of space[what].runs())
+      if (start < last && first < end) part[what].add(Math.max(start, first) - first, Math.min(end, last) - first)
   return part
+}
+
+function* pieces(what: KnownPages['what'], pages: PageSet): Iterable<KnownPages> {
+  const runs = pages.runs()
+  for (let n = 0; n < runs.length; n += RUNS_AT_ONCE) yield { what, runs: runs.slice(n, n + RUNS_AT_ONCE) }
 }
 
 const spaceOf = ({ address, length, at, pageBytes }: Mapping): Space => ({

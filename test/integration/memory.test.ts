@@ -1,7 +1,7 @@
 // Memory of other processes that is a region: real page faults of a C program that hands its userfaultfd over, as Firecracker does.
 import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface, type Interface } from 'node:readline'
@@ -362,6 +362,11 @@ describe(`memory of a process (SEED=${SEED})`, () => {
       ])
       expect(other.status).toBe(2)
       expect(other.stderr).toMatch(/^pageferry: .*: processes of an earlier server are kept, with --share\n/)
+      writeFileSync(at('longer'), Buffer.alloc(8 * MiB))
+      const longer = await run(process.execPath, [
+        ...[join(dist, 'cli.js'), 'memory', 'serve', at('longer'), '--share', '--socket', socket()],
+      ])
+      expect(longer.stderr).toMatch(/: processes of an earlier server are kept, of a region of 4194304 bytes\n/)
       await serves({ share: true })
       expect((await client).replaceAll('.', '')).toBe('0')
     },
