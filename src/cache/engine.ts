@@ -23,6 +23,7 @@ import {
   ROOT,
   type Space,
   type Stamped,
+  type Whiteout,
 } from './filesystem.js'
 import { globs } from './globs.js'
 import { type Dentry, type Inode, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG } from './inode.js'
@@ -576,7 +577,9 @@ class Engine implements TreeCache {
     source: { parent: Ino; name: string },
     target: { parent: Ino; name: string },
     how: 'replace' | 'noreplace' | 'exchange',
+    whiteout?: Whiteout,
   ): Maybe<void> {
+    if (whiteout && !this.remote.capabilities.specialFiles) refuse('the remote has no special files')
     return this.#change(source.parent, () =>
       this.#whenListed(this.state.directory(target.parent), () => {
         this.#checkPlace(target.parent, target.name)
@@ -584,15 +587,15 @@ class Engine implements TreeCache {
         const other = this.state.child(this.state.directory(target.parent), target.name)
         this.#checkSide(inode, source.name, target.name)
         if (other && how === 'exchange') this.#checkSide(other, target.name, source.name)
-        if (how === 'exchange' || !other || other === inode)
-          return this.names.rename(source, target, how === 'exchange')
+        const move = () => this.names.rename(source, target, { exchange: how === 'exchange', whiteout })
+        if (how === 'exchange' || !other || other === inode) return move()
         if (how === 'noreplace') throw new FerryError('EXISTS')
         if (inode.isDirectory && !other.isDirectory) throw new FerryError('NOT_DIRECTORY')
         if (!inode.isDirectory && other.isDirectory) throw new FerryError('IS_DIRECTORY')
-        if (!other.isDirectory) return this.names.rename(source, target, false)
+        if (!other.isDirectory) return move()
         return this.#whenListed(other, () => {
           if (this.state.children(other).size) throw new FerryError('NOT_EMPTY')
-          this.names.rename(source, target, false)
+          move()
         })
       }),
     )

@@ -81,6 +81,12 @@ export interface KernelCache {
   invalidateEntry(parent: Ino, name: string): void
 }
 
+/** What a union mount takes for "nothing here": a character device 0:0, of this owner, where something was moved away. */
+export interface Whiteout {
+  uid: number
+  gid: number
+}
+
 /** A file tree. Names are bytes (latin1 strings), without '/' and NUL; `.` and `..` are the door's affair. */
 export interface FileSystem {
   readonly readOnly: boolean
@@ -109,6 +115,7 @@ export interface FileSystem {
     source: { parent: Ino; name: string },
     target: { parent: Ino; name: string },
     how: 'replace' | 'noreplace' | 'exchange',
+    whiteout?: Whiteout,
   ): Maybe<void>
   /** Entries with a cookie above `after`, in the order of their cookies, as they are now. The array is the caller's. */
   entries(ino: Ino, after: number, countMax: number): Maybe<DirectoryEntry[]>

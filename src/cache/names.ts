@@ -1,7 +1,7 @@
 // Inodes and their names: each operation is checked, written to the journal, and then done; replay does the last part again.
 import { FerryError } from '../base/errors.js'
 import { nowNs } from './content.js'
-import type { AttributeChange, Ino, NewInode } from './filesystem.js'
+import type { AttributeChange, Ino, NewInode, Whiteout } from './filesystem.js'
 import { Changed, Inode, S_IFMT } from './inode.js'
 import {
   type AttributesRecord,
@@ -15,6 +15,7 @@ import {
 } from './records.js'
 import type { TreeState } from './state.js'
 
+const S_IFCHR = 0o020000
 const LINKS_MAX = 65_000
 const DIRECTORY_BYTES = 4096
 
@@ -131,7 +132,11 @@ export class Names {
     state.mark(inode, Changed.names)
   }
 
-  rename(source: { parent: Ino; name: string }, target: { parent: Ino; name: string }, exchange: boolean): void {
+  rename(
+    source: { parent: Ino; name: string },
+    target: { parent: Ino; name: string },
+    { exchange, whiteout }: { exchange: boolean; whiteout?: Whiteout },
+  ): void {
     const { state } = this
     const from = state.directory(source.parent)
     const to = state.directory(target.parent)
@@ -148,11 +153,12 @@ export class Names {
     state.ensureNamed(inode, source.parent, source.name)
     if (other) state.ensureNamed(other, target.parent, target.name)
     const record: RenameRecord = [source.parent, source.name, target.parent, target.name, exchange, nowNs(state)]
+    if (whiteout) record.push([state.newIno(), whiteout.uid, whiteout.gid])
     state.append(Kind.rename, record)
     this.replayRename(record)
   }
 
-  replayRename([parent, name, newParent, newName, exchange, timeNs]: RenameRecord): void {
+  replayRename([parent, name, newParent, newName, exchange, timeNs, whiteout]: RenameRecord): void {
     const { state } = this
     const from = state.directory(parent)
     const to = state.directory(newParent)
@@ -168,6 +174,10 @@ export class Names {
     this.#touched(from, timeNs)
     if (to !== from) this.#touched(to, timeNs)
     if (other && !exchange) state.reap(other)
+    if (whiteout) {
+      const [ino, uid, gid] = whiteout
+      this.replayMake([ino, parent, name, S_IFCHR, uid, gid, 0, '', timeNs])
+    }
   }
 
   #place(directory: Inode, name: string, inode: Inode, timeNs: bigint, old: { from: Inode; name: string }) {

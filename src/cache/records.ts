@@ -48,6 +48,7 @@ export type RenameRecord = [
   newName: string,
   exchange: boolean,
   timeNs: bigint,
+  whiteout?: [ino: Ino, uid: number, gid: number],
 ]
 export type AttributesRecord = [
   ino: Ino,

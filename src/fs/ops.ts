@@ -164,11 +164,16 @@ function make({ fs }: Door, parent: Ino, name: string, node: NewInode): Maybe<In
   })
 }
 
-function rename(door: Door, source: Ino, { newdir, name, newName, flags }: Args<'RENAME2'>): Maybe<void> {
-  if (flags & ~(RenameFlag.NOREPLACE | RenameFlag.EXCHANGE)) throw new FerryError('INVALID')
-  if (flags === (RenameFlag.NOREPLACE | RenameFlag.EXCHANGE)) throw new FerryError('INVALID')
+function rename(
+  door: Door,
+  { nodeid: source, uid, gid }: { nodeid: Ino; uid: number; gid: number },
+  { newdir, name, newName, flags }: Args<'RENAME2'>,
+): Maybe<void> {
+  if (flags & ~(RenameFlag.NOREPLACE | RenameFlag.EXCHANGE | RenameFlag.WHITEOUT)) throw new FerryError('INVALID')
+  if (flags & RenameFlag.EXCHANGE && flags !== RenameFlag.EXCHANGE) throw new FerryError('INVALID')
   const how = flags & RenameFlag.EXCHANGE ? 'exchange' : flags & RenameFlag.NOREPLACE ? 'noreplace' : 'replace'
-  return door.fs.rename({ parent: source, name }, { parent: newdir, name: newName }, how)
+  const whiteout = flags & RenameFlag.WHITEOUT ? { uid, gid } : undefined
+  return door.fs.rename({ parent: source, name }, { parent: newdir, name: newName }, how, whiteout)
 }
 
 // --- attributes --------------------------------------------------------------------------------------------------------
@@ -480,8 +485,8 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
   LINK: row(({ fs }, { nodeid, args }) => fs.link(args.oldnodeid, nodeid, args.name), replyEntry),
   UNLINK: row(({ fs }, { nodeid, args }) => fs.unlink(nodeid, args.name)),
   RMDIR: row(({ fs }, { nodeid, args }) => fs.removeDirectory(nodeid, args.name)),
-  RENAME: row((door, { nodeid, args }) => rename(door, nodeid, { ...args, flags: 0 })),
-  RENAME2: row((door, { nodeid, args }) => rename(door, nodeid, args)),
+  RENAME: row((door, request) => rename(door, request, { ...request.args, flags: 0 })),
+  RENAME2: row((door, request) => rename(door, request, request.args)),
 
   OPEN: row((door, { nodeid, args }) => open(door, nodeid, args), (door, fh, { nodeid }, { view }) => {
     putOpen(door, nodeid, fh, view, PAYLOAD_AT)

@@ -94,13 +94,24 @@ describe('names', () => {
     expect(await renameat2(at('a'), at('b'), EXCHANGE)).toBe('ok')
     expect(await readFile(at('a'), 'utf8')).toBe('B')
     expect(await readFile(at('b'), 'utf8')).toBe('A')
-    expect(await renameat2(at('a'), at('b'), WHITEOUT)).toBe('EINVAL')
+    expect(await renameat2(at('a'), at('b'), EXCHANGE | WHITEOUT)).toBe('EINVAL')
     expect(await renameat2(at('a'), at('nothing'), EXCHANGE)).toBe('ENOENT')
     await rename(at('a'), at('b'))
     expect(await readFile(at('b'), 'utf8')).toBe('B')
     await expect(stat(at('a'))).rejects.toMatchObject({ code: 'ENOENT' })
     expect(await renameat2(at('b'), at('c'), NOREPLACE)).toBe('ok')
     await unlink(at('c'))
+  })
+
+  test('a whiteout stays where something was moved away', async () => {
+    await writeFile(at('a'), 'A')
+    await writeFile(at('b'), 'B')
+    expect(await renameat2(at('a'), at('b'), WHITEOUT | NOREPLACE)).toBe('EEXIST')
+    expect(await renameat2(at('a'), at('b'), WHITEOUT)).toBe('ok')
+    expect(await readFile(at('b'), 'utf8')).toBe('A')
+    const { rdev, mode } = await stat(at('a'))
+    expect({ rdev, mode }).toEqual({ rdev: 0, mode: 0o020000 })
+    for (const name of ['a', 'b']) await unlink(at(name))
   })
 
   test('a directory exchanged with a file keeps what is in it', async () => {
