@@ -111,6 +111,7 @@ class NameDiff {
       plan.changes.push({ do: 'move', from: path, to: orphanPath(inode.ino), otherwise: orphanPath(inode.ino) })
       return
     }
+    if (open) this.state.keepHere(inode)
     const expect = inode?.isFile ? known(inode) : undefined
     plan.changes.push(expect === undefined ? { do: 'remove', path } : { do: 'remove', path, expect })
   }

@@ -323,8 +323,19 @@ export class TreeState {
   /** A row that is neither dirty nor on its way may leave when room is needed. */
   settleRow(row: Row): void {
     const { chunks } = this
-    if (chunks.dirty[row] === 0 && chunks.flight[row] === 0 && chunks.valid[row])
-      this.clean.set(row, popcount(chunks.valid[row]))
+    if (chunks.dirty[row] || chunks.flight[row] || !chunks.valid[row]) return
+    if (!this.#isOnlyHere(chunks.ino[row])) this.clean.set(row, popcount(chunks.valid[row]))
+  }
+
+  /** The remote will have none of it, and somebody has it open: there is no other copy from here on. */
+  keepHere(inode: Inode): void {
+    for (const row of this.chunks.rowsOf(inode.ino)) this.clean.delete(row)
+  }
+
+  /** A file that lost its name before the remote heard of it, and is open: there is no other copy. */
+  #isOnlyHere(ino: Ino): boolean {
+    const inode = this.inodes.get(ino)
+    return inode !== undefined && inode.parent === 0 && inode.remoteParent === 0 && ino !== ROOT
   }
 
   dropRow(row: Row): void {
@@ -524,6 +535,7 @@ export class TreeState {
       // Not if it had another name at the cut, which it lost only since: there the remote still has it.
       if (inode && inode.parent === 0 && inode.flightParent === 0 && inode.remoteParent > 0) {
         inode.remoteParent = 0
+        this.keepHere(inode)
         this.persist(inode)
       }
     }
