@@ -242,7 +242,7 @@ describe(`memory of a process (SEED=${SEED})`, () => {
       const limited = (how: string) => run('sh', ['-c', `${how}; exec "$@"`, 'sh', client, ...uses])
       // Twice the mapping: it, and the source to compare with.
       expect(await limited(`ulimit -v ${(2 * 128 + 16) * 1024}`)).toEqual({ status: 0, stdout: '0', stderr: '' })
-      const { procs, remove } = memoryGroup(48 * MiB)
+      const { procs, remove } = memoryGroup(100 * MiB)
       try {
         expect(await limited(`echo $$ > ${procs}`)).toEqual({ status: 0, stdout: '0', stderr: '' })
       } finally {

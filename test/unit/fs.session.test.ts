@@ -175,7 +175,7 @@ describe('a session', () => {
     ).toBe(7)
     expect(kernel.errno('LSEEK', { offset: 10, whence: 3 }, { nodeid: ino })).toBe(6)
     expect(kernel.errno('LSEEK', { offset: 0, whence: 1 }, { nodeid: ino })).toBe(22)
-    expect(kernel.errno('RENAME2', { newdir: 1, flags: 4, name: 'a', newName: 'b' })).toBe(22)
+    expect(kernel.errno('RENAME2', { newdir: 1, flags: 6, name: 'a', newName: 'b' })).toBe(22)
     expect(kernel.errno('FALLOCATE', { mode: 8 }, { nodeid: ino })).toBe(95)
   })
 
