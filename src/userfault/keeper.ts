@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process'
 import { closeSync } from 'node:fs'
 import { createConnection, type Socket } from 'node:net'
+import { resolve } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { deferred, sleep } from '../base/async.js'
@@ -147,17 +148,17 @@ async function within<T>(work: Promise<T>): Promise<T> {
 
 /** Null: nobody listens there. */
 function connect(path: string): Promise<Socket | null> {
-  return new Promise(resolve => {
-    const socket = createConnection({ path, onread: undefined })
-    socket.once('error', () => resolve(null))
-    socket.once('connect', () => resolve(socket.pause()))
+  return new Promise(done => {
+    const socket = createConnection({ path })
+    socket.once('error', () => done(null))
+    socket.once('connect', () => done(socket.pause()))
   })
 }
 
 /** It outlives whoever starts it, and stands in nobody's way. */
 async function begin(socket: string, path: string): Promise<Socket> {
   const entry = fileURLToPath(import.meta.url.replace(/keeper(\.[jt]s)$/, 'keeper-main$1'))
-  const child = spawn(process.execPath, [entry, socket], {
+  const child = spawn(process.execPath, [entry, resolve(socket)], {
     detached: true,
     cwd: '/',
     stdio: ['ignore', 'pipe', 'ignore'],

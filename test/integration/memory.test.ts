@@ -108,15 +108,15 @@ async function serves(options: Partial<MemoryOptions> = {}): Promise<Daemon> {
   return daemon
 }
 
-/** `pageferry memory serve` of the source. */
-async function commandServes(...flags: string[]): Promise<ChildProcess> {
+/** `pageferry memory serve`. */
+async function commandServes(region = at('source'), ...flags: string[]): Promise<ChildProcess> {
   const env = {
     ...process.env,
     XDG_RUNTIME_DIR: at('run'),
     XDG_STATE_HOME: at('state'),
     XDG_CACHE_HOME: at('home'),
   }
-  const args = [join(dist, 'cli.js'), 'memory', 'serve', at('source'), '--socket', socket(), ...flags]
+  const args = [join(dist, 'cli.js'), 'memory', 'serve', region, '--socket', socket(), ...flags]
   const child = spawn(process.execPath, args, { env, stdio: ['ignore', 'inherit', 'pipe'] })
   children.add(child)
   for await (const line of createInterface({ input: child.stderr! })) if (line.includes('Ctrl-C')) break
@@ -140,6 +140,16 @@ describe(`memory of a process (SEED=${SEED})`, () => {
       expect(await uses(24 * MiB, 0, 'walk', at('source'), String(SEED % 1_000))).toBe('0')
       daemon.kill('SIGTERM')
       expect(await once(daemon, 'exit')).toEqual([0, null])
+    },
+    TEST_MS,
+  )
+
+  test(
+    'is a region of memory, in which nothing has been written yet',
+    async () => {
+      await commandServes('mem:empty?size=4M')
+      expect(await uses(4 * MiB, 0, 'dump', at('dumped'))).toBe(String(4 * MiB))
+      expect(readFileSync(at('dumped')).every(byte => byte === 0)).toBe(true)
     },
     TEST_MS,
   )
