@@ -5,6 +5,7 @@
 import fs from 'node:fs'
 import { KeyedMutex, mapLimit, sleep, throwIfAborted } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
+import { crc32 } from '../chunk/digest.js'
 import { renameat2 } from '../linux/files.js'
 import { tryLock } from '../linux/lock.js'
 import {
@@ -38,6 +39,8 @@ const PAGE_MAX = 1000
 /** S3's limit; what a name may be should not depend on where a store happens to lie. A part of it has 255. */
 const NAME_BYTES_MAX = 1024
 const LSTATS_AT_ONCE = 32
+/** Files that are locked, by a name's checksum. */
+const LOCKS = 64
 /** A temporary file this old was left behind by a crash. */
 const LEFTOVER_MS = 3_600_000
 
@@ -131,15 +134,19 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
     for (const name of await readNames(root.at(directory))) {
       const path = root.at(joinPath(directory, name))
       const stats = await lstat(path).catch(() => undefined)
-      if (name !== 'lock' && stats && Date.now() - Number(stats.mtimeMs) > LEFTOVER_MS)
+      if (!name.startsWith('lock-') && stats && Date.now() - Number(stats.mtimeMs) > LEFTOVER_MS)
         await unlink(path).catch(() => {})
     }
   }
 
-  /** One at a time in this process and in all others that use this directory. */
-  const exclusively = <T>(signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> =>
-    inProcess.run('', async () => {
-      const path = root.at(joinPath(below, `${TEMPORARY}/lock`))
+  /**
+   * One at a time of those that may change this object, in this process and in all others that use this directory. Of others hardly ever: a
+   * process that is stopped while it has the lock stands in the way of few.
+   */
+  const exclusively = <T>(name: string, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> => {
+    const lock = `lock-${crc32(Buffer.from(name, 'latin1')) % LOCKS}`
+    return inProcess.run(lock, async () => {
+      const path = root.at(joinPath(below, `${TEMPORARY}/${lock}`))
       const fd = await orMakeFirst(() => open(path, O_RDWR | O_CREAT | O_NOFOLLOW, 0o600))
       try {
         while (!tryLockIfCan(fd)) await sleep(1, signal)
@@ -148,6 +155,7 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
         await close(fd) // and with it the lock goes
       }
     })
+  }
 
   /** Gives the file its name. An empty directory that earlier objects left behind is not in the way. */
   async function place(name: string, how: () => Promise<void>): Promise<void> {
@@ -246,7 +254,7 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
           throwIfAborted(signal)
           if (ifAbsent) await place(name, () => linkOrRename(file, target)).catch(error => conflictIfTaken(error, name))
           else
-            await exclusively(signal, async () => {
+            await exclusively(name, signal, async () => {
               if (ifVersion !== undefined) await expectVersion(name, ifVersion)
               await place(name, () => rename(file, target))
             })
@@ -258,7 +266,7 @@ export function fileStoreIn(root: FileRoot, below: string, url: string): Store {
 
     async remove(name, condition = {}, signal) {
       await root.change(pathOf(name), signal, async target => {
-        const removed = await exclusively(signal, async () => {
+        const removed = await exclusively(name, signal, async () => {
           const now = await info(name)
           if (now && condition.ifVersion !== undefined) await expectVersion(name, condition.ifVersion)
           if (now) await unlink(target)

@@ -190,12 +190,12 @@ export class ChainCommits<Change> implements Commits<Change> {
     }
   }
 
-  /** When something of ours is missing, whoever took the lease over has it: then that is what is said. */
+  /** When something of ours is missing, or something else, whoever took the lease over has it: then that is what is said. */
   async #unlessLost<T>(work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
     try {
       return await work()
     } catch (error) {
-      if (isFerryError(error, 'NOT_FOUND', 'NOT_DIRECTORY')) await this.lease.check(signal)
+      if (isFerryError(error, 'NOT_FOUND', 'NOT_DIRECTORY', 'IS_DIRECTORY')) await this.lease.check(signal)
       throw error
     }
   }
