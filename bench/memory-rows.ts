@@ -34,6 +34,9 @@ const work = (what: string, bytes: number) =>
 
 const rounded = (value: number) => Math.round(value).toLocaleString('en')
 
+/** Of milliseconds for a GiB. */
+const rate = (ms: number[]) => `${rounded(GiB / 1e3 / median(ms))} MB/s`
+
 /** Of milliseconds: how many times faster ours is. */
 function faster(title: string, beside: string, target: number, { ours, theirs }: { ours: number[]; theirs: number[] }) {
   const spread = ours.map((each, n) => theirs[n] / each)
@@ -43,7 +46,6 @@ function faster(title: string, beside: string, target: number, { ours, theirs }:
 export const memoryRows: Record<string, () => Result[]> = {
   'memory-sequential': () => {
     const took = work('sequential', GiB)
-    const rate = (ms: number[]) => `${rounded(GiB / 1e3 / median(ms))} MB/s`
     return [
       {
         ...faster('sequential first touch of 1 GiB of a region', 'a copy into new memory', 0.5, took),
@@ -84,7 +86,6 @@ export const memoryRows: Record<string, () => Result[]> = {
 
   'memory-filling': () => {
     const took = work('filling', GiB)
-    const rate = (ms: number[]) => `${rounded(GiB / 1e3 / median(ms))} MB/s`
     return [
       {
         ...faster('filling 1 GiB of memory by copying', 'writing it to a memfd and mapping its pages', 1, took),

@@ -2,7 +2,7 @@
 import type { Socket } from 'node:net'
 import koffi from 'koffi'
 import { FerryError } from '../base/errors.js'
-import { checked, self } from './libc.js'
+import { checked, fcntl, self } from './libc.js'
 
 type Message = (socket: number, message: Uint8Array, flags: number) => number
 const recvmsgCall = self.func('recvmsg', 'int64_t', ['int', 'void *', 'int']) as Message
@@ -13,16 +13,11 @@ const dup2Call = self.func('dup2', 'int', ['int', 'int']) as (from: number, to: 
 /** `to` becomes another name of what `from` is; dup2(2). */
 export const duplicateOnto = (from: number, to: number): number => checked(dup2Call(from, to), 'dup2')
 
-const fcntlCall = self.func('fcntl', 'int', ['int', 'int', 'int']) as (
-  fd: number,
-  what: number,
-  value: number,
-) => number
 const F_DUPFD_CLOEXEC = 1030
 const FD_FIRST = 3
 
 /** Another descriptor of the same file, close-on-exec; fcntl(2). */
-export const duplicate = (fd: number): number => checked(fcntlCall(fd, F_DUPFD_CLOEXEC, FD_FIRST), 'fcntl')
+export const duplicate = (fd: number): number => checked(fcntl(fd, F_DUPFD_CLOEXEC, FD_FIRST), 'fcntl')
 
 /** A socket that node has accepted (paused), or connected. From now on it is ours, and node's is over. */
 export function takeDescriptor(socket: Socket): number {

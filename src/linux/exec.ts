@@ -1,6 +1,6 @@
 // Becoming another program: same pid, same place in the terminal.
 
-import { checked, cstring, self } from './libc.js'
+import { checked, cstring, fcntl, self } from './libc.js'
 
 const execveCall = self.func('execve', 'int', ['void *', 'void *', 'void *']) as (
   file: Uint8Array,
@@ -9,11 +9,6 @@ const execveCall = self.func('execve', 'int', ['void *', 'void *', 'void *']) as
 ) => number
 const strdupCall = self.func('strdup', 'intptr_t', ['void *']) as (text: Uint8Array) => number | bigint
 
-const fcntlCall = self.func('fcntl', 'int', ['int', 'int', 'long']) as (
-  fd: number,
-  command: number,
-  value: number,
-) => number
 const F_SETFD = 2
 
 /** A C array of strings; the copies are never freed, since the process that made them is about to end. */
@@ -26,7 +21,7 @@ const stringArray = (strings: string[]) =>
  */
 export function exec(file: string, args: string[], environment: NodeJS.ProcessEnv): never {
   // Node marks every descriptor that it was started with close-on-exec, these three too. One that is closed stays so.
-  for (const fd of [0, 1, 2]) fcntlCall(fd, F_SETFD, 0)
+  for (const fd of [0, 1, 2]) fcntl(fd, F_SETFD, 0)
   const variables = Object.entries(environment).map(([name, value]) => `${name}=${value}`)
   checked(execveCall(cstring(file), stringArray([file, ...args]), stringArray(variables)), 'execve', file)
   throw new Error('execve returned')

@@ -47,6 +47,13 @@ export function checked(result: number, syscall: string, detail?: string): numbe
   return result
 }
 
+/** fcntl(2), of those commands whose argument is a number. */
+export const fcntl = self.func('fcntl', 'int', ['int', 'int', 'long']) as (
+  fd: number,
+  command: number,
+  value: number,
+) => number
+
 type Argument = number | bigint | Uint8Array | BigInt64Array | null
 
 /** The same function on the thread pool: its result, or a FerryError when that is -1. */

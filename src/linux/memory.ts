@@ -5,7 +5,7 @@ import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import koffi from 'koffi'
 import { FerryError } from '../base/errors.js'
-import { checked, lastErrno, self, systemError } from './libc.js'
+import { checked, fcntl, lastErrno, self, systemError } from './libc.js'
 
 const PROT_READ_WRITE = 3
 const MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x4022
@@ -52,11 +52,6 @@ const memfdCreateCall = self.func('int memfd_create(const char *name, unsigned i
   name: string,
   flags: number,
 ) => number
-const fcntlCall = self.func('fcntl', 'int', ['int', 'int', 'int']) as (
-  fd: number,
-  what: number,
-  value: number,
-) => number
 const MFD_CLOEXEC_ALLOW_SEALING = 3
 const F_ADD_SEALS = 1033
 /** SEAL, SHRINK, GROW: whoever maps it never finds its end elsewhere. */
@@ -68,7 +63,7 @@ export function openMemfd(name: string, length: number): number {
   const fd = checked(memfdCreateCall(name, MFD_CLOEXEC_ALLOW_SEALING), 'memfd_create')
   try {
     ftruncateSync(fd, length)
-    checked(fcntlCall(fd, F_ADD_SEALS, SEALS), 'fcntl')
+    checked(fcntl(fd, F_ADD_SEALS, SEALS), 'fcntl')
     fchmodSync(fd, READ_ONLY_MODE)
     return fd
   } catch (error) {

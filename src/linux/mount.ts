@@ -6,7 +6,7 @@ import { closeSync, constants, openSync } from 'node:fs'
 import { stat, writeFile } from 'node:fs/promises'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { receiveDescriptor } from './descriptors.js'
-import { checked, checkedAsync, cstring, errno, errnoOf, printable, self } from './libc.js'
+import { checked, checkedAsync, cstring, errno, errnoOf, fcntl, printable, self } from './libc.js'
 
 type MountCall = (
   source: Uint8Array,
@@ -121,11 +121,6 @@ const socketpairCall = self.func('socketpair', 'int', ['int', 'int', 'int', 'voi
   protocol: number,
   pair: Int32Array,
 ) => number
-const fcntlCall = self.func('fcntl', 'int', ['int', 'int', 'long']) as (
-  fd: number,
-  command: number,
-  arg: number,
-) => number
 
 const AF_UNIX = 1
 const SOCK_STREAM = 1
@@ -154,8 +149,8 @@ async function mountThroughHelper(options: FuseMountOptions): Promise<number> {
     // spawn() clears close-on-exec for the descriptors it hands down: theirs is 3 over there.
     await helper(['-o', words.join(','), '--', pathText(target)], theirs)
     const fd = receiveDescriptor(ours)
-    const flags = checked(fcntlCall(fd, F_GETFL, 0), 'fcntl')
-    checked(fcntlCall(fd, F_SETFL, flags | constants.O_NONBLOCK), 'fcntl')
+    const flags = checked(fcntl(fd, F_GETFL, 0), 'fcntl')
+    checked(fcntl(fd, F_SETFL, flags | constants.O_NONBLOCK), 'fcntl')
     return fd
   } finally {
     closeSync(ours)

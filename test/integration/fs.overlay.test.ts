@@ -31,10 +31,7 @@ describe('a union', () => {
       for (const copy of [plain, before]) await run('rsync', ['-aHAX', `${place.remote}/`, `${copy}/`])
       const daemon = await place.mount()
       const union = await unionOf(place.folder, place.mountpoint, mkdtempSync(join(place.folder, 'layers-')))
-      await sh(WORK, { cwd: union })
-      await sh(WORK, { cwd: plain })
-      expect(await changes(plain, union)).toEqual([])
-      await run('umount', [union])
+      await workIn(union, plain)
       await daemon.sync()
       expect(await daemon.unmount()).toBe(0)
       expect(await changes(before, place.remote)).toEqual([])
@@ -52,10 +49,7 @@ describe('a union', () => {
       await run('rsync', ['-aHAX', `${lower}/`, `${plain}/`])
       const daemon = await place.mount()
       const union = await unionOf(place.folder, lower, place.mountpoint)
-      await sh(WORK, { cwd: union })
-      await sh(WORK, { cwd: plain })
-      expect(await changes(plain, union)).toEqual([])
-      await run('umount', [union])
+      await workIn(union, plain)
       await daemon.sync()
       expect(await daemon.unmount()).toBe(0)
       // Whiteouts are at the remote.
@@ -71,6 +65,13 @@ describe('a union', () => {
     TEST_MS,
   )
 })
+
+/** The same in both: then they are the same, and the union is not mounted any more. */
+async function workIn(union: string, plain: string): Promise<void> {
+  for (const cwd of [union, plain]) await sh(WORK, { cwd })
+  expect(await changes(plain, union)).toEqual([])
+  await run('umount', [union])
+}
 
 /** What differs, but for when it was done. */
 const changes = async (a: string, b: string): Promise<string[]> =>
