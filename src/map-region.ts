@@ -1,10 +1,12 @@
 // A region as memory of this program.
+import { closeSync } from 'node:fs'
 import { Once } from './base/async.js'
 import { FerryError } from './base/errors.js'
-import { detach, viewOf } from './linux/memory.js'
+import { detach, unmap, viewOf } from './linux/memory.js'
 import { moveRegion, type Region } from './open-region.js'
 import { type MapOptions, mapSettings } from './options.js'
 import { RegionInThread } from './region-in-thread.js'
+import type { Mapped } from './region-thread-messages.js'
 import type { MemoryStatus } from './userfault/memory.js'
 
 /**
@@ -19,20 +21,16 @@ export async function mapRegion(region: Region, options: MapOptions = {}): Promi
   if (settings.writeBack && region.readOnly) throw new FerryError('READ_ONLY', { detail: 'a region with writeBack' })
   const place = await moveRegion(region, origin => RegionInThread.open(origin))
   const thread = place as RegionInThread
-  const { memory, address } = (await thread.call('map', [settings])) as { memory: number; address: number }
-  return new MappedRegion(thread, { memory, address, size: region.size })
+  const mapped = (await thread.call('map', [settings])) as Mapped
+  return new MappedRegion(thread, mapped, region.size)
 }
 
 const BUFFERS_MIN = 1_024
 
-interface Mapped {
-  /** What the thread calls it. */
-  memory: number
-  address: number
-  size: number
-}
-
-/** Memory whose bytes are a region's. `close` ends it; views of it are empty from then on. */
+/**
+ * Memory whose bytes are a region's. `close` ends it; views of it are empty from then on. Should the region's thread fail they are empty, too,
+ * and a thread that waits for bytes at that moment ends the program (SIGSEGV): nobody reads zeros that are none.
+ */
 export class MappedRegion implements AsyncDisposable {
   /** In bytes: the region's. */
   readonly size: number
@@ -42,13 +40,15 @@ export class MappedRegion implements AsyncDisposable {
   /** With more of them, those that nobody has any more are looked for. */
   #buffersMax = BUFFERS_MIN
   #bytes: Uint8Array | undefined
+  readonly #forget: () => void
   #isClosed = false
   readonly #closing = new Once(() => this.#close())
 
-  constructor(thread: RegionInThread, mapped: Mapped) {
-    this.size = mapped.size
+  constructor(thread: RegionInThread, mapped: Mapped, size: number) {
+    this.size = size
     this.#thread = thread
     this.#mapped = mapped
+    this.#forget = thread.onFailure(() => this.#tearDown())
   }
 
   /** All of it. @throws TOO_LARGE: a Uint8Array of Node 20 has at most 4 GiB; CLOSED */
@@ -125,6 +125,24 @@ export class MappedRegion implements AsyncDisposable {
   }
 
   async #close(): Promise<void> {
+    this.#detach()
+    await this.#thread.call('unmap', [this.#mapped.memory]).catch(error => {
+      // With the region.
+      if (!(error instanceof FerryError) || error.code !== 'CLOSED') throw error
+    })
+    this.#forget()
+  }
+
+  #tearDown(): void {
+    const { address, length, descriptor } = this.#mapped
+    this.#detach()
+    // It may be unmapped already, and something else be there.
+    if (this.#closing.isBegun) return
+    unmap(address, length)
+    if (descriptor !== null) closeSync(descriptor)
+  }
+
+  #detach(): void {
     this.#isClosed = true
     this.#bytes = undefined
     for (const each of this.#buffers) {
@@ -132,10 +150,6 @@ export class MappedRegion implements AsyncDisposable {
       if (buffer) detach(buffer)
     }
     this.#buffers.clear()
-    await this.#thread.call('unmap', [this.#mapped.memory]).catch(error => {
-      // With the region.
-      if (!(error instanceof FerryError) || error.code !== 'CLOSED') throw error
-    })
   }
 
   /** @throws CLOSED, INVALID */

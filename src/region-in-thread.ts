@@ -32,6 +32,7 @@ export class RegionInThread implements RegionPlace {
   readonly #answered = new Int32Array(new SharedArrayBuffer(4))
   readonly #pending = new Map<number, Pending>()
   readonly #opened = deferred()
+  readonly #onFailure = new Set<() => void>()
   #nextId = 1
   #dead: FerryError | undefined
   #last: RegionStatus | undefined
@@ -138,6 +139,12 @@ export class RegionInThread implements RegionPlace {
     return done.promise
   }
 
+  /** Called once, should the thread end by itself. @returns a function that takes it back */
+  onFailure(call: () => void): () => void {
+    this.#onFailure.add(call)
+    return () => void this.#onFailure.delete(call)
+  }
+
   /** The same without a promise: this thread stands still until it is answered. */
   callNow(method: string, args: unknown[]): unknown {
     if (this.#dead) throw this.#dead
@@ -188,5 +195,7 @@ export class RegionInThread implements RegionPlace {
     this.#port.close()
     this.#opened.reject(this.#dead)
     for (const id of [...this.#pending.keys()]) this.#settle(id)?.reject(this.#dead)
+    if (!this.#closing.isBegun) for (const call of this.#onFailure) call()
+    this.#onFailure.clear()
   }
 }

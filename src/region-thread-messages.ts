@@ -19,6 +19,17 @@ export type RegionReply =
   | { id: number; error: ErrorMessage }
   | { id: number; progress: Progress }
 
+/** What mapping the region gives. */
+export interface Mapped {
+  /** What the thread calls it. */
+  memory: number
+  address: number
+  /** Whole pages. */
+  length: number
+  /** What has to be closed with it, should the thread not be there any more; null: nothing. */
+  descriptor: number | null
+}
+
 export interface RegionThreadData {
   origin: RegionOrigin
   /** Counts answers to calls that are waited for without a promise. */

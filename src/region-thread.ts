@@ -1,4 +1,5 @@
 // The thread of a region that is mapped as memory: the engine, the remote, and the faults. It waits for nobody who could touch the memory.
+import { writeSync } from 'node:fs'
 import { parentPort, workerData } from 'node:worker_threads'
 import { lasting } from './base/async.js'
 import { FerryError } from './base/errors.js'
@@ -6,11 +7,11 @@ import { onLog } from './base/log.js'
 import { inOrder } from './cache/pull-order.js'
 import { openRegion, type Region } from './open-region.js'
 import { type MapSettings, regionSettings } from './options.js'
-import type { RegionReply, RegionRequest, RegionThreadData } from './region-thread-messages.js'
+import type { Mapped, RegionReply, RegionRequest, RegionThreadData } from './region-thread-messages.js'
 import { packError, packLog } from './remote/in-worker-messages.js'
 import { type MappedMemory, Memory, PREFETCHED_BYTES } from './userfault/memory.js'
 import { PolledMemory } from './userfault/polled.js'
-import { endWatches, prepareWatch } from './userfault/thread-watch.js'
+import { abandonWatches, endWatches, prepareWatch } from './userfault/thread-watch.js'
 
 if (!parentPort) throw new Error('this module is the entry of a worker')
 const port = parentPort
@@ -64,7 +65,8 @@ const calls = (region: Region): Record<string, (id: number, args: unknown[], sig
         ? new Memory(region, { ...settings, prefetch })
         : await PolledMemory.open(region, { directory: region.status().cacheDir, writeBack: settings.writeBack })
     memories.set(id, memory)
-    return { memory: id, address: memory.address, length: memory.length }
+    const { address, length, descriptor } = memory
+    return { memory: id, address, length, descriptor } satisfies Mapped
   },
   push: (_, [memory]) => memoryOf(memory).push(),
   prefetchMemory: (_, [memory, at, length]) => memoryOf(memory).prefetch(at as number, length as number),
@@ -105,6 +107,13 @@ function callNow(table: ReturnType<typeof calls>, { id, method, args }: Extract<
   Atomics.add(answered, 0, 1)
   Atomics.notify(answered, 0)
 }
+
+// The thread that would be told may be the one that waits for bytes.
+process.on('uncaughtExceptionMonitor', error => {
+  if (memories.size > 0) writeSync(2, `pageferry: a region's thread failed, and its memory is gone: ${error.stack}\n`)
+  for (const memory of memories.values()) memory.abandon()
+  abandonWatches()
+})
 
 prepareWatch()
 try {

@@ -1,4 +1,4 @@
-// Memory that is mapped by hand: mmap(2), madvise(2), munmap(2).
+// Memory that is mapped by hand: mmap(2), madvise(2), mprotect(2), munmap(2).
 import { constants as bufferConstants } from 'node:buffer'
 import { closeSync, constants, fchmodSync, ftruncateSync, openSync } from 'node:fs'
 import { setFlagsFromString } from 'node:v8'
@@ -7,6 +7,7 @@ import koffi from 'koffi'
 import { FerryError } from '../base/errors.js'
 import { checked, fcntl, lastErrno, self, systemError } from './libc.js'
 
+const PROT_NONE = 0
 const PROT_READ_WRITE = 3
 const MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x4022
 const MAP_SHARED = 1
@@ -27,6 +28,12 @@ const madviseCall = self.func('int madvise(int64_t address, size_t length, int a
   advice: number,
 ) => number
 
+const mprotectCall = self.func('int mprotect(int64_t address, size_t length, int protection)') as (
+  address: number,
+  length: number,
+  protection: number,
+) => number
+
 /** Memory of this process that takes no memory until it is touched; a child of it does not have it. Whoever maps it unmaps it. */
 export function mapAnonymous(length: number): number {
   const address = mmapCall(null, length, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0)
@@ -43,6 +50,10 @@ export function mapFile(fd: number, length: number): number {
 }
 
 export const unmap = (address: number, length: number): number => checked(munmapCall(address, length), 'munmap')
+
+/** Whoever touches it from now on gets SIGSEGV. */
+export const forbid = (address: number, length: number): number =>
+  checked(mprotectCall(address, length, PROT_NONE), 'mprotect')
 
 /** These pages are not there any more. */
 export const dropPages = (address: number, length: number): number =>

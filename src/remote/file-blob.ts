@@ -65,7 +65,8 @@ async function openBest(path: Buffer, create: boolean): Promise<{ fd: number; wr
   try {
     return { fd: await open(path, O_RDWR | (create ? O_CREAT : 0), 0o600), write: true }
   } catch (error) {
-    if (!['EACCES', 'EROFS', 'EPERM'].includes(errnoName(error) ?? '')) throw error
+    // ETXTBSY: a program that is running.
+    if (!['EACCES', 'EROFS', 'EPERM', 'ETXTBSY'].includes(errnoName(error) ?? '')) throw error
     return { fd: await open(path, O_RDONLY), write: false }
   }
 }

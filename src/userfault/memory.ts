@@ -5,7 +5,7 @@ import { giveBack, takeBytes } from '../base/buffers.js'
 import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { RegionDoor } from '../cache/door.js'
-import { detach, mapAnonymous, unmap, viewOf } from '../linux/memory.js'
+import { detach, forbid, mapAnonymous, unmap, viewOf } from '../linux/memory.js'
 import { openUserfaultfd } from '../linux/userfaultfd.js'
 import { FEATURE_MOVE, FEATURE_WP_ASYNC, REGISTER_MISSING, REGISTER_WP } from '../wire/userfaultfd.js'
 import { type FaultCounts, type FaultOptions, Faults } from './faults.js'
@@ -62,6 +62,8 @@ export interface MappedMemory {
   readonly address: number
   /** Whole pages. */
   readonly length: number
+  /** What has to be closed with the mapping; null: nothing. */
+  readonly descriptor: number | null
   status(): MemoryStatus
   /**
    * The region has what was written before the call. If only one thread writes, and waits for it, that is one moment; otherwise each
@@ -81,6 +83,8 @@ export interface MappedMemory {
    * @throws what the region says: then it stays as it is, and may be closed later
    */
   close(): Promise<void>
+  /** Nobody will answer faults any more: whoever waits for bytes, or touches them, gets SIGSEGV instead of waiting for ever. */
+  abandon(): void
 }
 
 /** By page faults. It owns the mapping, and not the region. */
@@ -88,7 +92,7 @@ export class Memory implements MappedMemory {
   readonly address: number
   readonly length: number
   readonly #door: MappedDoor
-  readonly #uffd: number
+  readonly descriptor: number
   readonly #faults: Faults
   readonly #writeBack: boolean
   /** Null: nobody tells what the program has written. */
@@ -116,8 +120,8 @@ export class Memory implements MappedMemory {
     this.#writeBack = writeBack
     this.#residentMax = Math.max(RESIDENT_BYTES_MIN, resident)
     this.length = Math.max(1, Math.ceil(door.size / PAGE_BYTES)) * PAGE_BYTES
-    this.#uffd = openUserfaultfd()
-    const uffd = new Userfaultfd(this.#uffd)
+    this.descriptor = openUserfaultfd()
+    const uffd = new Userfaultfd(this.descriptor)
     let address = 0
     let isTracked = false
     try {
@@ -131,7 +135,7 @@ export class Memory implements MappedMemory {
       uffd.register(address, this.length, isProtected ? REGISTER_MISSING | REGISTER_WP : REGISTER_MISSING)
     } catch (error) {
       if (address !== 0) unmap(address, this.length)
-      closeSync(this.#uffd)
+      closeSync(this.descriptor)
       throw error
     }
     this.address = address
@@ -139,7 +143,7 @@ export class Memory implements MappedMemory {
     this.#held = consistent ? new HeldWrites(uffd, { address, onFull }) : null
     this.#tracking = this.#held ?? (isTracked ? new Tracker(uffd, this) : null)
     this.#faults = new Faults(
-      this.#uffd,
+      this.descriptor,
       copiedPages(door, { isProtected: this.#tracking !== null }),
       new Spaces([{ address, length: this.length, at: 0, pageBytes: PAGE_BYTES }]),
       {
@@ -237,7 +241,7 @@ export class Memory implements MappedMemory {
   async #takeAway(from: number, to: number): Promise<void> {
     if (this.#scratch === null) {
       this.#scratch = mapAnonymous(PIECE_BYTES)
-      new Userfaultfd(this.#uffd).register(this.#scratch, PIECE_BYTES)
+      new Userfaultfd(this.descriptor).register(this.#scratch, PIECE_BYTES)
     }
     for (let at = from; at < to; at += PIECE_BYTES)
       await this.#faults.takeAway(at, Math.min(to, at + PIECE_BYTES), this.#scratch, {
@@ -342,6 +346,11 @@ export class Memory implements MappedMemory {
     if (this.#scratch !== null) unmap(this.#scratch, PIECE_BYTES)
     await this.#faults.close()
     this.#tracking?.close()
+  }
+
+  abandon(): void {
+    forbid(this.address, this.length)
+    new Userfaultfd(this.descriptor).wake(this.address, this.length)
   }
 }
 

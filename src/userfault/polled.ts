@@ -8,7 +8,7 @@ import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { RegionDoor } from '../cache/door.js'
 import { digest } from '../chunk/digest.js'
-import { detach, mapFile, unmap, viewOf } from '../linux/memory.js'
+import { detach, forbid, mapFile, unmap, viewOf } from '../linux/memory.js'
 import type { MappedMemory, MemoryStatus } from './memory.js'
 
 const log = logger('userfault')
@@ -27,6 +27,7 @@ export class PolledMemory implements MappedMemory {
   readonly address: number
   /** Whole pages. */
   readonly length: number
+  readonly descriptor = null
   readonly #door: RegionDoor
   readonly #writeBack: boolean
   /** Of each page as the region has it: measured in docs/MEMORY.md, larger chunks only send more. */
@@ -168,6 +169,11 @@ export class PolledMemory implements MappedMemory {
     clearTimeout(this.#timer)
     await this.#working
     unmap(this.address, this.length)
+  }
+
+  /** Nobody waits: all of it is there. */
+  abandon(): void {
+    forbid(this.address, this.length)
   }
 }
 

@@ -38,6 +38,7 @@ class Waiter {
     const workerData: WaiterData = { stopFd: this.#theirs, shared: this.#shared }
     this.#worker = new Worker(new URL(entry), { workerData, execArgv: [], trackUnmanagedFds: false })
     this.#ended = new Promise(resolve => this.#worker.once('exit', () => resolve()))
+    waiters.add(this)
     this.#worker.on('message', () => {
       this.#stopped?.resolve()
       this.#stopped = null
@@ -64,16 +65,23 @@ class Waiter {
     await this.#stopped.promise
   }
 
-  async end(): Promise<void> {
+  /** It ends soon. */
+  letGo(): void {
+    waiters.delete(this)
     Atomics.store(this.#shared, STATE, Wait.ENDED)
     Atomics.notify(this.#shared, STATE)
     writeSync(this.#stop, new Uint8Array(1))
+  }
+
+  async end(): Promise<void> {
+    this.letGo()
     await this.#ended
     closeSync(this.#stop)
     closeSync(this.#theirs)
   }
 }
 
+const waiters = new Set<Waiter>()
 let spare: Waiter | null = null
 
 /** The next who watches need not wait for a thread to begin. */
@@ -85,6 +93,11 @@ export function prepareWatch(): void {
 export async function endWatches(): Promise<void> {
   await spare?.end()
   spare = null
+}
+
+/** This thread fails: it cannot end while another one of its own waits. */
+export function abandonWatches(): void {
+  for (const waiter of waiters) waiter.letGo()
 }
 
 /** A Watch for workers. */

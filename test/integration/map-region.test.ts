@@ -401,6 +401,34 @@ describe(`a region as memory (SEED=${SEED})`, () => {
     },
     TEST_MS,
   )
+
+  const failing = { NODE_OPTIONS: `--import ${resolve('test/fixtures/failing-thread.mjs')}` }
+
+  test(
+    'should its thread fail, who waits for bytes ends, and reads no zeros',
+    async () => {
+      sourceOf(8 * MiB)
+      const { end, lines, stderr } = await says('failing', 'waits', { ...failing, SIMULATE: 'rtt=1s' })
+      expect({ end, lines }).toEqual({ end: 'SIGSEGV', lines: [] })
+      expect(stderr).toContain(
+        "a region's thread failed, and its memory is gone: Error: as if there were a fault in it",
+      )
+    },
+    TEST_MS,
+  )
+
+  test(
+    'should its thread fail, and nobody waits: views are empty, and calls say so',
+    async () => {
+      const first = sourceOf(8 * MiB)[0]
+      const { end, lines } = await says('failing', 'looks', failing)
+      expect({ end, lines }).toEqual({
+        end: 0,
+        lines: [{ first, after: null, thrown: ['CLOSED', 'CLOSED', 'CLOSED'], codes: ['CLOSED', 'IO', 'IO', 'IO'] }],
+      })
+    },
+    TEST_MS,
+  )
 })
 
 /** The source, served to others; a URL. */

@@ -1,5 +1,6 @@
 // What only a directory of this host can do to us: vanish, be changed by others, be full of what is not ours.
-import { execFileSync, spawnSync } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
 import fs from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -351,6 +352,23 @@ describe('a blob that is a file', () => {
     expect(await codeOf(fileBlob(path, { size: 10 }))).toBe('INVALID')
     expect(await codeOf(fileBlob(directory))).toBe('IS_DIRECTORY')
     expect(await codeOf(fileBlob('/dev/null'))).toBe('INVALID')
+  })
+
+  test('a program that is running can be read, and not be written to', async () => {
+    const path = join(directory, 'program')
+    fs.copyFileSync('/bin/sleep', path)
+    fs.chmodSync(path, 0o755)
+    const running = spawn(path, ['60'])
+    try {
+      await once(running, 'spawn')
+      const blob = await fileBlob(path)
+      expect(blob.capabilities.write).toBe(false)
+      expect(Buffer.compare(await blob.read(0, blob.size), fs.readFileSync(path))).toBe(0)
+      expect(await codeOf(blob.write(0, bytes('x')))).toBe('READ_ONLY')
+      await blob.close()
+    } finally {
+      running.kill()
+    }
   })
 
   test('says when its name is gone: what it wrote will be, too', async () => {
