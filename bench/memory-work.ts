@@ -1,7 +1,7 @@
 // What is timed of memory, in a program of its own.
 //
 //   node memory-work.js WHAT FILE CACHE      prints JSON; FILE is in memory, and has whole MiB
-import { closeSync, statSync, writeSync } from 'node:fs'
+import { closeSync, rmSync, statSync, writeSync } from 'node:fs'
 import { digest } from '../src/chunk/digest.js'
 import { type MappedRegion, mapRegion, openRegion, type Region } from '../src/index.js'
 import { mapAnonymous, mapFile, openMemfd, unmap, viewOf } from '../src/linux/memory.js'
@@ -167,6 +167,8 @@ const works: Record<string, () => Promise<unknown>> = {
       })
       await memory.close()
       await region.close()
+      // The disk would still be writing it when the next one begins.
+      rmSync(cache, { recursive: true })
     }
     return took
   },

@@ -6,6 +6,8 @@ import { countBytes, type Remote, wrap } from './wrap.js'
 const SLICE_BYTES = 64 * 1024
 /** How long an idle line saves up; timers are no finer than that. */
 const BURST_MS = 5
+/** Comes while this thread does something else, as into a socket's buffer: the kernel's default limit, tcp_rmem in tcp(7). */
+const BUFFER_BYTES = 6 * 1024 * 1024
 const TIMER_MS = 1
 
 interface Waiter {
@@ -42,10 +44,12 @@ export class Line {
 
   async #run(): Promise<void> {
     this.#running = true
+    this.#freeAtMs = Math.max(this.#freeAtMs, this.clock.nowMs() - BURST_MS)
+    const bufferMs = Math.max(BURST_MS, (BUFFER_BYTES / this.bytesPerSecond) * 1000)
     for (let waiter = this.#waiting.shift(); waiter; waiter = this.#waiting.shift()) {
       const slice = Math.min(SLICE_BYTES, waiter.bytesLeft)
       waiter.bytesLeft -= slice
-      this.#freeAtMs = Math.max(this.#freeAtMs, this.clock.nowMs() - BURST_MS) + (slice / this.bytesPerSecond) * 1000
+      this.#freeAtMs = Math.max(this.#freeAtMs, this.clock.nowMs() - bufferMs) + (slice / this.bytesPerSecond) * 1000
       const waitMs = this.#freeAtMs - this.clock.nowMs()
       if (waitMs >= TIMER_MS) await this.clock.sleep(waitMs)
       if (waiter.bytesLeft > 0) this.#waiting.push(waiter)

@@ -19,6 +19,8 @@ const log = logger('userfault')
 /** Of pages that are being read for faults and ahead of them. */
 const FILLING_BYTES_MAX = 32 * 1024 * 1024
 const AHEAD_PIECE_BYTES = 1024 * 1024
+/** The first ones are shorter, each by so much: requests that begin together on a line that is shared fairly would end together, too. */
+const AHEAD_STEP_BYTES = 64 * 1024
 /** How often an answer is tried again while the kernel has something to say first. */
 const AGAIN_MAX = 64
 const AGAIN_MS = 100
@@ -103,6 +105,7 @@ export class Faults {
   readonly #ahead: Ahead[] = []
   readonly #filling = new Set<Fill>()
   #fillingBytes = 0
+  #pieceBytes = 0
   #isAheadDue = false
   /** Resolves when pages have come, or there is room again. */
   #turned: Deferred | null = null
@@ -389,7 +392,11 @@ export class Faults {
 
   #aheadPiece(): void {
     const next = this.#ahead[0]
-    const end = Math.min(next.to, next.from + AHEAD_PIECE_BYTES)
+    this.#pieceBytes = Math.min(
+      AHEAD_PIECE_BYTES,
+      this.#fillingBytes === 0 ? AHEAD_STEP_BYTES : this.#pieceBytes + AHEAD_STEP_BYTES,
+    )
+    const end = Math.min(next.to, next.from + this.#pieceBytes)
     this.#fillAbsent(next.space, next.from, end, next.hasWires)
     next.from = end
     if (next.from >= next.to) this.#ahead.shift()
