@@ -40,6 +40,9 @@ export type EngineSettings = Omit<
   /** Bytes the kernel may hold dirty. */
   kernelBytesMax: number
   isRegion: boolean
+  /** Of a connection to the kernel that outlives this process, and whether an earlier one has served it. Default: of none. */
+  connection?: number
+  outlived?: boolean
 }
 
 /** What the engine is told, for a mount or a region. */
@@ -73,6 +76,8 @@ export function engineOptions(settings: EngineSettings, { path: cacheDir, writer
     localOnly: settings.localOnly,
     kernelBytesMax: settings.kernelBytesMax,
     nowNs: coarseNowNs,
+    connection: settings.connection ?? 0,
+    outlived: settings.outlived ?? false,
   }
 }
 

@@ -5,6 +5,7 @@ import { logger } from './base/log.js'
 import { claimCacheDir, defaultCacheDir } from './cache-dir.js'
 import { checkFiles, engineOptions, keepNoted } from './engine-options.js'
 import { driverOf } from './fs/driver.js'
+import type { HeldConnection } from './fs/held.js'
 import type { MountOptions as DoorOptions, Mounted } from './fs/mount.js'
 import { prepareMountPoint } from './fs/mountpoint.js'
 import { MountedTree } from './mounted-tree.js'
@@ -30,7 +31,7 @@ export async function mountTree(
   options: MountOptions = {},
   signal?: AbortSignal,
 ): Promise<MountedTree> {
-  const mount = await mountWith(url, mountpoint, mountSettings(options), signal)
+  const mount = await mountWith(url, mountpoint, mountSettings(options), { signal })
   const failure = await mount.failure()
   if (!failure) return mount
   await mount.close()
@@ -42,7 +43,7 @@ export async function mountWith(
   url: string,
   mountpoint: string,
   asked: MountSettings,
-  signal?: AbortSignal,
+  { signal, held }: { signal?: AbortSignal; held?: HeldConnection } = {},
 ): Promise<MountedTree> {
   /** What was opened, the last one first. */
   const opened: { close(): unknown }[] = []
@@ -55,7 +56,7 @@ export async function mountWith(
     const [{ tree: remote, status }, { beginTreeCache }] = await Promise.all([opening, import('./cache/engine.js')])
     opened.unshift(remote)
     const settings = { ...asked, readOnly: asked.readOnly || !remote.capabilities.write }
-    const point = await prepareMountPoint(mountpoint, { note: line => log.warn(line) })
+    const point = held?.resumed?.mountpoint ?? (await prepareMountPoint(mountpoint, { note: line => log.warn(line) }))
     const path = settings.cacheDir ?? defaultCacheDir(remote.url)
     checkFiles(settings)
     keepApart(remote.url, point, { 'cache directory': path, 'file of --record': settings.record })
@@ -65,13 +66,20 @@ export async function mountWith(
 
     const cache = await beginTreeCache(
       remote,
-      engineOptions({ ...settings, kernelBytesMax: kernelBytesMax(settings), isRegion: false }, cacheDir),
+      engineOptions(
+        {
+          ...settings,
+          ...{ kernelBytesMax: kernelBytesMax(settings), isRegion: false },
+          ...{ connection: held?.connection, outlived: held?.resumed != null },
+        },
+        cacheDir,
+      ),
       signal,
     )
     let door: Mounted | undefined
     try {
       const driver = await driverOf(settings.driver)
-      const options = { ...doorOptions(settings, remote), begins: orAborted(cache.replayed, signal) }
+      const options = { ...doorOptions(settings, remote), held, begins: orAborted(cache.replayed, signal) }
       door = await driver.mount({ fs: cache, mountpoint: point, options })
       throwIfAborted(signal)
     } catch (error) {

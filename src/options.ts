@@ -278,6 +278,12 @@ const memoryTable = {
 /** What the program around it takes. */
 const programTable = {
   daemon: defaulted('process', toggle(), false, 'return when the mount is ready, and go on in the background'),
+  hold: defaulted(
+    'process',
+    toggle(),
+    true,
+    'a small process holds the mount: should its daemon die, another one goes on, and programs notice a pause',
+  ),
   metrics: optional('process', loopback(), 'serve Prometheus metrics on this address of this machine'),
   logLevel: defaulted('process', choice(...levels), 'info', 'say what is at least this urgent'),
   logFile: optional(
@@ -310,7 +316,7 @@ const serverSchema = schemaOf({ ...listenTable, ...serverTable })
 const joinSchema = z.strictObject({ ...schemaOf(joinTable).shape, device: z.optional(z.string()) })
 const grpcSchema = schemaOf({ ...listenTable, ...grpcServerTable })
 const commandSchema = schemaOf({ ...mountTable, ...programTable })
-const { metrics: _metrics, ...nbdProgramTable } = programTable
+const { metrics: _metrics, hold: _hold, ...nbdProgramTable } = programTable
 const attachTable = { ...regionTable, ...joinTable, ...nbdProgramTable }
 const attachSchema = schemaOf(attachTable)
 const nbdTable = { ...regionTable, ...nbdProgramTable, ...listenTable, ...serverTable }

@@ -104,7 +104,7 @@ class NameDiff {
 
   #remove(plan: Plan, inode: Inode | undefined, place: Place) {
     const path = this.#committed(place)
-    const open = inode && inode.parent === 0 && inode.isFile && (inode.lookups > 0 || inode.opens > 0)
+    const open = inode && inode.parent === 0 && inode.isFile && this.state.isHeld(inode)
     if (open && inode.version !== null && !this.context.complete(inode)) {
       // Somebody still reads it, and its bytes are not all here.
       inode.flightParent = -1

@@ -160,7 +160,14 @@ class Engine implements TreeCache {
       ns: options.nowNs,
       second: () => Math.floor((performance.now() - started) / 1000),
     }
-    this.state = new TreeState(this.#journal, this.#slots, this.#database, globs(options.localOnly), clock)
+    this.state = new TreeState(
+      this.#journal,
+      this.#slots,
+      this.#database,
+      globs(options.localOnly),
+      clock,
+      options.connection,
+    )
     this.names = new Names(this.state)
     this.#memory = new MemoryBudget(options.memoryBytesMax)
     this.#room = new Room(this.state, this.#slots, options, {
@@ -306,6 +313,7 @@ class Engine implements TreeCache {
 
   #afterReplay({ damaged }: ReplayResult) {
     const { state } = this
+    if (this.options.outlived) state.outlivedBelow = state.nextIno
     for (const inode of [...state.inodes.values()]) {
       if (inode.children) inode.children = new Map([...inode.children].sort((a, b) => a[1].cookie - b[1].cookie))
       state.reap(inode)
@@ -481,15 +489,46 @@ class Engine implements TreeCache {
     return this.state.inode(ino).parent || ROOT
   }
 
+  outcome(request: number): Ino | undefined {
+    return this.state.outcome(request)
+  }
+
+  isOutlived(ino: Ino): boolean {
+    return ino < this.state.outlivedBelow && !this.state.inodes.get(ino)?.forgotten
+  }
+
   remember(ino: Ino): void {
-    this.state.inode(ino).lookups++
+    const { state } = this
+    const inode = state.inode(ino)
+    inode.lookups++
+    if (!this.options.connection || inode.durable) return
+    try {
+      state.ensureKnown(inode)
+    } catch (error) {
+      // Should this process be killed before the next checkpoint, programs that have it open get ESTALE.
+      inode.durable = false
+      this.#problem('names', error)
+    }
   }
 
   forget(ino: Ino, count: number): void {
-    const inode = this.state.inodes.get(ino)
+    const inode = this.state.inodes.get(ino) ?? this.#outlived(ino)
     if (!inode) return
+    // The kernel gives all of its references back at once: those that an earlier process gave are among them.
+    if (count > inode.lookups) inode.forgotten = true
     inode.lookups = Math.max(0, inode.lookups - count)
     if (inode.lookups === 0) this.state.reap(inode)
+  }
+
+  /** What an earlier process has left, and is not in memory. */
+  #outlived(ino: Ino): Inode | null {
+    if (ino >= this.state.outlivedBelow) return null
+    try {
+      return this.state.inode(ino)
+    } catch (error) {
+      if (isFerryError(error, 'NOT_FOUND')) return null
+      throw error
+    }
   }
 
   readLink(ino: Ino): string {
@@ -532,7 +571,7 @@ class Engine implements TreeCache {
     return entries
   }
 
-  make(parent: Ino, name: string, node: NewInode): Maybe<InodeAttributes> {
+  make(parent: Ino, name: string, node: NewInode, request = 0): Maybe<InodeAttributes> {
     const { capabilities } = this.remote
     const type = node.mode & S_IFMT
     if (type === S_IFLNK && !capabilities.symlinks) refuse('the remote has no symlinks')
@@ -541,34 +580,34 @@ class Engine implements TreeCache {
     return this.#change(parent, () => {
       this.#checkPlace(parent, name)
       this.#room.check(0)
-      return this.names.make(parent, name, node)
+      return this.names.make(parent, name, node, request)
     })
   }
 
-  link(ino: Ino, parent: Ino, name: string): Maybe<InodeAttributes> {
+  link(ino: Ino, parent: Ino, name: string, request = 0): Maybe<InodeAttributes> {
     if (!this.remote.capabilities.hardLinks) refuse('the remote has no hard links')
     return this.#change(parent, () => {
       this.#checkPlace(parent, name)
       const inode = this.state.inode(ino)
       this.#checkSide(inode, inode.name, name)
-      return this.names.link(ino, parent, name)
+      return this.names.link(ino, parent, name, request)
     })
   }
 
-  unlink(parent: Ino, name: string): Maybe<void> {
+  unlink(parent: Ino, name: string, request = 0): Maybe<void> {
     return this.#change(parent, () => {
       if (this.#named(parent, name).isDirectory) throw new FerryError('IS_DIRECTORY')
-      this.names.remove(parent, name)
+      this.names.remove(parent, name, request)
     })
   }
 
-  removeDirectory(parent: Ino, name: string): Maybe<void> {
+  removeDirectory(parent: Ino, name: string, request = 0): Maybe<void> {
     return this.#change(parent, () => {
       const inode = this.#named(parent, name)
       if (!inode.isDirectory) throw new FerryError('NOT_DIRECTORY')
       return this.#whenListed(inode, () => {
         if (this.state.children(inode).size) throw new FerryError('NOT_EMPTY')
-        this.names.remove(parent, name)
+        this.names.remove(parent, name, request)
       })
     })
   }
@@ -577,7 +616,7 @@ class Engine implements TreeCache {
     source: { parent: Ino; name: string },
     target: { parent: Ino; name: string },
     how: 'replace' | 'noreplace' | 'exchange',
-    whiteout?: Whiteout,
+    { whiteout, request }: { whiteout?: Whiteout; request?: number } = {},
   ): Maybe<void> {
     if (whiteout && !this.remote.capabilities.specialFiles) refuse('the remote has no special files')
     return this.#change(source.parent, () =>
@@ -587,7 +626,7 @@ class Engine implements TreeCache {
         const other = this.state.child(this.state.directory(target.parent), target.name)
         this.#checkSide(inode, source.name, target.name)
         if (other && how === 'exchange') this.#checkSide(other, target.name, source.name)
-        const move = () => this.names.rename(source, target, { exchange: how === 'exchange', whiteout })
+        const move = () => this.names.rename(source, target, { exchange: how === 'exchange', whiteout, request })
         if (how === 'exchange' || !other || other === inode) return move()
         if (how === 'noreplace') throw new FerryError('EXISTS')
         if (inode.isDirectory && !other.isDirectory) throw new FerryError('NOT_DIRECTORY')
@@ -699,7 +738,7 @@ class Engine implements TreeCache {
     return this.#withXattrs(ino, inode => [...(inode.xattrs?.keys() ?? [])])
   }
 
-  setXattr(ino: Ino, name: string, value: Uint8Array, how: 'set' | 'create' | 'replace'): Maybe<void> {
+  setXattr(ino: Ino, name: string, value: Uint8Array, how: 'set' | 'create' | 'replace', request = 0): Maybe<void> {
     this.#writable()
     if (!XATTR_SPACES.some(space => name.startsWith(space)))
       throw new FerryError('UNSUPPORTED', { detail: `${name}: ${XATTR_SPACES.join('* and ')}* are kept` })
@@ -715,15 +754,15 @@ class Engine implements TreeCache {
         throw new FerryError('UNSUPPORTED', { detail: 'the remote has no extended attributes' })
       if (bytes > this.remote.capabilities.xattrBytesMax)
         throw new FerryError('NO_SPACE', { detail: `${bytes} bytes of extended attributes` })
-      this.#done(this.names.setXattr(inode, name, copy))
+      this.#done(this.names.setXattr(inode, name, copy, request))
     })
   }
 
-  removeXattr(ino: Ino, name: string): Maybe<void> {
+  removeXattr(ino: Ino, name: string, request = 0): Maybe<void> {
     this.#writable()
     return this.#withXattrs(ino, inode => {
       if (!inode.xattrs?.has(name)) throw new FerryError('NO_DATA', { detail: name })
-      this.#done(this.names.setXattr(inode, name, null))
+      this.#done(this.names.setXattr(inode, name, null, request))
     })
   }
 
@@ -761,8 +800,9 @@ class Engine implements TreeCache {
   released(ino: Ino, writable: boolean): void {
     const inode = this.state.inodes.get(ino)
     if (!inode) return
-    inode.opens--
-    if (writable) inode.writers--
+    // None of ours: an earlier process was told that it is open.
+    if (inode.opens > 0) inode.opens--
+    if (writable && inode.writers > 0) inode.writers--
     if (inode.opens > 0) return
     inode.reading = null
     this.state.reap(inode)
@@ -1130,7 +1170,9 @@ class Engine implements TreeCache {
     const pending = new Set([...state.persistDentries.values()].map(({ parent }) => parent))
     for (const [ino, inode] of state.inodes) {
       if (state.inodes.size <= INODES_MAX / 2) return
-      const busy = inode.lookups || inode.opens || inode.changed || inode.flight || !inode.durable || ino === ROOT
+      const isNameless = inode.parent === 0 && state.isHeld(inode)
+      const busy =
+        inode.lookups || inode.opens || isNameless || inode.changed || inode.flight || !inode.durable || ino === ROOT
       if (busy || pending.has(ino) || state.persistInodes.has(inode) || state.open.inodes.has(ino)) continue
       state.inodes.delete(ino)
     }

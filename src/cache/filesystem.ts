@@ -87,7 +87,11 @@ export interface Whiteout {
   gid: number
 }
 
-/** A file tree. Names are bytes (latin1 strings), without '/' and NUL; `.` and `..` are the door's affair. */
+/**
+ * A file tree. Names are bytes (latin1 strings), without '/' and NUL; `.` and `..` are the door's affair. `request` is the number of the
+ * kernel's request that a change answers: should this process end before the answer is sent, whoever goes on with the connection learns
+ * from `outcome` that it was done.
+ */
 export interface FileSystem {
   readonly readOnly: boolean
   kernel: KernelCache
@@ -100,22 +104,26 @@ export interface FileSystem {
   /** The same for a program that asks: a directory whose names are known is looked at again first, when its time is up. */
   examine?(ino: Ino): Maybe<InodeAttributes>
   setAttributes(ino: Ino, change: AttributeChange): Maybe<InodeAttributes>
+  /** What an earlier process made of this request: the inode, or 0; undefined: nothing. */
+  outcome?(request: number): Ino | undefined
+  /** An earlier process gave it to the kernel, which may have it open in whatever way. */
+  isOutlived?(ino: Ino): boolean
   /** The kernel holds one more reference (a reply with an entry went out). The inode stays until `forget`, though it be unlinked. */
   remember(ino: Ino): void
   forget(ino: Ino, count: number): void
 
   readLink(ino: Ino): Maybe<string>
   /** A new file, directory, symlink or special file; EXISTS if the name is taken. */
-  make(parent: Ino, name: string, node: NewInode): Maybe<InodeAttributes>
-  link(ino: Ino, parent: Ino, name: string): Maybe<InodeAttributes>
+  make(parent: Ino, name: string, node: NewInode, request?: number): Maybe<InodeAttributes>
+  link(ino: Ino, parent: Ino, name: string, request?: number): Maybe<InodeAttributes>
   /** A name of anything but a directory. */
-  unlink(parent: Ino, name: string): Maybe<void>
-  removeDirectory(parent: Ino, name: string): Maybe<void>
+  unlink(parent: Ino, name: string, request?: number): Maybe<void>
+  removeDirectory(parent: Ino, name: string, request?: number): Maybe<void>
   rename(
     source: { parent: Ino; name: string },
     target: { parent: Ino; name: string },
     how: 'replace' | 'noreplace' | 'exchange',
-    whiteout?: Whiteout,
+    more?: { whiteout?: Whiteout; request?: number },
   ): Maybe<void>
   /** Entries with a cookie above `after`, in the order of their cookies, as they are now. The array is the caller's. */
   entries(ino: Ino, after: number, countMax: number): Maybe<DirectoryEntry[]>
@@ -154,7 +162,7 @@ export interface FileSystem {
 
   getXattr(ino: Ino, name: string): Maybe<Uint8Array>
   listXattrs(ino: Ino): Maybe<string[]>
-  setXattr(ino: Ino, name: string, value: Uint8Array, how: 'set' | 'create' | 'replace'): Maybe<void>
-  removeXattr(ino: Ino, name: string): Maybe<void>
+  setXattr(ino: Ino, name: string, value: Uint8Array, how: 'set' | 'create' | 'replace', request?: number): Maybe<void>
+  removeXattr(ino: Ino, name: string, request?: number): Maybe<void>
   space(): Maybe<Space>
 }

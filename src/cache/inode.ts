@@ -114,6 +114,8 @@ export class Inode implements InodeAttributes {
   lookups = 0
   opens = 0
   writers = 0
+  /** The kernel has let go of it since an earlier process served it. */
+  forgotten = false
   /** The journal or the database knows it as it is: a record may name it. */
   durable = false
   /** Only appended to, without an fsync, since a writer opened it; and then the remote had all of it. */

@@ -381,12 +381,12 @@ export class Listing {
     if (!inode.isDirectory) inode.nlink = entry.nlink
     inode.durable = false
     this.state.persist(inode)
-    if (inode.lookups) this.hooks.kernel().invalidateInode(inode.ino)
+    if (this.state.isHeld(inode)) this.hooks.kernel().invalidateInode(inode.ino)
   }
 
   /** A reader's inode grows with the file, and a region is one; a writer's that somebody holds open keeps its version. */
   #mayReplace(inode: Inode): boolean {
-    return this.options.readOnly || this.options.isRegion || (inode.opens === 0 && inode.lookups === 0)
+    return this.options.readOnly || this.options.isRegion || !this.state.isHeld(inode)
   }
 
   #replace(inode: Inode, entry: Entry) {
@@ -395,7 +395,7 @@ export class Listing {
     inode.takeEntry(entry)
     inode.durable = false
     state.persist(inode)
-    if (inode.lookups) this.hooks.kernel().invalidateInode(inode.ino)
+    if (this.state.isHeld(inode)) this.hooks.kernel().invalidateInode(inode.ino)
   }
 
   #add(directory: Inode, entry: Entry): Inode {

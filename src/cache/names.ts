@@ -23,7 +23,7 @@ const DIRECTORY_BYTES = 4096
 export class Names {
   constructor(readonly state: TreeState) {}
 
-  make(parent: Ino, name: string, node: NewInode): Inode {
+  make(parent: Ino, name: string, node: NewInode, request = 0): Inode {
     const { state } = this
     const directory = this.#into(parent, name)
     state.ensureKnown(directory)
@@ -37,6 +37,7 @@ export class Names {
       node.rdev ?? 0,
       node.link ?? '',
       nowNs(state),
+      state.asked(request),
     ]
     state.append(Kind.make, record)
     return this.replayMake(record)
@@ -72,7 +73,7 @@ export class Names {
     return inode
   }
 
-  link(ino: Ino, parent: Ino, name: string): Inode {
+  link(ino: Ino, parent: Ino, name: string, request = 0): Inode {
     const { state } = this
     const inode = state.inode(ino)
     if (inode.isDirectory) throw new FerryError('NOT_PERMITTED', { detail: 'a directory cannot have another name' })
@@ -81,7 +82,7 @@ export class Names {
     const directory = this.#into(parent, name)
     state.ensureKnown(directory)
     state.ensureKnown(inode)
-    const record: LinkRecord = [ino, parent, name, nowNs(state)]
+    const record: LinkRecord = [ino, parent, name, nowNs(state), state.asked(request)]
     state.append(Kind.link, record)
     this.replayLink(record)
     return inode
@@ -100,13 +101,13 @@ export class Names {
   }
 
   /** A name, and with the last one the inode, unless it is still in use. The caller has checked type and emptiness. */
-  remove(parent: Ino, name: string): void {
+  remove(parent: Ino, name: string, request = 0): void {
     const { state } = this
     const directory = state.directory(parent)
     const inode = this.#named(directory, name)
     state.ensureKnown(directory)
     state.ensureNamed(inode, parent, name)
-    const record: UnlinkRecord = [parent, name, nowNs(state)]
+    const record: UnlinkRecord = [parent, name, nowNs(state), state.asked(request)]
     state.append(Kind.unlink, record)
     this.replayRemove(record)
   }
@@ -135,7 +136,7 @@ export class Names {
   rename(
     source: { parent: Ino; name: string },
     target: { parent: Ino; name: string },
-    { exchange, whiteout }: { exchange: boolean; whiteout?: Whiteout },
+    { exchange, whiteout, request = 0 }: { exchange: boolean; whiteout?: Whiteout; request?: number },
   ): void {
     const { state } = this
     const from = state.directory(source.parent)
@@ -152,8 +153,16 @@ export class Names {
     state.ensureKnown(to)
     state.ensureNamed(inode, source.parent, source.name)
     if (other) state.ensureNamed(other, target.parent, target.name)
-    const record: RenameRecord = [source.parent, source.name, target.parent, target.name, exchange, nowNs(state)]
-    if (whiteout) record.push([state.newIno(), whiteout.uid, whiteout.gid])
+    const record: RenameRecord = [
+      source.parent,
+      source.name,
+      target.parent,
+      target.name,
+      exchange,
+      nowNs(state),
+      whiteout ? [state.newIno(), whiteout.uid, whiteout.gid] : null,
+      state.asked(request),
+    ]
     state.append(Kind.rename, record)
     this.replayRename(record)
   }
@@ -231,10 +240,10 @@ export class Names {
   }
 
   /** The inode's attributes are loaded. null removes. */
-  setXattr(inode: Inode, name: string, value: Uint8Array | null): void {
+  setXattr(inode: Inode, name: string, value: Uint8Array | null, request = 0): void {
     const { state } = this
     state.ensureKnown(inode)
-    const record: XattrRecord = [inode.ino, name, value && new Uint8Array(value), nowNs(state)]
+    const record: XattrRecord = [inode.ino, name, value && new Uint8Array(value), nowNs(state), state.asked(request)]
     // A record names one attribute: the others must be known to the journal as well.
     if (inode.xattrs !== null && !(inode.changed & Changed.xattrs)) this.#knowXattrs(inode)
     state.append(Kind.xattr, record)

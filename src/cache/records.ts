@@ -27,6 +27,9 @@ export const Kind = {
 /** A chunk whose bytes are at another slot from this record on (copied aside, since a batch or a checksum needs the old ones). */
 export type Move = [index: number, slot: number]
 
+/** The request of the kernel that a record answers: of which connection, and its number there. */
+export type Asked = [connection: number, request: number]
+
 export type KnownRecord = [inode: InodeRecord, dentry: [parent: Ino, name: string, type: number, cookie: number] | null]
 export type MakeRecord = [
   ino: Ino,
@@ -38,9 +41,10 @@ export type MakeRecord = [
   rdev: number,
   link: string,
   timeNs: bigint,
+  asked?: Asked,
 ]
-export type LinkRecord = [ino: Ino, parent: Ino, name: string, timeNs: bigint]
-export type UnlinkRecord = [parent: Ino, name: string, timeNs: bigint]
+export type LinkRecord = [ino: Ino, parent: Ino, name: string, timeNs: bigint, asked?: Asked]
+export type UnlinkRecord = [parent: Ino, name: string, timeNs: bigint, asked?: Asked]
 export type RenameRecord = [
   parent: Ino,
   name: string,
@@ -48,7 +52,8 @@ export type RenameRecord = [
   newName: string,
   exchange: boolean,
   timeNs: bigint,
-  whiteout?: [ino: Ino, uid: number, gid: number],
+  whiteout?: [ino: Ino, uid: number, gid: number] | null,
+  asked?: Asked,
 ]
 export type AttributesRecord = [
   ino: Ino,
@@ -62,7 +67,7 @@ export type AttributesRecord = [
 export type TruncateRecord = [ino: Ino, size: number, timeNs: bigint, moves: Move[]]
 /** Whole pages become zeros; `size` is the file's after it. (There was a sixth field, slots, which nobody needs any more.) */
 export type ZeroRecord = [ino: Ino, at: number, length: number, size: number, timeNs: bigint]
-export type XattrRecord = [ino: Ino, name: string, value: Uint8Array | null, timeNs: bigint]
+export type XattrRecord = [ino: Ino, name: string, value: Uint8Array | null, timeNs: bigint, asked?: Asked]
 /** `held`: inodes that this batch leaves as they were at the last one, though they have changed. */
 export type CutRecord = [batch: number, held?: Ino[]]
 export type CommittedRecord = [

@@ -53,6 +53,13 @@ export interface TreeCacheOptions {
   localOnly: string[]
   /** The clock that stamps files, ns since the epoch: the kernel's own, so that it does not stamp them again. */
   nowNs: () => bigint
+  /**
+   * Of a connection to the kernel that outlives this process: what the kernel is told, and its requests that are done, are noted. 0: it
+   * ends with this process.
+   */
+  connection: number
+  /** An earlier process served that connection: the kernel may have any inode open. */
+  outlived: boolean
   /** Bytes the kernel may hold dirty for this mount: kept free as a reserve. */
   kernelBytesMax: number
 }

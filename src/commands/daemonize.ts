@@ -8,7 +8,7 @@ import { deferred } from '../base/async.js'
 import { describeFailure, EXIT, type ExitStatus, print, say } from './report.js'
 
 /** Set for the one in the background: the descriptor to report to. */
-const VARIABLE = 'PAGEFERRY_READY_FD'
+export const READY_VARIABLE = 'PAGEFERRY_READY_FD'
 const READY_FD = 3
 
 /** Threads for file I/O and for calls into the kernel: a few of them may have to wait for the mount itself. */
@@ -24,6 +24,8 @@ type Message = { say: string } | { done: string } | { failed: string; status: Ex
 
 /** How the one in the background reports. After `done` or `failed` nobody listens. */
 export interface Ready {
+  /** What it is written to. */
+  readonly fd: number
   say(line: string): void
   done(line: string): void
   failed(error: unknown): void
@@ -31,10 +33,10 @@ export interface Ready {
 
 /** Undefined: this is not the one in the background. */
 export function readyPipe(): Ready | undefined {
-  if (process.env[VARIABLE] === undefined) return undefined
-  const fd = Number(process.env[VARIABLE])
+  if (process.env[READY_VARIABLE] === undefined) return undefined
+  const fd = Number(process.env[READY_VARIABLE])
   // Programs that it starts are no daemons.
-  delete process.env[VARIABLE]
+  delete process.env[READY_VARIABLE]
   let open = true
   const send = (message: Message, last: boolean) => {
     if (!open) return
@@ -48,6 +50,7 @@ export function readyPipe(): Ready | undefined {
     }
   }
   return {
+    fd,
     say: line => send({ say: line }, false),
     done: line => send({ done: line }, true),
     failed: error => {
@@ -62,7 +65,7 @@ export const absoluteRemote = (remote: string): string => (/^\.{0,2}(\/|$)/.test
 
 /** Runs this command line again, detached, and waits until it is ready or has failed. */
 export async function startDaemon(): Promise<ExitStatus> {
-  const env = { UV_THREADPOOL_SIZE: THREADS, ...process.env, [VARIABLE]: String(READY_FD) }
+  const env = { UV_THREADPOOL_SIZE: THREADS, ...process.env, [READY_VARIABLE]: String(READY_FD) }
   const child = spawn(process.execPath, [...process.execArgv, ...process.argv.slice(1)], {
     detached: true,
     env,

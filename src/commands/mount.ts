@@ -18,11 +18,14 @@ export async function mountCommand(
   const { env } = process
   const settings = commandSettings({ flags, env, config: config ?? env.PAGEFERRY_CONFIG })
   if (settings.daemon && !ready) return startDaemon()
+  const { Holder } = await import('../holder.js')
+  const holder = Holder.join()
+  if (!holder && settings.hold && settings.driver === 'kernel') return (await import('./hold.js')).hold(ready)
   if (env.UV_THREADPOOL_SIZE === undefined) {
     // libuv sizes its pool once, before any line of ours runs.
     const { exec } = await import('../linux/exec.js')
     exec(process.execPath, [...process.execArgv, ...process.argv.slice(1)], { ...env, UV_THREADPOOL_SIZE: THREADS })
   }
   const { serve } = await import('./serve.js')
-  return serve(absoluteRemote(remote), mountpoint, settings, ready)
+  return serve(absoluteRemote(remote), mountpoint, settings, { ready, holder })
 }

@@ -3,6 +3,7 @@ import { toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import { type ControlServer, serveControl } from '../control.js'
 import { Daemon, type Ending } from '../daemon.js'
+import type { Holder } from '../holder.js'
 import type { MetricsServer } from '../metrics.js'
 import { mountWith } from '../mount-tree.js'
 import type { MountedTree } from '../mounted-tree.js'
@@ -16,17 +17,23 @@ import { describeUnsent } from './show.js'
 
 const log = logger('mount')
 
-/** Mounts, says that it is ready, and serves until the end. `ready`: who waits for a daemon to be ready. */
+/** Mounts, says that it is ready, and serves until the end. `ready`: who waits for a daemon to be ready; `holder`: who holds the mount. */
 export const serve = (
   remote: string,
   mountpoint: string,
   settings: CommandSettings,
-  ready: Ready | undefined,
+  { ready, holder }: { ready: Ready | undefined; holder: Holder | undefined },
 ): Promise<ExitStatus> =>
   serving(settings, ready, async ({ signal, onSignal, keptIn }) => {
-    const mount = await mountWith(remote, mountpoint, settings, signal)
+    const mount = await mountWith(remote, mountpoint, settings, { signal, held: holder })
     keptIn(mount.cacheDir)
-    return serveMounted(mount, settings, ready, onSignal)
+    if (holder?.why) log.warn(`the daemon before this one ended: ${holder.why}`)
+    holder?.serving()
+    try {
+      return await serveMounted(mount, settings, ready, onSignal)
+    } finally {
+      holder?.done()
+    }
   })
 
 async function serveMounted(

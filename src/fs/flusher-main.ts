@@ -5,7 +5,7 @@
 // Lines in: `ID VERB NODEID`; lines out: `ID ok` or `ID CODE`. Ends with its input.
 import { closeSync, constants, fstatSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs'
 import { FerryError, toFerryError } from '../base/errors.js'
-import { openInode, writePages } from '../linux/file-handle.js'
+import { openInode, syncFileSystem, writePages } from '../linux/file-handle.js'
 
 const [mountpoint, device] = process.argv.slice(2)
 
@@ -16,6 +16,8 @@ const verbs: Record<string, (fd: number) => void> = {
   write: writePages,
   /** Opening was all: it makes the kernel drop what is out of date. */
   open: () => {},
+  /** Dirty pages and times of every inode: that of the root stands for the mount. */
+  all: syncFileSystem,
 }
 
 /** The mount is held only as long as one command takes, so that it can be unmounted. */

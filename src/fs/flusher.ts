@@ -13,7 +13,7 @@ const log = logger('fs')
 /** It takes 50 MB, and 0.1 s to start: kept for the next one, but not for long. */
 const IDLE_MS = 60_000
 
-export type FlushVerb = 'fsync' | 'write' | 'open'
+export type FlushVerb = 'fsync' | 'write' | 'open' | 'all'
 
 /** The inode is not in the kernel's cache (any more): nothing to write. */
 const harmless: Code[] = ['STALE', 'NOT_FOUND']

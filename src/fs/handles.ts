@@ -29,14 +29,15 @@ export class Handles {
   }
 
   isOpen(ino: Ino): boolean {
-    return this.#readers.has(ino) || this.#writers.has(ino)
+    return this.#readers.has(ino) || this.isWritable(ino)
   }
 
   /** Somebody has it open for writing, or mapped so: the kernel may know newer bytes and a newer size than the engine. */
   isWritable(ino: Ino): boolean {
-    return this.#writers.has(ino)
+    return this.#writers.has(ino) || this.#fs.isOutlived?.(ino) === true
   }
 
+  /** Of those that were opened here. */
   writable(): Ino[] {
     return [...this.#writers.keys()]
   }

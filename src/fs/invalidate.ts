@@ -32,6 +32,8 @@ export class Invalidations implements KernelCache {
   readonly #inodes = new Set<Ino>()
   /** Inodes whose pages in the kernel are out of date: the next open drops them. */
   readonly #stale = new Set<Ino>()
+  /** Of those that an earlier process gave to the kernel: nobody knows any more what of them is out of date, and these were asked for. */
+  readonly #opened = new Set<Ino>()
   #draining = false
   /** What the kernel said at INIT. */
   kernelMinor = 0
@@ -58,6 +60,10 @@ export class Invalidations implements KernelCache {
 
   /** Whether an open that is answered now must make the kernel drop its pages. It is asked once only. */
   takeStale(ino: Ino): boolean {
+    if (this.#fs.isOutlived?.(ino) && !this.#opened.has(ino)) {
+      if (this.#opened.size <= STALE_MAX) this.#opened.add(ino)
+      return true
+    }
     return this.#stale.size > 0 && (this.#stale.size > STALE_MAX || this.#stale.delete(ino))
   }
 

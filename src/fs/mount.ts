@@ -4,14 +4,16 @@ import { readFile } from 'node:fs/promises'
 import { deferred } from '../base/async.js'
 import { isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
-import type { FileSystem } from '../cache/filesystem.js'
+import { type FileSystem, ROOT } from '../cache/filesystem.js'
 import { tuneBdi } from '../linux/bdi.js'
 import { type Device, deviceNumber } from '../linux/files.js'
 import { mountFuse, unmountFuse } from '../linux/mount.js'
 import { mountAt } from '../linux/mountinfo.js'
+import { notify } from '../wire/fuse.js'
 import { PAYLOAD_BYTES_MAX } from './answer.js'
 import { FuseChannel } from './channel.js'
 import { Flusher } from './flusher.js'
+import type { HeldConnection } from './held.js'
 import { prepareMountPoint } from './mountpoint.js'
 import { REQUEST_BYTES_MAX, Session, type SessionOptions } from './session.js'
 
@@ -30,6 +32,8 @@ export interface MountOptions extends SessionOptions {
   pollUs?: number
   /** Programs that come before this resolves wait for it; the mount is there at once. When it rejects, it ends. Default: now. */
   begins?: Promise<void>
+  /** Somebody keeps the connection, should this process end. Default: nobody, and the mount ends with it. */
+  held?: HeldConnection
   bdi?: {
     /** How far the kernel reads ahead, and its largest buffered READ. Default 4096. */
     readAheadKb?: number
@@ -69,7 +73,8 @@ export async function mountFileSystem(
   mountpoint: string,
   options: MountOptions = {},
 ): Promise<Mounted> {
-  const { source = 'pageferry', allowOther, suid, dev, nonEmpty } = options
+  const { source = 'pageferry', allowOther, suid, dev, nonEmpty, held } = options
+  if (held?.resumed) return serve(fs, held.resumed.mountpoint, held.resumed.fd, options)
   const point = await prepareMountPoint(mountpoint, { nonEmpty, note: line => log.info(line) })
   const { fd } = await mountFuse({
     target: point,
@@ -81,6 +86,7 @@ export async function mountFileSystem(
     readBytesMax: PAYLOAD_BYTES_MAX,
   })
   try {
+    held?.keep(fd, point)
     return await serve(fs, point, fd, options)
   } catch (error) {
     // Programs may be waiting in it already: they get an error, and the place is free again.
@@ -92,7 +98,8 @@ export async function mountFileSystem(
 async function serve(fs: FileSystem, point: string, fd: number, options: MountOptions): Promise<Mounted> {
   const closed = deferred()
   closed.promise.catch(() => {}) // whoever wants to know asks for it
-  const { begins = Promise.resolve() } = options
+  const { begins = Promise.resolve(), held } = options
+  const resumed = held?.resumed ?? null
   let hasBegun = options.begins === undefined
   const channel = new FuseChannel({
     fd,
@@ -124,13 +131,19 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
       reply: (bytes, length) => channel.reply(bytes, length),
       notify: message => channel.notify(message),
       exchange: fresh => channel.exchange(fresh),
+      began: init => held?.began(init),
     },
     options,
   )
-  channel.start()
+  if (resumed?.init) session.resume(resumed.init)
+  else channel.start()
   const begin = async () => {
     await begins
     hasBegun = true
+    if (resumed) {
+      channel.start()
+      await channel.notify(notify.resend())
+    }
     await Promise.race([session.ready, closed.promise]) // INIT sets the readahead anew
     if (device) await tune(device, options.bdi)
   }
@@ -161,9 +174,14 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
     get waiting() {
       return session.waiting
     },
-    flushKernel: () => begun.then(() => session.flushKernel()),
+    flushKernel: async () => {
+      await begun
+      // What an earlier process has opened is not known here.
+      if (resumed) await flusher?.run('all', ROOT)
+      await session.flushKernel()
+    },
     // Nobody can write: close(2) has sent everything.
-    kernelBytes: async () => (device && session.handles.writable().length > 0 ? bytesHeldBack(device) : 0),
+    kernelBytes: async () => (device && (resumed || session.handles.writable().length > 0) ? bytesHeldBack(device) : 0),
     unmount,
     async [Symbol.asyncDispose]() {
       try {

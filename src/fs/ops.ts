@@ -29,6 +29,7 @@ import {
   encodeNegativeEntry,
   FallocateMode,
   FsyncFlag,
+  isResent,
   OpenFlag,
   OpenInFlag,
   OpenOutFlag,
@@ -37,6 +38,7 @@ import {
   packDirentplus,
   RenameFlag,
   type RequestOf,
+  requestNumber,
   SetattrValid,
   timeNs,
   Whence,
@@ -96,6 +98,21 @@ const row: Row = (ask, reply, traits) => ({ ask, reply, ...traits }) as Handler<
 const then = <T, U>(value: Maybe<T>, next: (value: T) => Maybe<U>): Maybe<U> =>
   value instanceof Promise ? value.then(next) : next(value)
 
+/** A change that must not be done twice: a request that is delivered again is answered with what came of it. `number` is the request's. */
+const once =
+  <N extends OpName, T>(
+    ask: (door: Door, request: RequestOf<N>, number: number) => Maybe<T>,
+    again: (door: Door, ino: Ino, request: RequestOf<N>) => Maybe<T>,
+  ) =>
+  (door: Door, request: RequestOf<N>): Maybe<T> => {
+    const number = requestNumber(request)
+    const ino = isResent(request) ? door.fs.outcome?.(number) : undefined
+    return ino === undefined ? ask(door, request, number) : again(door, ino, request)
+  }
+
+const nothing = () => {}
+const attributesOf = ({ fs }: Door, ino: Ino) => fs.attributes(ino)
+
 /** One error for all: programs ask all day for what there is not (isatty(3) of each file that Python opens), and each new one costs 40 us. */
 const refuse = (code: ConstructorParameters<typeof FerryError>[0]) => {
   const refusal = new FerryError(code)
@@ -154,13 +171,13 @@ function lookup({ fs }: Door, parent: Ino, name: string): Maybe<InodeAttributes 
 }
 
 /** In a directory with the set-group-id bit, what is new belongs to the directory's group. */
-function make({ fs }: Door, parent: Ino, name: string, node: NewInode): Maybe<InodeAttributes> {
+function make({ fs }: Door, parent: Ino, name: string, node: NewInode, number: number): Maybe<InodeAttributes> {
   return then(fs.attributes(parent), directory => {
     if (directory.mode & S_ISGID) {
       node.gid = directory.gid
       if ((node.mode & S_IFMT) === S_IFDIR) node.mode |= S_ISGID
     }
-    return fs.make(parent, name, node)
+    return fs.make(parent, name, node, number)
   })
 }
 
@@ -168,12 +185,13 @@ function rename(
   door: Door,
   { nodeid: source, uid, gid }: { nodeid: Ino; uid: number; gid: number },
   { newdir, name, newName, flags }: Args<'RENAME2'>,
+  number: number,
 ): Maybe<void> {
   if (flags & ~(RenameFlag.NOREPLACE | RenameFlag.EXCHANGE | RenameFlag.WHITEOUT)) throw new FerryError('INVALID')
   if (flags & RenameFlag.EXCHANGE && flags !== RenameFlag.EXCHANGE) throw new FerryError('INVALID')
   const how = flags & RenameFlag.EXCHANGE ? 'exchange' : flags & RenameFlag.NOREPLACE ? 'noreplace' : 'replace'
   const whiteout = flags & RenameFlag.WHITEOUT ? { uid, gid } : undefined
-  return door.fs.rename({ parent: source, name }, { parent: newdir, name: newName }, how, whiteout)
+  return door.fs.rename({ parent: source, name }, { parent: newdir, name: newName }, how, { whiteout, request: number })
 }
 
 // --- attributes --------------------------------------------------------------------------------------------------------
@@ -262,7 +280,7 @@ interface Created {
 }
 
 /** The kernel sends CREATE for a name that it believes to be free; without O_EXCL it opens what is there after all. */
-function create(door: Door, { nodeid, uid, gid, args }: RequestOf<'CREATE'>): Maybe<Created> {
+function create(door: Door, { nodeid, uid, gid, args }: RequestOf<'CREATE'>, number: number): Maybe<Created> {
   const { name, mode, flags, openFlags } = args
   const opened = (attributes: InodeAttributes) => ({ attributes, fh: door.handles.open(attributes.ino, flags) })
   const openOther = () =>
@@ -280,12 +298,15 @@ function create(door: Door, { nodeid, uid, gid, args }: RequestOf<'CREATE'>): Ma
   }
   let made: Maybe<InodeAttributes>
   try {
-    made = make(door, nodeid, name, { mode: (mode & ~S_IFMT) | S_IFREG, uid, gid })
+    made = make(door, nodeid, name, { mode: (mode & ~S_IFMT) | S_IFREG, uid, gid }, number)
   } catch (error) {
     return orOther(error)
   }
   return made instanceof Promise ? made.then(opened, orOther) : opened(made)
 }
+
+const createdAgain = (door: Door, ino: Ino, { args }: RequestOf<'CREATE'>): Maybe<Created> =>
+  then(door.fs.attributes(ino), attributes => ({ attributes, fh: door.handles.open(ino, args.flags) }))
 
 function read({ fs, answer }: Door, { nodeid, args }: RequestOf<'READ'>): Maybe<number> {
   if (args.size > PAYLOAD_BYTES_MAX) throw new FerryError('INVALID')
@@ -479,20 +500,20 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
     putLatin1(answer.bytes, PAYLOAD_AT, target)
     return target.length
   }, abandonable),
-  SYMLINK: row((door, { nodeid, uid, gid, args }) => make(door, nodeid, args.name, { mode: S_IFLNK | 0o777, uid, gid, link: args.target }), replyEntry),
-  MKNOD: row((door, { nodeid, uid, gid, args }) => make(door, nodeid, args.name, { mode: args.mode, uid, gid, rdev: args.rdev }), replyEntry),
-  MKDIR: row((door, { nodeid, uid, gid, args }) => make(door, nodeid, args.name, { mode: S_IFDIR | (args.mode & ~S_IFMT), uid, gid }), replyEntry),
-  LINK: row(({ fs }, { nodeid, args }) => fs.link(args.oldnodeid, nodeid, args.name), replyEntry),
-  UNLINK: row(({ fs }, { nodeid, args }) => fs.unlink(nodeid, args.name)),
-  RMDIR: row(({ fs }, { nodeid, args }) => fs.removeDirectory(nodeid, args.name)),
-  RENAME: row((door, request) => rename(door, request, { ...request.args, flags: 0 })),
-  RENAME2: row((door, request) => rename(door, request, request.args)),
+  SYMLINK: row(once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: S_IFLNK | 0o777, uid, gid, link: args.target }, number), attributesOf), replyEntry),
+  MKNOD: row(once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: args.mode, uid, gid, rdev: args.rdev }, number), attributesOf), replyEntry),
+  MKDIR: row(once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: S_IFDIR | (args.mode & ~S_IFMT), uid, gid }, number), attributesOf), replyEntry),
+  LINK: row(once(({ fs }, { nodeid, args }, number) => fs.link(args.oldnodeid, nodeid, args.name, number), attributesOf), replyEntry),
+  UNLINK: row(once(({ fs }, { nodeid, args }, number) => fs.unlink(nodeid, args.name, number), nothing)),
+  RMDIR: row(once(({ fs }, { nodeid, args }, number) => fs.removeDirectory(nodeid, args.name, number), nothing)),
+  RENAME: row(once((door, request, number) => rename(door, request, { ...request.args, flags: 0 }, number), nothing)),
+  RENAME2: row(once((door, request, number) => rename(door, request, request.args, number), nothing)),
 
   OPEN: row((door, { nodeid, args }) => open(door, nodeid, args), (door, fh, { nodeid }, { view }) => {
     putOpen(door, nodeid, fh, view, PAYLOAD_AT)
     return OpenOut.size
   }),
-  CREATE: row(create, (door, { attributes, fh }, request, answer) => {
+  CREATE: row(once(create, createdAgain), (door, { attributes, fh }, request, answer) => {
     replyEntry(door, attributes, request, answer)
     putOpen(door, attributes.ino, fh, answer.view, PAYLOAD_AT + EntryOut.size)
     return EntryOut.size + OpenOut.size
@@ -524,9 +545,9 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
     (_door, value, { args }, answer) => replyBytes(value, args.size, answer), abandonable),
   LISTXATTR: row(({ fs }, { nodeid }) => fs.listXattrs(nodeid),
     (_door, names, { args }, answer) => replyBytes(zeroTerminated(names), args.size, answer), abandonable),
-  SETXATTR: row(({ fs }, { nodeid, args }) => { checkName(args.name); return fs.setXattr(nodeid, args.name, args.value, setHow(args.flags)) },
+  SETXATTR: row(once(({ fs }, { nodeid, args }, number) => { checkName(args.name); return fs.setXattr(nodeid, args.name, args.value, setHow(args.flags), number) }, nothing),
     undefined, { holdsRequest: true, errnos: { [EFBIG]: E2BIG } }),
-  REMOVEXATTR: row(({ fs }, { nodeid, args }) => { checkName(args.name); return fs.removeXattr(nodeid, args.name) }),
+  REMOVEXATTR: row(once(({ fs }, { nodeid, args }, number) => { checkName(args.name); return fs.removeXattr(nodeid, args.name, number) }, nothing)),
 
   STATFS: row(({ fs }) => fs.space(), replySpace, abandonable),
   SYNCFS: row(({ fs }) => fs.fsync(ROOT)),

@@ -2,11 +2,11 @@
 // system answers at once is answered in the same turn, with nothing kept; what has to wait is remembered until then.
 import { channel } from 'node:diagnostics_channel'
 import { deferred } from '../base/async.js'
-import { toFerryError } from '../base/errors.js'
+import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { FileSystem, InodeAttributes } from '../cache/filesystem.js'
 import { coarseNowNs } from '../linux/clock.js'
-import { opsByCode, parseRequest, type Request, type Unique, uniqueOf } from '../wire/fuse.js'
+import { opsByCode, parseRequest, type Request, requestNumber, type Unique, uniqueOf } from '../wire/fuse.js'
 import { Answer, PAYLOAD_BYTES_MAX, Pool } from './answer.js'
 import { EINTR, EIO, ENOSYS, errnoOf } from './errno.js'
 import { Handles } from './handles.js'
@@ -59,6 +59,8 @@ export interface Link {
   notify: Notify
   /** The request being handled stays where it is: the next ones go into `fresh`. */
   exchange(fresh: Uint8Array): void
+  /** The kernel's first request, before it is answered. */
+  began?(init: Uint8Array): void
   /** Uses the mount from outside. */
   readonly flusher?: { readonly pid: number | undefined; run: FromOutside }
 }
@@ -158,7 +160,7 @@ export class Session implements Door {
       return
     }
     if (request.op === 'UNKNOWN') this.#fail(request, ENOSYS)
-    else if (request.op === 'INIT') this.#init(request)
+    else if (request.op === 'INIT') this.#init(request, bytes.subarray(0, length))
     else if (request.op === 'INTERRUPT') this.#interrupt(request.args)
     else if (!this.#xattrs && xattrs.has(request.op)) this.#fail(request, ENOSYS)
     else this.#handle(request, handlers[request.op] as Handler, bytes)
@@ -195,7 +197,7 @@ export class Session implements Door {
 
   async #wait(waiting: Waiting, value: Promise<unknown>, bytes: Uint8Array) {
     const { request, handler, answer } = waiting
-    const key = keyOf(request)
+    const key = requestNumber(request)
     this.#waiting.set(key, waiting)
     this.#lookout ??= setInterval(() => this.#look(), LOOK_MS).unref()
     try {
@@ -242,13 +244,28 @@ export class Session implements Door {
     requests.publish({ op, nodeid, args, errno, bytes } satisfies RequestRecord)
   }
 
-  #init(request: Request & { op: 'INIT' }) {
-    const { dialect, encode } = negotiate(request.args, { readOnly: this.fs.readOnly })
-    this.#dialect = dialect
-    this.invalidations.kernelMinor = request.args.minor
+  #init(request: Request & { op: 'INIT' }, bytes: Uint8Array) {
+    this.#link.began?.(bytes)
+    const { encode } = this.#settle(request)
     const { answer } = this
     this.#link.reply(answer.bytes, answer.finish(request, encode(answer.view)))
     this.#ready.resolve()
+  }
+
+  /** Goes on with a connection whose first request an earlier process has answered. */
+  resume(init: Uint8Array) {
+    const request = parseRequest(init, init.length, this.#dialect)
+    if (request.op !== 'INIT')
+      throw new FerryError('PROTOCOL', { detail: `a connection that began with ${request.op}` })
+    this.#settle(request)
+    this.#ready.resolve()
+  }
+
+  #settle({ args }: Request & { op: 'INIT' }) {
+    const settled = negotiate(args, { readOnly: this.fs.readOnly })
+    this.#dialect = settled.dialect
+    this.invalidations.kernelMinor = args.minor
+    return settled
   }
 
   /**
@@ -256,7 +273,7 @@ export class Session implements Door {
    * program expects EINTR from a file. A later one, which the kernel does not tell us about, is found by the lookout.
    */
   #interrupt(to: Unique) {
-    const waiting = this.#waiting.get(keyOf(to))
+    const waiting = this.#waiting.get(requestNumber(to))
     // 0 is the pid of somebody in a name space that we cannot see into: believe the signal.
     if (waiting && (waiting.request.pid === 0 || isDoomed(waiting.request.pid))) this.#abandon(waiting)
   }
@@ -275,13 +292,10 @@ export class Session implements Door {
   #abandon(waiting: Waiting) {
     if (!waiting.handler.abandonable) return
     waiting.abandoned = true
-    this.#waiting.delete(keyOf(waiting.request))
+    this.#waiting.delete(requestNumber(waiting.request))
     this.#fail(waiting.request, EINTR)
   }
 }
-
-/** The top bit says that a request was delivered again; it is still the same one. Unique counts up from 2: below 2^53 for centuries. */
-const keyOf = ({ uniqueHigh, uniqueLow }: Unique) => (uniqueHigh & 0x7fffffff) * 2 ** 32 + uniqueLow
 
 const withoutUndefined = <T extends object>(options: T): T =>
   Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T

@@ -14,6 +14,8 @@ const syncCall = self.func('sync_file_range', 'int', ['int', 'int64_t', 'int64_t
   flags: number,
 ) => number
 
+const syncfsCall = self.func('int syncfs(int fd)') as (fd: number) => number
+
 /** FILEID_INO64_GEN of <linux/exportfs.h>: what FUSE makes of nodeid and generation. */
 const FILEID_INO64_GEN = 0x81
 const HANDLE_BYTES = 12
@@ -36,4 +38,9 @@ const WRITE_AND_WAIT = 7
 /** Writes all dirty pages of a file and waits for them, without the inode's lock and without an fsync. sync_file_range(2) */
 export const writePages = (fd: number): void => {
   checked(syncCall(fd, 0, 0, WRITE_AND_WAIT), 'sync_file_range')
+}
+
+/** Writes everything that is dirty in the file system of this file. syncfs(2) */
+export const syncFileSystem = (fd: number): void => {
+  checked(syncfsCall(fd), 'syncfs')
 }

@@ -5,8 +5,9 @@ import { createServer } from 'node:net'
 import { receive, takeDescriptor } from '../linux/descriptors.js'
 import { errno, errnoOf } from '../linux/libc.js'
 import { listen } from '../linux/listen.js'
+import { Intake, sendMessage } from '../linux/messages.js'
 import { type Watcher, watchDescriptor } from '../linux/poll.js'
-import { KeeperIntake, type KeeperMessage, keeperPath, sendMessage } from './keeper-messages.js'
+import { type KeeperMessage, keeperPath } from './keeper-messages.js'
 import { Spaces } from './spaces.js'
 
 /** For its server to come. */
@@ -24,7 +25,7 @@ interface Kept {
 const path = keeperPath(process.argv[2])
 const kept = new Map<number, Kept>()
 let memory: number | null = null
-let server: { fd: number; watcher: Watcher; intake: KeeperIntake } | null = null
+let server: { fd: number; watcher: Watcher; intake: Intake<KeeperMessage> } | null = null
 
 const closeWatched = (watcher: Watcher, ...fds: number[]) =>
   watcher.close().then(() => {
@@ -90,7 +91,7 @@ function told(message: KeeperMessage, descriptors: number[]): void {
 }
 
 /** False: it is gone, or talks nonsense. */
-function hear(fd: number, intake: KeeperIntake): boolean {
+function hear(fd: number, intake: Intake<KeeperMessage>): boolean {
   try {
     return intake.read(fd, told)
   } catch {
@@ -102,19 +103,22 @@ function hear(fd: number, intake: KeeperIntake): boolean {
 function serve(fd: number): void {
   if (server) leave()
   clearTimeout(patience)
-  const intake = new KeeperIntake()
+  const intake = new Intake<KeeperMessage>()
   const watcher = watchDescriptor(fd, () => {
     if (!hear(fd, intake) && server?.fd === fd) alone()
   })
   server = { fd, watcher, intake }
   for (const { watcher } of kept.values()) watcher.stop()
-  if (memory !== null) sendMessage(fd, { op: 'memory', descriptors: 1 }, [memory])
+  if (memory !== null) sendMessage<KeeperMessage>(fd, { op: 'memory', descriptors: 1 }, [memory])
   for (const { id, size, uffd, connection, spaces } of kept.values()) {
-    sendMessage(fd, { op: 'keep', id, size, mappings: spaces.mappings, descriptors: 2 }, [uffd, connection])
+    sendMessage<KeeperMessage>(fd, { op: 'keep', id, size, mappings: spaces.mappings, descriptors: 2 }, [
+      uffd,
+      connection,
+    ])
     for (const [mapping, pages] of spaces.known().entries())
-      for (const each of pages) sendMessage(fd, { op: 'pages', id, mapping, ...each, descriptors: 0 })
+      for (const each of pages) sendMessage<KeeperMessage>(fd, { op: 'pages', id, mapping, ...each, descriptors: 0 })
   }
-  sendMessage(fd, { op: 'ready', descriptors: 0 })
+  sendMessage<KeeperMessage>(fd, { op: 'ready', descriptors: 0 })
   watcher.start()
 }
 

@@ -9,8 +9,9 @@ import { deferred, sleep } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import { takeDescriptor } from '../linux/descriptors.js'
+import { Intake, sendMessage } from '../linux/messages.js'
 import { type Watcher, watchDescriptor } from '../linux/poll.js'
-import { KeeperIntake, type KeeperMessage, keeperPath, sendMessage } from './keeper-messages.js'
+import { type KeeperMessage, keeperPath } from './keeper-messages.js'
 import type { KnownPages, Mapping, Spaces } from './spaces.js'
 
 const log = logger('userfault')
@@ -42,7 +43,7 @@ export class Keeper {
   #isLost = false
 
   private constructor(socket: Socket) {
-    const intake = new KeeperIntake()
+    const intake = new Intake<KeeperMessage>()
     this.#fd = takeDescriptor(socket)
     this.#watcher = watchDescriptor(this.#fd, () => {
       try {
@@ -109,7 +110,7 @@ export class Keeper {
   #send(message: KeeperMessage, descriptors: number[] = []): void {
     if (this.#isLost) return
     try {
-      sendMessage(this.#fd, message, descriptors)
+      sendMessage<KeeperMessage>(this.#fd, message, descriptors)
     } catch (error) {
       this.#lost(error)
     }

@@ -39,6 +39,8 @@ export const engineOptions = (cacheDir: string, changes: Partial<TreeCacheOption
   dirTtlMs: 60_000,
   localOnly: ['*-shm'],
   kernelBytesMax: 1024 * 1024,
+  connection: 0,
+  outlived: false,
   nowNs: () => BigInt(Date.now()) * 1_000_000n,
   ...changes,
 })

@@ -2,7 +2,7 @@
 
 import { malformed, Reader, viewOf } from '../reader.js'
 import { host } from '../struct.js'
-import { KERNEL_VERSION } from './flags.js'
+import { KERNEL_VERSION, UNIQUE_RESEND_HIGH } from './flags.js'
 import { type Args, Opcode, type Operation, type OpName, opsByCode } from './ops.js'
 import { ExtHeader, InHeader, InitIn, SetxattrIn } from './structs.js'
 
@@ -19,6 +19,13 @@ export interface Extension {
   /** without its header; valid as long as the buffer is */
   readonly data: Uint8Array
 }
+
+/** The top bit says that the kernel delivers it again, after NotifyCode.RESEND. */
+export const isResent = ({ uniqueHigh }: Unique): boolean => uniqueHigh >= UNIQUE_RESEND_HIGH
+
+/** The same, however often it is delivered. It counts up from 2: below 2^53 for centuries. */
+export const requestNumber = ({ uniqueHigh, uniqueLow }: Unique): number =>
+  (uniqueHigh & (UNIQUE_RESEND_HIGH - 1)) * 2 ** 32 + uniqueLow
 
 interface Envelope extends Unique {
   readonly opcode: number

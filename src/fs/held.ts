@@ -1,0 +1,21 @@
+// A connection to the kernel that outlives the process which serves it, as that process sees it.
+
+/** Who keeps the connection: should this process end without having unmounted, another one goes on with it. */
+export interface HeldConnection {
+  /** Tells its requests from those of others: random, and above 0. */
+  readonly connection: number
+  /** What an earlier process has left; null: nothing is mounted yet. */
+  readonly resumed: ResumedConnection | null
+  /** It is mounted: the descriptor is kept from now on. */
+  keep(fd: number, mountpoint: string): void
+  /** What the kernel has begun with, before it is answered. */
+  began(init: Uint8Array): void
+}
+
+export interface ResumedConnection {
+  /** Of /dev/fuse: whoever resumes closes it. */
+  fd: number
+  mountpoint: string
+  /** The kernel's first request; null: it was not answered. */
+  init: Uint8Array | null
+}
