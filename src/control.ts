@@ -28,6 +28,7 @@ const requestShape = z.discriminatedUnion('do', [
   z.object({ do: z.literal('refresh'), path: z.string() }),
   z.object({ do: z.literal('conflicts') }),
   z.object({ do: z.literal('handover') }),
+  z.object({ do: z.literal('upgrade'), program: z.array(z.string()) }),
 ])
 
 export type ControlRequest = z.infer<typeof requestShape>

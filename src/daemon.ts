@@ -17,13 +17,15 @@ const HIDDEN_MS = 3000
 export interface Ending {
   /** What the remote does not have; null: it has everything. */
   unsent: Unsent | null
-  /** Another daemon goes on with it. */
-  handedOver: boolean
+  /** Another daemon goes on with it: with what is to be sent, or with the mount itself. */
+  handedOver: 'journal' | 'mount' | null
 }
 
 export interface DaemonOptions {
   /** Shown while signals make it drain. */
   onProgress?: (progress: Progress) => void
+  /** Has another daemon go on with the mount, by this command line, as soon as this one has ended. Default: nobody can. */
+  next?: (program: string[]) => void
 }
 
 /** What `Daemon` needs of a mount. */
@@ -43,6 +45,7 @@ export type Mount = Pick<
   | 'conflicts'
   | 'unmount'
   | 'close'
+  | 'leave'
 >
 
 export class Daemon {
@@ -88,6 +91,8 @@ export class Daemon {
         return mount.conflicts()
       case 'handover':
         return this.handOver()
+      case 'upgrade':
+        return this.upgrade(request.program)
     }
   }
 
@@ -99,7 +104,7 @@ export class Daemon {
     this.#unmounting = this.#mount.unmount({ skip: this.#skip.signal, ...options })
     try {
       const unsent = await this.#unmounting
-      this.#end.resolve({ unsent, handedOver: false })
+      this.#end.resolve({ unsent, handedOver: null })
       return unsent
     } catch (error) {
       this.#unmounting = undefined
@@ -141,7 +146,31 @@ export class Daemon {
     log.info('another daemon takes over')
     this.#draining?.abort()
     // Not awaited: the other side is answered now, and waits for the lock.
-    void this.#close({ unsent: null, handedOver: true })
+    void this.#close({ unsent: null, handedOver: 'journal' })
+  }
+
+  /** Another daemon goes on with the mount, by this command line. @throws BUSY: it is being unmounted; UNSUPPORTED: nobody holds it */
+  async upgrade(program: string[]): Promise<void> {
+    const { next } = this.#options
+    const { mountpoint } = this.#mount
+    if (!next)
+      throw new FerryError('UNSUPPORTED', { detail: `nobody holds ${mountpoint}: it was mounted with --no-hold` })
+    if (this.#unmounting || this.#handingOver || this.#mount.hidden)
+      throw new FerryError('BUSY', { detail: `${mountpoint} is being unmounted` })
+    this.#handingOver = true
+    log.info('another daemon goes on with the mount', { program })
+    next(program)
+    // Not awaited: who asked is answered by this daemon.
+    setImmediate(() => void this.#leave())
+  }
+
+  async #leave(): Promise<void> {
+    try {
+      await this.#mount.leave()
+      this.#end.resolve({ unsent: null, handedOver: 'mount' })
+    } catch (error) {
+      this.#end.reject(error)
+    }
   }
 
   /** After umount(8): nobody waits, so it goes on until the remote has everything, however long that takes. */

@@ -67,6 +67,9 @@ const versionNumber = (text: string) => {
   return Number(major) * 1000 + Number(minor)
 }
 
+/** FUSE_NOTIFY_RESEND. */
+const RESEND_KERNEL = 6_009
+
 /** CAP_SYS_ADMIN, without which mount(2) is refused. */
 const SYS_ADMIN = 1n << 21n
 
@@ -240,6 +243,8 @@ const checks: [name: string, check: Check][] = [
       if (versionNumber(kernelRelease) < 4020)
         return bad(`Linux ${kernelRelease}`, 'Linux 4.20 or newer is needed, 5.10 or newer is better')
       if (versionNumber(kernelRelease) < 5010) return warning(`Linux ${kernelRelease}`, 'Linux 5.10 or newer is tested')
+      if (versionNumber(kernelRelease) < RESEND_KERNEL)
+        return ok(`Linux ${kernelRelease}; before 6.9 a mount ends with its daemon, should that be killed`)
       return ok(`Linux ${kernelRelease}`)
     },
   ],

@@ -26,9 +26,7 @@ export class Holder implements HeldConnection {
     this.connection = first.connection
     this.why = first.op === 'resume' ? first.why : null
     this.resumed =
-      first.op === 'resume'
-        ? { fd: fuse!, mountpoint: first.mountpoint, init: first.init === null ? null : Buffer.from(first.init, 'hex') }
-        : null
+      first.op === 'resume' ? { fd: fuse!, mountpoint: first.mountpoint, init: Buffer.from(first.init, 'hex') } : null
   }
 
   /** Of this process; undefined: nobody holds what it mounts. @throws DEADLINE, CLOSED: it is gone */

@@ -203,6 +203,20 @@ export class MountedTree implements AsyncDisposable {
   }
 
   /**
+   * Ends everything behind the mount, which stays: another process goes on with it. What is on its way to be answered is asked of that one.
+   * @throws UNSUPPORTED: nobody holds the connection to the kernel
+   */
+  async leave(): Promise<void> {
+    const { cache, door, release } = this.#parts
+    if (!door.leave)
+      throw new FerryError('UNSUPPORTED', { detail: `nobody holds ${this.mountpoint}: it was mounted with --no-hold` })
+    await door.leave()
+    const { lag } = cache.status()
+    await cache.close()
+    await release(lag)
+  }
+
+  /**
    * Unmounts and ends everything behind the mount, with what was acknowledged durable here. Closing twice is fine.
    * @throws BUSY (names who uses the mount; it stays as it is)
    */

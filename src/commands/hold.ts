@@ -28,6 +28,7 @@ const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 interface Mount {
   fuse: number
   mountpoint: string
+  /** Null: nobody else can go on with it. */
   init: string | null
 }
 
@@ -38,6 +39,8 @@ interface Death {
   servedMs: number
   /** The mount has ended. */
   isDone: boolean
+  /** Another program is to go on. */
+  isNext: boolean
 }
 
 /** Starts the same command line as a daemon, again and again until the mount has ended. `ready`: who waits for the first one. */
@@ -55,6 +58,8 @@ class MountHolder {
   /** Below 2^53, and never 0. */
   readonly #connection = 1 + Math.floor(Math.random() * (2 ** 52 - 1))
   #program = [process.execPath, ...process.execArgv, ...process.argv.slice(1)]
+  /** The one that the last daemon has asked for, until it serves. */
+  #next: string[] | null = null
   #mount: Mount | null = null
   #child: ChildProcess | null = null
   /** Since when; 0: it does not yet. */
@@ -76,12 +81,19 @@ class MountHolder {
     let why: string | null = null
     for (let deaths = 0; ; ) {
       const death = await this.#live(why)
-      const { mountpoint } = this.#mount ?? {}
-      if (death.isDone || mountpoint === undefined) {
+      const { mountpoint, init } = this.#mount ?? {}
+      if (death.isDone || !init) {
         this.#letGo()
         return death.status ?? EXIT.failed
       }
-      why = death.why
+      // Where the new one does not work the old one goes on.
+      why = death.isNext ? 'so that another program goes on' : death.why
+      if (death.isNext) {
+        deaths = 0
+        continue
+      }
+      if (this.#next) say(`${this.#next[1] ?? this.#next[0]} does not serve the mount: the program before goes on`)
+      this.#next = null
       deaths = death.servedMs < BEGUN_MS ? deaths + 1 : 1
       if (deaths > DEATHS_MAX) return this.#giveUp(deaths, why)
       say(`the daemon of ${mountpoint} ended (${why}); another one goes on`)
@@ -98,12 +110,13 @@ class MountHolder {
     if (ready !== undefined) closeSync(ready)
     process.chdir('/')
     this.#child = child
-    let isDone = false
+    let [isDone, isNext] = [false, false]
     const intake = new Intake<DaemonMessage>()
     const hear = () => {
       try {
         return intake.read(ours, (message, descriptors) => {
           isDone ||= message.op === 'done'
+          isNext ||= message.op === 'next'
           this.#told(message, descriptors)
         })
       } catch {
@@ -115,9 +128,8 @@ class MountHolder {
     })
     this.#greet(ours, why)
     watcher.start()
-    return new Promise((resolve, reject) => {
-      child.once('error', reject)
-      child.once('exit', (code, signal) => {
+    return new Promise(resolve => {
+      const ended = (code: number | null, why: string) => {
         // What it has said last may still be on its way.
         hear()
         intake.close()
@@ -125,8 +137,10 @@ class MountHolder {
         const servedMs = this.#servingMs ? performance.now() - this.#servingMs : 0
         this.#servingMs = 0
         void watcher.close().then(() => closeSync(ours))
-        resolve({ status: code as ExitStatus | null, why: signal ?? `exit ${code}`, servedMs, isDone })
-      })
+        resolve({ status: code as ExitStatus | null, why, servedMs, isDone, isNext })
+      }
+      child.once('error', error => ended(null, error.message))
+      child.once('exit', (code, signal) => ended(code, signal ?? `exit ${code}`))
     })
   }
 
@@ -135,7 +149,7 @@ class MountHolder {
     const isFirst = this.#mount === null
     // A daemon that somebody waited for goes on as a daemon.
     const ready = this.#ready && (isFirst ? this.#ready.fd : openSync(NOWHERE, 'w'))
-    const [file, ...args] = this.#program
+    const [file, ...args] = this.#next ?? this.#program
     const child = spawn(file, args, {
       cwd: this.#directory,
       // A terminal's Ctrl-C comes once, by way of this process.
@@ -150,7 +164,7 @@ class MountHolder {
     const connection = this.#connection
     if (this.#mount) {
       const { fuse, mountpoint, init } = this.#mount
-      const message: HolderMessage = { op: 'resume', connection, mountpoint, init, why: why!, descriptors: 1 }
+      const message: HolderMessage = { op: 'resume', connection, mountpoint, init: init!, why: why!, descriptors: 1 }
       sendMessage(socket, message, [fuse])
     } else sendMessage<HolderMessage>(socket, { op: 'begin', connection, descriptors: 0 })
   }
@@ -165,11 +179,13 @@ class MountHolder {
         return
       case 'serving':
         this.#servingMs = performance.now()
+        this.#program = this.#next ?? this.#program
+        this.#next = null
         if (this.#signalled && performance.now() - this.#signalled.atMs < SIGNAL_MS)
           this.#child?.kill(this.#signalled.signal)
         return
       case 'next':
-        this.#program = message.program
+        this.#next = message.program
         return
       case 'done':
         this.#letGo()

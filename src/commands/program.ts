@@ -234,6 +234,11 @@ export function program({ ended, ready }: ProgramOptions): Command {
       ),
     )
 
+  command('upgrade', 'go on with a mount by the version of pageferry that runs this, without unmounting')
+    .argument('<mountpoint>')
+    .addHelpText('after', examples('upgrade /mnt/photos'))
+    .action(run(async (given: string) => (await import('./upgrade.js')).upgradeCommand(given, version())))
+
   command('sync', 'return when the remote has everything written so far')
     .argument('[mountpoint]', 'a path in a mount, or its control socket (default: every mount)')
     .addHelpText('after', examples('sync', 'sync /mnt/photos'))

@@ -17,33 +17,38 @@ import { describeUnsent } from './show.js'
 
 const log = logger('mount')
 
-/** Mounts, says that it is ready, and serves until the end. `ready`: who waits for a daemon to be ready; `holder`: who holds the mount. */
+interface Around {
+  /** Who waits for a daemon to be ready. */
+  ready: Ready | undefined
+  /** Who holds the mount. */
+  holder: Holder | undefined
+}
+
+/** Mounts, says that it is ready, and serves until the end. */
 export const serve = (
   remote: string,
   mountpoint: string,
   settings: CommandSettings,
-  { ready, holder }: { ready: Ready | undefined; holder: Holder | undefined },
+  { ready, holder }: Around,
 ): Promise<ExitStatus> =>
   serving(settings, ready, async ({ signal, onSignal, keptIn }) => {
     const mount = await mountWith(remote, mountpoint, settings, { signal, held: holder })
     keptIn(mount.cacheDir)
     if (holder?.why) log.warn(`the daemon before this one ended: ${holder.why}`)
     holder?.serving()
-    try {
-      return await serveMounted(mount, settings, ready, onSignal)
-    } finally {
-      holder?.done()
-    }
+    return serveMounted(mount, settings, { ready, holder, onSignal })
   })
 
 async function serveMounted(
   mount: MountedTree,
   settings: CommandSettings,
-  ready: Ready | undefined,
-  setSignalHandler: (handler: () => void) => void,
+  { ready, holder, onSignal }: Around & { onSignal: (handler: () => void) => void },
 ): Promise<ExitStatus> {
   const view = ready ? undefined : showProgress({ title: 'sending' })
-  const daemon = new Daemon(mount, { onProgress: progress => view?.update(progress) })
+  const daemon = new Daemon(mount, {
+    onProgress: progress => view?.update(progress),
+    next: holder && (program => holder.next([...program, ...process.argv.slice(2)])),
+  })
   const registry = new Registry()
   let control: ControlServer | undefined
   let metrics: MetricsServer | undefined
@@ -55,7 +60,7 @@ async function serveMounted(
       metrics = await (await import('../metrics.js')).serveMetrics(settings.metrics, () => mount.status())
     const { mountpoint, cacheDir, readOnly, remote } = mount.status()
     registry.join({ mountpoint, remote: remote.url, cacheDirs: [cacheDir], readOnly, socket })
-    setSignalHandler(() => void daemon.signal())
+    onSignal(() => void daemon.signal())
     process.chdir('/')
     const message = `${remote.url} is mounted at ${mountpoint}`
     ready?.done(`${message} (daemon ${process.pid})`)
@@ -67,6 +72,7 @@ async function serveMounted(
     // Not ready, or not ended as it should: what was acknowledged stays in the journal.
     log.debug('the mount failed', { error: toFerryError(error) })
     await mount.close().catch(error => log.error('not closed', { error: toFerryError(error) }))
+    holder?.done()
     throw error
   } finally {
     view?.end()
@@ -74,6 +80,7 @@ async function serveMounted(
     await control?.close()
     await metrics?.close()
   }
+  if (ending.handedOver !== 'mount') holder?.done()
   return report(ending, mount, ready !== undefined)
 }
 

@@ -55,6 +55,8 @@ export interface Mounted {
   flushKernel(): Promise<void>
   /** Bytes that the kernel holds back, as far as it tells. */
   kernelBytes(): Promise<number>
+  /** Answers nothing more: the mount is left to whoever holds the connection. Undefined: nobody does. */
+  leave?(): Promise<void>
   /** BUSY if somebody is in it; `lazy` takes it out of sight at once and lets them finish. */
   unmount(options?: { lazy?: boolean }): Promise<void>
   /** Unmounts, lazily if somebody is in it. Twice is fine. */
@@ -135,7 +137,7 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
     },
     options,
   )
-  if (resumed?.init) session.resume(resumed.init)
+  if (resumed) session.resume(resumed.init)
   else channel.start()
   const begin = async () => {
     await begins
@@ -182,6 +184,14 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
     },
     // Nobody can write: close(2) has sent everything.
     kernelBytes: async () => (device && (resumed || session.handles.writable().length > 0) ? bytesHeldBack(device) : 0),
+    leave:
+      held &&
+      (async () => {
+        channel.pause()
+        session.close()
+        flusher?.close()
+        await channel.close()
+      }),
     unmount,
     async [Symbol.asyncDispose]() {
       try {

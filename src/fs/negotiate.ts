@@ -38,6 +38,8 @@ const wanted2 = InitFlag2.HAS_RESEND
 
 export interface Settled {
   dialect: Dialect
+  /** Another process can go on with the connection: Linux 6.9. */
+  canResume: boolean
   /** Writes the answer behind the header; returns its bytes. */
   encode(view: DataView): number
 }
@@ -48,6 +50,7 @@ export function negotiate(kernel: Args<'INIT'>, { readOnly }: { readOnly: boolea
   const flags2 = kernel.flags & InitFlag.INIT_EXT ? wanted2 & kernel.flags2 : 0
   return {
     dialect: { setxattrExt: (flags & InitFlag.SETXATTR_EXT) !== 0 },
+    canResume: (flags2 & InitFlag2.HAS_RESEND) !== 0,
     encode(view) {
       InitOut.encode(view, PAYLOAD_AT, {
         major: KERNEL_VERSION,

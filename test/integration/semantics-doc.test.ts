@@ -63,6 +63,7 @@ const MARK = '--pageferry-step--'
 
 const prelude = (place: Place, cli: string) => `
 exec 2>&1
+unset PAGEFERRY_HOLD
 export MOUNT='${place.mountpoint}' REMOTE='${place.remote}' CACHE='${place.cacheDir}' LC_ALL=C
 pageferry() {
   if [ "$1" = mount ]; then shift; set -- mount --daemon --log-level error --cache-dir "$CACHE" "$@"; fi

@@ -28,10 +28,11 @@ function daemonOf(holder: MountDaemon): number | undefined {
   return undefined
 }
 
-const there = async <T>(look: () => T | undefined): Promise<T> => {
+const there = async <T>(holder: MountDaemon, look: () => T | undefined): Promise<T> => {
   for (;;) {
     const found = look()
     if (found !== undefined) return found
+    if (holder.dead) throw new Error(`the mount has ended: ${holder.output.slice(-2_000)}`)
     await sleep(5)
   }
 }
@@ -70,13 +71,13 @@ withFio(
     const killed = new Set<number>()
     for (let n = 0; n < kills; n++) {
       await sleep(draw.below(1_500))
-      const pid = await there(() => daemonOf(holder))
+      const pid = await there(holder, () => daemonOf(holder))
       killed.add(pid)
       process.kill(pid, 'SIGKILL')
       // Sometimes the next one right at its beginning.
-      if (draw.chance(0.7)) await there(() => (daemonOf(holder) === pid ? undefined : daemonOf(holder)))
+      if (draw.chance(0.7)) await there(holder, () => (daemonOf(holder) === pid ? undefined : daemonOf(holder)))
       // Those that end at once, again and again, end the mount; so these live for a while.
-      if (n % 4 === 3) await sleep(3_000)
+      if (n % 3 === 2) await sleep(4_000)
     }
     isOver = true
     await Promise.all(verified)
@@ -112,9 +113,9 @@ test('a daemon that cannot go on is given up, and the mount with it', async () =
   const place = holds(await makePlace())
   const holder = await place.mount()
   for (let n = 0; n < 6 && !holder.dead; n++) {
-    const pid = await there(() => (holder.dead ? -1 : daemonOf(holder)))
+    const pid = await there(holder, () => (holder.dead ? -1 : daemonOf(holder)))
     if (pid !== -1) process.kill(pid, 'SIGKILL')
-    await there(() => (holder.dead || daemonOf(holder) !== pid ? true : undefined))
+    await there(holder, () => (holder.dead || daemonOf(holder) !== pid ? true : undefined))
   }
   expect(await holder.ended).toBe(1)
   expect(holder.output).toContain(

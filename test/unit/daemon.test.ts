@@ -6,7 +6,7 @@ import { Daemon } from '../../src/daemon.js'
 import { busy, FakeParts } from '../fixtures/mount-parts.js'
 
 const context = () => ({ progress: () => {}, signal: new AbortController().signal })
-const done = { unsent: null, handedOver: false }
+const done = { unsent: null, handedOver: null }
 
 const start = () => {
   const parts = new FakeParts()
@@ -161,7 +161,7 @@ describe('another daemon', () => {
     parts.kernelLetsGo()
     await sleep(10)
     await daemon.handle({ do: 'handover' }, context())
-    expect(await daemon.ending).toEqual({ unsent: null, handedOver: true })
+    expect(await daemon.ending).toEqual({ unsent: null, handedOver: 'journal' })
     expect(parts.calls).toEqual(['sync', 'cache closed', 'release'])
   })
 
