@@ -584,11 +584,18 @@ class Engine implements TreeCache {
     })
   }
 
+  makeNameless(parent: Ino, node: NewInode, request = 0): Maybe<InodeAttributes> {
+    return this.#change(parent, () => {
+      this.#room.check(0)
+      return this.names.makeNameless(node, request)
+    })
+  }
+
   link(ino: Ino, parent: Ino, name: string, request = 0): Maybe<InodeAttributes> {
-    if (!this.remote.capabilities.hardLinks) refuse('the remote has no hard links')
     return this.#change(parent, () => {
       this.#checkPlace(parent, name)
       const inode = this.state.inode(ino)
+      if (inode.nlink > 0 && !this.remote.capabilities.hardLinks) refuse('the remote has no hard links')
       this.#checkSide(inode, inode.name, name)
       return this.names.link(ino, parent, name, request)
     })

@@ -115,6 +115,8 @@ export interface FileSystem {
   readLink(ino: Ino): Maybe<string>
   /** A new file, directory, symlink or special file; EXISTS if the name is taken. */
   make(parent: Ino, name: string, node: NewInode, request?: number): Maybe<InodeAttributes>
+  /** A file of that directory's disk which has no name until `link` gives it one: open(2) with O_TMPFILE. */
+  makeNameless?(parent: Ino, node: NewInode, request?: number): Maybe<InodeAttributes>
   link(ino: Ino, parent: Ino, name: string, request?: number): Maybe<InodeAttributes>
   /** A name of anything but a directory. */
   unlink(parent: Ino, name: string, request?: number): Maybe<void>

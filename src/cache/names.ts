@@ -43,9 +43,19 @@ export class Names {
     return this.replayMake(record)
   }
 
+  /** A file that has no name yet, and lives for as long as somebody has it open, or until it gets one. */
+  makeNameless(node: NewInode, request = 0): Inode {
+    const { state } = this
+    const { mode, uid, gid } = node
+    const record: MakeRecord = [state.newIno(), 0, '', mode, uid, gid, 0, '', nowNs(state), state.asked(request)]
+    state.append(Kind.make, record)
+    return this.replayMake(record)
+  }
+
+  /** `parent` 0: it has no name. */
   replayMake([ino, parent, name, mode, uid, gid, rdev, link, timeNs]: MakeRecord): Inode {
     const { state } = this
-    const directory = state.directory(parent)
+    const directory = parent === 0 ? null : state.directory(parent)
     const inode = new Inode(ino)
     state.nextIno = Math.max(state.nextIno, ino + 1)
     inode.mode = mode
@@ -63,9 +73,14 @@ export class Names {
       inode.nlink = 2
       inode.listed = true
       inode.children = new Map()
-      directory.nlink++
     }
     state.inodes.set(ino, inode)
+    if (!directory) {
+      inode.nlink = 0
+      state.persist(inode)
+      return inode
+    }
+    if (inode.isDirectory) directory.nlink++
     state.markName(parent, name, 0)
     state.setDentry(directory, name, inode)
     state.mark(inode, Changed.new | Changed.names | Changed.data | Changed.attributes | Changed.xattrs)
@@ -78,7 +93,8 @@ export class Names {
     const inode = state.inode(ino)
     if (inode.isDirectory) throw new FerryError('NOT_PERMITTED', { detail: 'a directory cannot have another name' })
     if (inode.nlink >= LINKS_MAX) throw new FerryError('TOO_MANY_LINKS')
-    if (inode.parent === 0) throw new FerryError('NOT_FOUND')
+    const isNameless = inode.nlink === 0 && inode.isFile && inode.remoteParent === 0
+    if (inode.parent === 0 && !isNameless) throw new FerryError('NOT_FOUND')
     const directory = this.#into(parent, name)
     state.ensureKnown(directory)
     state.ensureKnown(inode)
@@ -96,8 +112,20 @@ export class Names {
     state.setDentry(directory, name, inode)
     inode.nlink++
     inode.ctimeNs = timeNs
-    state.mark(inode, Changed.names)
+    if (inode.parent === 0) {
+      inode.parent = parent
+      inode.name = name
+      this.#sendWhole(inode)
+    } else state.mark(inode, Changed.names)
     this.#touched(directory, timeNs)
+  }
+
+  /** The remote has none of it: batches that it was in without a name have left it out. */
+  #sendWhole(inode: Inode) {
+    const { state } = this
+    const { chunks } = state
+    for (const row of chunks.rowsOf(inode.ino)) if (chunks.valid[row]) state.dirty(row, chunks.valid[row])
+    state.mark(inode, Changed.new | Changed.names | Changed.data | Changed.attributes | Changed.xattrs)
   }
 
   /** A name, and with the last one the inode, unless it is still in use. The caller has checked type and emptiness. */

@@ -514,7 +514,9 @@ export class TreeState {
         inode.remoteParent = inode.flightParent
         inode.remoteName = inode.flightName
       }
-      if (flags & (Changed.new | Changed.data)) {
+      // Without a name, now and before, it was left out.
+      const isThere = inode.flightParent !== 0 || inode.remoteParent !== 0
+      if (isThere && flags & (Changed.new | Changed.data)) {
         inode.version = versions.get(inode.ino) ?? (inode.isFile ? UNKNOWN_VERSION : '')
         inode.baseSize = Math.min(inode.flightSize, inode.floor)
       } else if (inode.isFile) inode.version = versions.get(inode.ino) ?? inode.version

@@ -13,8 +13,11 @@ import { EXIT, type ExitStatus, say } from './report.js'
 /** A daemon that answered programs for less than that did not really begin. */
 const BEGUN_MS = 1_000
 /** So many of them in a row are enough. */
-const DEATHS_MAX = 5
+const DEATHS_MAX = 10
+/** Before the third one; then twice as long each time, */
 const PAUSE_MS = 200
+/** up to that. */
+const PAUSE_MS_MAX = 2_000
 /** So long a signal is given to the daemon that comes next as well. */
 const SIGNAL_MS = 30_000
 
@@ -97,7 +100,7 @@ class MountHolder {
       deaths = death.servedMs < BEGUN_MS ? deaths + 1 : 1
       if (deaths > DEATHS_MAX) return this.#giveUp(deaths, why)
       say(`the daemon of ${mountpoint} ended (${why}); another one goes on`)
-      if (deaths > 1) await sleep(PAUSE_MS * 2 ** (deaths - 2))
+      if (deaths > 1) await sleep(Math.min(PAUSE_MS_MAX, PAUSE_MS * 2 ** (deaths - 2)))
     }
   }
 
@@ -126,8 +129,13 @@ class MountHolder {
     const watcher = watchDescriptor(ours, () => {
       if (!hear()) watcher.stop()
     })
-    this.#greet(ours, why)
-    watcher.start()
+    try {
+      this.#greet(ours, why)
+      watcher.start()
+    } catch {
+      // It has ended already; or it takes nothing, and is of no use.
+      child.kill('SIGKILL')
+    }
     return new Promise(resolve => {
       const ended = (code: number | null, why: string) => {
         // What it has said last may still be on its way.

@@ -171,15 +171,18 @@ function lookup({ fs }: Door, parent: Ino, name: string): Maybe<InodeAttributes 
 }
 
 /** In a directory with the set-group-id bit, what is new belongs to the directory's group. */
-function make({ fs }: Door, parent: Ino, name: string, node: NewInode, number: number): Maybe<InodeAttributes> {
+function inherit<T>({ fs }: Door, parent: Ino, node: NewInode, make: () => Maybe<T>): Maybe<T> {
   return then(fs.attributes(parent), directory => {
     if (directory.mode & S_ISGID) {
       node.gid = directory.gid
       if ((node.mode & S_IFMT) === S_IFDIR) node.mode |= S_ISGID
     }
-    return fs.make(parent, name, node, number)
+    return make()
   })
 }
+
+const make = (door: Door, parent: Ino, name: string, node: NewInode, number: number): Maybe<InodeAttributes> =>
+  inherit(door, parent, node, () => door.fs.make(parent, name, node, number))
 
 function rename(
   door: Door,
@@ -305,7 +308,21 @@ function create(door: Door, { nodeid, uid, gid, args }: RequestOf<'CREATE'>, num
   return made instanceof Promise ? made.then(opened, orOther) : opened(made)
 }
 
-const createdAgain = (door: Door, ino: Ino, { args }: RequestOf<'CREATE'>): Maybe<Created> =>
+function replyCreated(door: Door, { attributes, fh }: Created, request: unknown, answer: Answer): number {
+  replyEntry(door, attributes, request, answer)
+  putOpen(door, attributes.ino, fh, answer.view, PAYLOAD_AT + EntryOut.size)
+  return EntryOut.size + OpenOut.size
+}
+
+function makeNameless(door: Door, { nodeid, uid, gid, args }: RequestOf<'TMPFILE'>, number: number): Maybe<Created> {
+  const { fs, handles } = door
+  if (!fs.makeNameless) throw new FerryError('UNSUPPORTED')
+  const node = { mode: (args.mode & ~S_IFMT) | S_IFREG, uid, gid }
+  const made = inherit(door, nodeid, node, () => fs.makeNameless!(nodeid, node, number))
+  return then(made, attributes => ({ attributes, fh: handles.open(attributes.ino, args.flags) }))
+}
+
+const createdAgain = (door: Door, ino: Ino, { args }: RequestOf<'CREATE' | 'TMPFILE'>): Maybe<Created> =>
   then(door.fs.attributes(ino), attributes => ({ attributes, fh: door.handles.open(ino, args.flags) }))
 
 function read({ fs, answer }: Door, { nodeid, args }: RequestOf<'READ'>): Maybe<number> {
@@ -513,13 +530,9 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
     putOpen(door, nodeid, fh, view, PAYLOAD_AT)
     return OpenOut.size
   }),
-  CREATE: row(once(create, createdAgain), (door, { attributes, fh }, request, answer) => {
-    replyEntry(door, attributes, request, answer)
-    putOpen(door, attributes.ino, fh, answer.view, PAYLOAD_AT + EntryOut.size)
-    return EntryOut.size + OpenOut.size
-  }),
+  CREATE: row(once(create, createdAgain), replyCreated),
   RELEASE: row(({ handles }, { nodeid, args }) => handles.release(nodeid, args.fh)),
-  TMPFILE: absent, // programs then make a file with a name and remove it
+  TMPFILE: { ...row(once(makeNameless, createdAgain), replyCreated), errnos: { [EOPNOTSUPP]: ENOSYS } },
   READ: row(read, (_door, bytes) => bytes, { fillsAnswer: true, abandonable: true }),
   WRITE: row(write, (_door, _value, { args }, { view }) => putWritten(view, args.size), { holdsRequest: true, answered: fs => fs.answered?.() }),
   FLUSH: absent, // close(2) writes the dirty pages by itself before it would ask; there is nothing else to do

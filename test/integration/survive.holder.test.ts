@@ -112,14 +112,14 @@ withFio(
 test('a daemon that cannot go on is given up, and the mount with it', async () => {
   const place = holds(await makePlace())
   const holder = await place.mount()
-  for (let n = 0; n < 6 && !holder.dead; n++) {
+  for (let n = 0; n < 11 && !holder.dead; n++) {
     const pid = await there(holder, () => (holder.dead ? -1 : daemonOf(holder)))
     if (pid !== -1) process.kill(pid, 'SIGKILL')
     await there(holder, () => (holder.dead || daemonOf(holder) !== pid ? true : undefined))
   }
   expect(await holder.ended).toBe(1)
   expect(holder.output).toContain(
-    'ended 6 times in a row (SIGKILL): it is unmounted; the journal keeps what was not sent',
+    'ended 11 times in a row (SIGKILL): it is unmounted; the journal keeps what was not sent',
   )
   expect((await runs('mountpoint', ['-q', place.mountpoint])).status).not.toBe(0)
 }, 60_000)
