@@ -7,12 +7,13 @@ export const HOLDER_VARIABLE = 'PAGEFERRY_HOLDER_FD'
 export type HolderMessage =
   | { op: 'begin'; connection: number; descriptors: 0 }
   /** Another daemon ended, for that reason. `init` is the kernel's first request in hexadecimal. Its descriptor: /dev/fuse. */
-  | { op: 'resume'; connection: number; mountpoint: string; init: string; why: string; descriptors: 1 }
+  | { op: 'resume'; connection: number; mountpoint: string; init: string | null; why: string; descriptors: 1 }
 
 export type DaemonMessage =
   /** It is mounted. The descriptor: /dev/fuse. */
   | { op: 'keep'; mountpoint: string; descriptors: 1 }
-  | { op: 'began'; init: string; descriptors: 0 }
+  /** Null: no other daemon can go on. */
+  | { op: 'began'; init: string | null; descriptors: 0 }
   /** Programs are answered. */
   | { op: 'serving'; descriptors: 0 }
   /** It is about to end, so that another one goes on: this command line. */

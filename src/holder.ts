@@ -26,7 +26,9 @@ export class Holder implements HeldConnection {
     this.connection = first.connection
     this.why = first.op === 'resume' ? first.why : null
     this.resumed =
-      first.op === 'resume' ? { fd: fuse!, mountpoint: first.mountpoint, init: Buffer.from(first.init, 'hex') } : null
+      first.op === 'resume'
+        ? { fd: fuse!, mountpoint: first.mountpoint, init: first.init === null ? null : Buffer.from(first.init, 'hex') }
+        : null
   }
 
   /** Of this process; undefined: nobody holds what it mounts. @throws DEADLINE, CLOSED: it is gone */
@@ -55,8 +57,8 @@ export class Holder implements HeldConnection {
     this.#send({ op: 'keep', mountpoint, descriptors: 1 }, [fd])
   }
 
-  began(init: Uint8Array): void {
-    this.#send({ op: 'began', init: Buffer.from(init).toString('hex'), descriptors: 0 })
+  began(init: Uint8Array | null): void {
+    this.#send({ op: 'began', init: init && Buffer.from(init).toString('hex'), descriptors: 0 })
   }
 
   serving(): void {

@@ -31,8 +31,9 @@ const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 interface Mount {
   fuse: number
   mountpoint: string
-  /** Null: nobody else can go on with it. */
   init: string | null
+  /** No other daemon can go on with it. */
+  isAlone: boolean
 }
 
 /** How one daemon ended. */
@@ -84,8 +85,7 @@ class MountHolder {
     let why: string | null = null
     for (let deaths = 0; ; ) {
       const death = await this.#live(why)
-      const { mountpoint, init } = this.#mount ?? {}
-      if (death.isDone || !init) {
+      if (death.isDone || !this.#mount || this.#mount.isAlone) {
         this.#letGo()
         return death.status ?? EXIT.failed
       }
@@ -99,7 +99,7 @@ class MountHolder {
       this.#next = null
       deaths = death.servedMs < BEGUN_MS ? deaths + 1 : 1
       if (deaths > DEATHS_MAX) return this.#giveUp(deaths, why)
-      say(`the daemon of ${mountpoint} ended (${why}); another one goes on`)
+      say(`the daemon of ${this.#mount.mountpoint} ended (${why}); another one goes on`)
       if (deaths > 1) await sleep(Math.min(PAUSE_MS_MAX, PAUSE_MS * 2 ** (deaths - 2)))
     }
   }
@@ -172,7 +172,7 @@ class MountHolder {
     const connection = this.#connection
     if (this.#mount) {
       const { fuse, mountpoint, init } = this.#mount
-      const message: HolderMessage = { op: 'resume', connection, mountpoint, init: init!, why: why!, descriptors: 1 }
+      const message: HolderMessage = { op: 'resume', connection, mountpoint, init, why: why!, descriptors: 1 }
       sendMessage(socket, message, [fuse])
     } else sendMessage<HolderMessage>(socket, { op: 'begin', connection, descriptors: 0 })
   }
@@ -180,10 +180,10 @@ class MountHolder {
   #told(message: DaemonMessage, descriptors: number[]): void {
     switch (message.op) {
       case 'keep':
-        this.#mount = { fuse: descriptors[0], mountpoint: message.mountpoint, init: null }
+        this.#mount = { fuse: descriptors[0], mountpoint: message.mountpoint, init: null, isAlone: false }
         return
       case 'began':
-        if (this.#mount) this.#mount.init = message.init
+        if (this.#mount) Object.assign(this.#mount, { init: message.init, isAlone: message.init === null })
         return
       case 'serving':
         this.#servingMs = performance.now()

@@ -8,14 +8,14 @@ export interface HeldConnection {
   readonly resumed: ResumedConnection | null
   /** It is mounted: the descriptor is kept from now on. */
   keep(fd: number, mountpoint: string): void
-  /** What the kernel has begun with, before it is answered. Not called where another process cannot go on (Linux before 6.9). */
-  began(init: Uint8Array): void
+  /** What the kernel has begun with, before it is answered; null: no other process can go on (Linux before 6.9). */
+  began(init: Uint8Array | null): void
 }
 
 export interface ResumedConnection {
   /** Of /dev/fuse: whoever resumes closes it. */
   fd: number
   mountpoint: string
-  /** The kernel's first request. */
-  init: Uint8Array
+  /** The kernel's first request; null: it was not answered, and comes again. */
+  init: Uint8Array | null
 }

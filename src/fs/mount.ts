@@ -137,7 +137,7 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
     },
     options,
   )
-  if (resumed) session.resume(resumed.init)
+  if (resumed?.init) session.resume(resumed.init)
   else channel.start()
   const begin = async () => {
     await begins

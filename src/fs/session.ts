@@ -59,8 +59,8 @@ export interface Link {
   notify: Notify
   /** The request being handled stays where it is: the next ones go into `fresh`. */
   exchange(fresh: Uint8Array): void
-  /** The kernel's first request, before it is answered; not called if no other process could go on. */
-  began?(init: Uint8Array): void
+  /** The kernel's first request, before it is answered; null: no other process could go on. */
+  began?(init: Uint8Array | null): void
   /** Uses the mount from outside. */
   readonly flusher?: { readonly pid: number | undefined; run: FromOutside }
 }
@@ -246,7 +246,7 @@ export class Session implements Door {
 
   #init(request: Request & { op: 'INIT' }, bytes: Uint8Array) {
     const { encode, canResume } = this.#settle(request)
-    if (canResume) this.#link.began?.(bytes)
+    this.#link.began?.(canResume ? bytes : null)
     const { answer } = this
     this.#link.reply(answer.bytes, answer.finish(request, encode(answer.view)))
     this.#ready.resolve()

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { expect } from '@jest/globals'
 import { freshSeed, random } from '../../src/base/random.js'
+import { callControl } from '../../src/control.js'
 import { type MountDaemon, makePlace, type Place, runs, start } from '../fixtures/daemon.js'
 import { long, requires } from '../fixtures/requires.js'
 
@@ -138,3 +139,41 @@ test('signals reach the daemon, and who is unmounted while there is none ends', 
   await runs('umount', [place.mountpoint])
   expect(await another.ended).toBe(0)
 }, 60_000)
+
+test('an upgrade goes on with the mount, under programs that use it', async () => {
+  const place = holds(await makePlace())
+  const holder = await place.mount('--flush-interval', '200ms')
+  const directory = join(place.mountpoint, 'storm')
+  const storm = start('python3', [STORM, directory, String(seed)])
+  const pids = new Set([daemonOf(holder)])
+  for (let round = 0; round < 3; round++) {
+    await sleep(500)
+    const { status, stdout, stderr } = await place.pageferry('upgrade', place.mountpoint)
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+    const pid = daemonOf(holder)!
+    expect(stdout).toMatch(
+      new RegExp(`^${place.mountpoint} is served by pageferry \\d+\\.\\d+\\.\\d+ \\(daemon ${pid}\\)\n$`),
+    )
+    pids.add(pid)
+  }
+  expect(pids.size).toBe(4)
+  // A program that does not work: the one before goes on.
+  const socket = join(place.env.XDG_RUNTIME_DIR!, 'pageferry', `${daemonOf(holder)}.sock`)
+  await callControl(socket, { do: 'upgrade', program: [process.execPath, '/nowhere/cli.js'] })
+  await status(place)
+  expect(holder.output).toContain('/nowhere/cli.js does not serve the mount: the program before goes on')
+  storm.child.stdin.write('enough\n')
+  const ended = await storm.ran
+  expect(`seed ${seed}: ${ended.status} ${ended.stdout}${ended.stderr}`).toMatch(/: 0 \d+\n$/)
+  expect(await holder.unmount()).toBe(0)
+  place.loseCache()
+  const again = await place.mount('--read-only', '--no-hold')
+  const found = await runs('python3', [STORM, directory, '0', join(place.mountpoint, 'storm.model')])
+  expect(`${found.status} ${found.stdout.slice(0, 2_000)}${found.stderr}`).toMatch(/^0 \d+\n$/)
+  const refused = await place.pageferry('upgrade', place.mountpoint)
+  expect(refused).toMatchObject({ status: 2, stdout: '' })
+  expect(refused.stderr).toBe(
+    `pageferry: not supported: nobody holds ${place.mountpoint}: it was mounted with --no-hold\n`,
+  )
+  await again.unmount()
+}, 120_000)
