@@ -477,7 +477,9 @@ export class Content {
     for (const row of this.#rowsWithin(inode, at, end)) {
       const start = state.chunks.index[row] * CHUNK_BYTES
       const mask = maskCovering(Math.max(0, at - start), Math.min(CHUNK_BYTES, end - start))
-      state.dropPages(row, (mask & state.chunks.valid[row]) >>> 0)
+      const dropped = (mask & state.chunks.valid[row]) >>> 0
+      inode.allocated = Math.max(0, inode.allocated - popcount(dropped) * PAGE_BYTES)
+      state.dropPages(row, dropped)
     }
     inode.zeros ??= new Zeros()
     inode.zeros.add(at, end)

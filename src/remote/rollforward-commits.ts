@@ -39,6 +39,8 @@ export interface Shape<Change> {
   clear(intent: IntentRecord<Change>, signal?: AbortSignal): Promise<void>
   /** The new epoch has a stage. Whether no step of a former holder, should it live, can do harm from now on. */
   open(epoch: number, signal?: AbortSignal): Promise<boolean>
+  /** After a claim, when all that was begun is finished: what former epochs left must not count as names of files. */
+  dropLinks?(turn: Turn): Promise<void>
   /** After a claim, when all that was begun is finished: what former epochs left goes. */
   sweep(turn: Turn, claim: Claim, previous: Claim | null): Promise<void>
 }
@@ -75,6 +77,10 @@ export class ChainCommits<Change> implements Commits<Change> {
         if (!fenced && graceMs > 0) await this.#sleep(graceMs, signal)
         const done = pending && (await this.#finish(pending.record, signal))
         this.#unswept = { claim, previous }
+        if (previous)
+          await this.#shape
+            .dropLinks?.(this.#turn(signal))
+            .catch(error => log.debug('links in the stage of a former epoch stay', { error }))
         return pending?.record.writer === claim.writer ? done : null
       }, signal)
       const exclusive = this.lease.exclusive ?? true

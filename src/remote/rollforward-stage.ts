@@ -2,6 +2,7 @@
 // of its application goes. Whoever takes the lease over renames it, and from then on no step of the former holder succeeds.
 import { constants } from 'node:fs'
 import { Packr } from 'msgpackr'
+import { inParallel } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import { readWhole } from './rollforward-content.js'
 import { ORPHANS } from './rollforward-plan.js'
@@ -49,6 +50,7 @@ export const orIf =
 
 /** Of one thing that is made or removed, while the remote does not answer. */
 const TRIES_MAX = 16
+const LINKS_AT_ONCE = 8
 
 /** Tries again what is ours and can be done twice, which nobody else knows of this call. */
 async function insist(work: () => Promise<void>): Promise<void> {
@@ -233,6 +235,21 @@ export async function sweepStages(tree: Tree, mine: number, signal?: AbortSignal
     const path = `${STAGE}/${name}`
     for (const entry of await listAll(tree, path, signal)) await discard(tree, path, entry, signal)
     await removeIfThere(tree, path, signal).catch(orIf(undefined, 'NOT_EMPTY'))
+  }
+}
+
+/** Links to files, by which former epochs changed them, count as names of theirs for whoever looks. `isLink`: by its name. */
+export async function sweepLinks(
+  tree: Tree,
+  mine: number,
+  isLink: (name: string) => boolean,
+  signal?: AbortSignal,
+): Promise<void> {
+  for (const { name } of await listAll(tree, STAGE, signal)) {
+    const [, begun] = /^(\d+)/.exec(name) ?? []
+    if (Number(begun) >= mine) continue
+    const links = (await listAll(tree, `${STAGE}/${name}`, signal)).filter(entry => isLink(entry.name))
+    await inParallel(links, LINKS_AT_ONCE, link => removeIfThere(tree, `${STAGE}/${name}/${link.name}`, signal))
   }
 }
 

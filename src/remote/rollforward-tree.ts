@@ -4,7 +4,7 @@ import { inParallel } from '../base/async.js'
 import { type FerryError, isPermanent } from '../base/errors.js'
 import type { Batch, Claim, Outcome } from './commits.js'
 import type { IntentRecord, Refusal } from './intent.js'
-import { applyTree, clearStage, finishPut } from './rollforward-apply.js'
+import { applyTree, clearStage, finishPut, isStagedLink } from './rollforward-apply.js'
 import type { Shape, Turn } from './rollforward-commits.js'
 import { exorcise } from './rollforward-exorcise.js'
 import type { RollforwardOptions } from './rollforward-options.js'
@@ -16,6 +16,7 @@ import {
   orIf,
   Stage,
   stagePath,
+  sweepLinks,
   sweepOrphans,
   sweepStages,
 } from './rollforward-stage.js'
@@ -51,6 +52,10 @@ export class TreeShape implements Shape<TreeChange> {
     this.#before.clear()
     await openStage(this.#tree, epoch, signal)
     return (await Stage.open(this.#tree, stagePath(epoch), signal)).fenced
+  }
+
+  async dropLinks({ epoch, signal }: Turn): Promise<void> {
+    if (this.#tree.capabilities.hardLinks) await sweepLinks(this.#tree, epoch, isStagedLink, signal)
   }
 
   async sweep({ epoch, guard, signal }: Turn, claim: Claim, previous: Claim | null): Promise<void> {

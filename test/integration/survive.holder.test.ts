@@ -6,6 +6,7 @@ import { expect } from '@jest/globals'
 import { freshSeed, random } from '../../src/base/random.js'
 import { callControl } from '../../src/control.js'
 import { type MountDaemon, makePlace, type Place, runs, start } from '../fixtures/daemon.js'
+import { randomFile } from '../fixtures/random-file.js'
 import { long, requires } from '../fixtures/requires.js'
 
 const { test } = requires('fuse', 'built', 'python3', 'root')
@@ -15,6 +16,7 @@ const WRITER = join('test', 'fixtures', 'sqlite-writer.py')
 const CHECKER = join('test', 'fixtures', 'sqlite-checker.py')
 const kills = long ? 200 : 12
 const TEST_MS = long ? 3_600_000 : 240_000
+const MiB = 2 ** 20
 const seed = Number(process.env.SEED ?? freshSeed())
 
 /** Of the process that holds the mount: its daemon; undefined while there is none. */
@@ -176,4 +178,45 @@ test('an upgrade goes on with the mount, under programs that use it', async () =
     `pageferry: not supported: nobody holds ${place.mountpoint}: it was mounted with --no-hold\n`,
   )
   await again.unmount()
+}, 120_000)
+
+/** Holds a file open whose name it takes away, and reads a part of it for each line of its input. */
+const HOLDING = `
+import os, sys
+fd = os.open('large', os.O_RDONLY)
+os.unlink('large')
+print('open', flush=True)
+for n, line in enumerate(sys.stdin):
+    sys.stdout.buffer.write(os.pread(fd, 1 << 20, n << 21))
+    sys.stdout.flush()
+`
+
+test('a file that lost its name before its bytes were here is read on, whoever the daemon is', async () => {
+  const place = holds(await makePlace())
+  const content = randomFile(join(place.remote, 'large'), 8 * MiB, seed)
+  const holder = await place.mount('--flush-interval', '50ms', '--prefetch', 'off')
+  const program = start('python3', ['-c', HOLDING], { cwd: place.mountpoint })
+  const said = async (bytes: number) => {
+    while (program.out.stdout.length < bytes) {
+      if (program.child.exitCode !== null) throw new Error(program.out.stderr)
+      await sleep(20)
+    }
+  }
+  program.child.stdout.setEncoding('latin1')
+  await said('open\n'.length)
+  for (let n = 0; n < 4; n++) {
+    expect((await place.pageferry('sync', place.mountpoint)).status).toBe(0)
+    program.child.stdin.write('\n')
+    await said('open\n'.length + (n + 1) * MiB)
+    if (n % 2) process.kill(daemonOf(holder)!, 'SIGKILL')
+    else expect((await place.pageferry('upgrade', place.mountpoint)).status).toBe(0)
+    await status(place)
+  }
+  program.child.stdin.end()
+  const { stdout } = await program.ran
+  const read = Buffer.from(stdout.slice('open\n'.length), 'latin1')
+  const parts = [0, 1, 2, 3].map(n => content.subarray(2 * n * MiB, (2 * n + 1) * MiB))
+  expect(read.equals(Buffer.concat(parts))).toBe(true)
+  expect(await holder.unmount()).toBe(0)
+  expect(readdirSync(place.remote).filter(name => name !== '.pageferry')).toEqual([])
 }, 120_000)
