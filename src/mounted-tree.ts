@@ -212,8 +212,7 @@ export class MountedTree implements AsyncDisposable {
       throw new FerryError('UNSUPPORTED', { detail: `nobody holds ${this.mountpoint}: it was mounted with --no-hold` })
     await door.leave()
     const { lag } = cache.status()
-    // Whoever took a lease that was released would take away what is kept for open files.
-    await cache.close({ keepsLease: true })
+    await cache.close()
     await release(lag)
   }
 

@@ -414,12 +414,12 @@ class Engine implements TreeCache {
     this.#timers.push(retry.unref())
   }
 
-  close(options?: { keepsLease?: boolean }): Promise<void> {
-    this.#closing ??= this.#close(options)
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
     return this.#closing
   }
 
-  async #close(options?: { keepsLease?: boolean }): Promise<void> {
+  async #close(): Promise<void> {
     this.#closed = true
     for (const timer of this.#timers) clearInterval(timer)
     this.#claiming?.abort()
@@ -428,12 +428,7 @@ class Engine implements TreeCache {
     this.#subtrees.close()
     await this.replayed.catch(() => {})
     await this.#background
-    await Promise.all([
-      this.pullQueue.close(),
-      this.listing.close(),
-      this.#completion.close(),
-      this.push.close(options),
-    ])
+    await Promise.all([this.pullQueue.close(), this.listing.close(), this.#completion.close(), this.push.close()])
     await this.#checkpointing
     try {
       // Half of a journal is no state that anybody should find.

@@ -221,8 +221,8 @@ export class Push {
     }
   }
 
-  /** Ends after the step that is under way; nothing is given up but the wait. `keepsLease`: the next process here goes on with it. */
-  async close({ keepsLease = false } = {}): Promise<void> {
+  /** Ends after the step that is under way; nothing is given up but the wait. */
+  async close(): Promise<void> {
     if (this.#closing) return
     this.#closing = true
     if (this.#timer) clearTimeout(this.#timer)
@@ -234,7 +234,6 @@ export class Push {
     if (this.lease.state === 'held') {
       this.lease = { state: 'none' }
       await this.#ahead.close(AbortSignal.timeout(this.options.leaseMs))
-      if (keepsLease) return
       await this.remote.release(AbortSignal.timeout(this.options.leaseMs)).catch(error => this.#failed(error))
     }
   }

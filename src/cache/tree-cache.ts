@@ -154,8 +154,8 @@ export interface TreeCache extends FileSystem, AsyncDisposable {
   prefetch(ino: Ino, at: number, length: number): Promise<void>
   /** As `RegionDoor.extents` says. */
   extents(ino: Ino, at: number, length: number, countMax: number): RegionExtent[]
-  /** Locally durable, not drained; the lease is released, unless it is kept for the next process here. Closing twice is fine. */
-  close(options?: { keepsLease?: boolean }): Promise<void>
+  /** Locally durable, lease released, not drained. Closing twice is fine. */
+  close(): Promise<void>
 }
 
 export type CommittingTree = Tree & Commits<TreeChange>
