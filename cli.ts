@@ -1,6 +1,9 @@
 #!/usr/bin/env node
 // argv -> one library call -> exit status.
+import { realpathSync } from 'node:fs'
+import { basename } from 'node:path'
 import { readyPipe, startDaemon, wantsDaemon } from './src/commands/daemonize.js'
+import { HELPER, helperArguments } from './src/commands/mount-helper.js'
 import { EXIT, type ExitStatus, reportFailure } from './src/commands/report.js'
 
 // The AWS SDK tells whoever runs an older Node that it will need a newer one some day: not the affair of those who mount a bucket.
@@ -9,6 +12,11 @@ process.env.AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED = 'true'
 const ready = readyPipe()
 
 async function run(): Promise<ExitStatus> {
+  if (basename(process.argv[1]) === HELPER) {
+    const stood = helperArguments(process.argv.slice(2))
+    if (!stood) return EXIT.ok
+    process.argv.splice(1, Number.POSITIVE_INFINITY, realpathSync(process.argv[1]), ...stood)
+  }
   const args = process.argv.slice(2)
   if (!ready && wantsDaemon(args)) return startDaemon()
   const { program } = await import('./src/commands/program.js')

@@ -9,6 +9,7 @@ import { socketPair } from '../linux/netlink.js'
 import { watchDescriptor } from '../linux/poll.js'
 import { READY_VARIABLE, type Ready, THREADS } from './daemonize.js'
 import { EXIT, type ExitStatus, say } from './report.js'
+import { tellReady } from './service-manager.js'
 
 /** A daemon that answered programs for less than that did not really begin. */
 const BEGUN_MS = 1_000
@@ -187,6 +188,7 @@ class MountHolder {
         return
       case 'serving':
         this.#servingMs = performance.now()
+        tellReady()
         this.#program = this.#next ?? this.#program
         this.#next = null
         if (this.#signalled && performance.now() - this.#signalled.atMs < SIGNAL_MS)

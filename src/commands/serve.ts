@@ -12,6 +12,7 @@ import { showProgress } from '../progress.js'
 import { Registry } from '../registry.js'
 import type { Ready } from './daemonize.js'
 import { EXIT, type ExitStatus, say } from './report.js'
+import { tellReady } from './service-manager.js'
 import { serving } from './serving.js'
 import { describeUnsent } from './show.js'
 
@@ -35,7 +36,8 @@ export const serve = (
     const mount = await mountWith(remote, mountpoint, settings, { signal, held: holder })
     keptIn(mount.cacheDir)
     if (holder?.why) log.warn(`the daemon before this one ended: ${holder.why}`)
-    holder?.serving()
+    if (holder) holder.serving()
+    else tellReady()
     return serveMounted(mount, settings, { ready, holder, onSignal })
   })
 
