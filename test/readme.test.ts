@@ -16,6 +16,7 @@ const documents = [
   'docs/S3.md',
   'docs/REGIONS.md',
   'docs/NBD.md',
+  'docs/BOOT.md',
   'docs/MEMORY.md',
   'docs/GRPC.md',
 ]
