@@ -10,8 +10,9 @@ import { pullRows } from './pull-rows.js'
 import { redisRows } from './redis-rows.js'
 import { rows as mountRows, type Result } from './rows.js'
 import { closeWorld, s3Rows } from './s3-rows.js'
+import { treeRows } from './tree-rows.js'
 
-const rows = { ...mountRows, ...grpcRows, ...redisRows, ...s3Rows, ...nbdRows, ...pullRows, ...memoryRows }
+const rows = { ...mountRows, ...grpcRows, ...redisRows, ...s3Rows, ...nbdRows, ...pullRows, ...memoryRows, ...treeRows }
 
 const wanted = process.argv.slice(2)
 const unknown = wanted.filter(name => !(name in rows))

@@ -183,7 +183,7 @@ export const rows: Record<string, () => Promise<Result[]> | Result[]> = {
     const empty: number[] = []
     const full: number[] = []
     const remote = directory('ready.remote')
-    const slow = ['--flush-interval', '1h', '--dirty-limit', '8G']
+    const slow = ['--no-hold', '--flush-interval', '1h', '--dirty-limit', '8G']
     const filled = mount('ready-full', remote, slow)
     python(MANY, filled.at, '33000')
     filled.kill()

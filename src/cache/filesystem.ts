@@ -26,6 +26,8 @@ export interface InodeAttributes {
   readonly atimeNs: bigint
   readonly mtimeNs: bigint
   readonly ctimeNs: bigint
+  /** When it was made; undefined: nobody knows. */
+  readonly btimeNs?: bigint
 }
 
 /**

@@ -50,6 +50,7 @@ export type InodeRecord = [
   allocated: number,
   guessed: boolean,
   zeros: ZerosRecord | null,
+  btimeNs: bigint | null,
 ]
 
 /** Longer ones are no targets of symlinks (PATH_MAX). */
@@ -71,6 +72,7 @@ export class Inode implements InodeAttributes {
   atimeNs = 0n
   mtimeNs = 0n
   ctimeNs = 0n
+  btimeNs: bigint | undefined = undefined
   /** A symlink's target. */
   link = ''
   /** null: the remote's, not asked for yet. */
@@ -186,6 +188,7 @@ export class Inode implements InodeAttributes {
     this.atimeNs = entry.atimeNs
     this.mtimeNs = entry.mtimeNs
     this.ctimeNs = entry.ctimeNs
+    this.btimeNs = entry.btimeNs
     this.link = entry.link ?? ''
     this.xattrs = null
     this.version = entry.version
@@ -227,6 +230,7 @@ export class Inode implements InodeAttributes {
       this.allocated,
       this.guessed,
       this.zeros?.toRecord() ?? null,
+      this.btimeNs ?? null,
     ]
   }
 
@@ -240,6 +244,7 @@ export class Inode implements InodeAttributes {
     let xattrs: [string, Uint8Array][] | null
     let flight: InodeRecord[20]
     let zeros: ZerosRecord | null
+    let btimeNs: bigint | null
     ;[
       ,
       this.mode,
@@ -268,12 +273,14 @@ export class Inode implements InodeAttributes {
       this.allocated = this.size,
       this.guessed = false,
       zeros = null,
+      btimeNs = null,
     ] = record
     this.atimeNs = BigInt(this.atimeNs)
     this.mtimeNs = BigInt(this.mtimeNs)
     this.ctimeNs = BigInt(this.ctimeNs)
     this.xattrs = xattrs && new Map(xattrs)
     this.zeros = zeros && Zeros.fromRecord(zeros)
+    this.btimeNs = btimeNs === null ? undefined : BigInt(btimeNs)
     ;[this.flight, this.flightParent, this.flightName, this.flightSize, this.flightFloor] = flight
   }
 }

@@ -301,8 +301,8 @@ export class Listing {
 
   #guessed(inode: Inode, entry: Entry) {
     const { state } = this
-    const { mode, uid, gid, atimeNs, mtimeNs, ctimeNs, link = '' } = entry
-    Object.assign(inode, { mode, uid, gid, atimeNs, mtimeNs, ctimeNs, link, guessed: false, durable: false })
+    const { mode, uid, gid, atimeNs, mtimeNs, ctimeNs, btimeNs, link = '' } = entry
+    Object.assign(inode, { mode, uid, gid, atimeNs, mtimeNs, ctimeNs, btimeNs, link, guessed: false, durable: false })
     const directory = inode.parent ? state.inode(inode.parent) : null
     const dentry = directory && state.children(directory).get(inode.name)
     if (dentry?.ino === inode.ino && dentry.type !== inode.type) state.setType(directory!, inode.name, inode)
@@ -371,6 +371,7 @@ export class Listing {
       inode.size === size
     // Not worth telling the kernel, which would forget the file's pages.
     inode.allocated = entry.allocated
+    inode.btimeNs ??= entry.btimeNs
     if (same) return
     inode.mode = entry.mode
     inode.uid = entry.uid

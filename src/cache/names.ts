@@ -64,7 +64,7 @@ export class Names {
     inode.rdev = rdev
     inode.link = link
     inode.size = link.length
-    inode.atimeNs = inode.mtimeNs = inode.ctimeNs = timeNs
+    inode.atimeNs = inode.mtimeNs = inode.ctimeNs = inode.btimeNs = timeNs
     inode.durable = true
     inode.parent = parent
     inode.name = name

@@ -20,6 +20,7 @@ import {
   LseekOut,
   OpenOut,
   StatfsOut,
+  StatxOut,
   WriteOut,
 } from '../wire/fuse/structs.js'
 import {
@@ -27,6 +28,7 @@ import {
   encodeAttrOut,
   encodeEntry,
   encodeNegativeEntry,
+  encodeStatxOut,
   FallocateMode,
   FsyncFlag,
   isResent,
@@ -202,6 +204,12 @@ function rename(
 function replyAttributes(door: Door, attributes: InodeAttributes, _request: unknown, { view }: Answer): number {
   encodeAttrOut(view, PAYLOAD_AT, door.present(attributes), attrTtlMs(door.ttls, attributes))
   return AttrOut.size
+}
+
+/** Asked for where a program wants the time of birth. */
+function replyStatx(door: Door, attributes: InodeAttributes, _request: unknown, { view }: Answer): number {
+  encodeStatxOut(view, PAYLOAD_AT, door.present(attributes), attrTtlMs(door.ttls, attributes))
+  return StatxOut.size
 }
 
 const V = SetattrValid
@@ -510,7 +518,7 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
 
   GETATTR: row(({ fs }, { nodeid }) => fs.examine?.(nodeid) ?? fs.attributes(nodeid), replyAttributes, abandonable),
   SETATTR: row((door, { nodeid, args }) => setAttributes(door, nodeid, args), replyAttributes),
-  STATX: absent, // the kernel asks with GETATTR instead; there is no time of birth
+  STATX: row(({ fs }, { nodeid }) => fs.examine?.(nodeid) ?? fs.attributes(nodeid), replyStatx, abandonable),
   ACCESS: absent, // default_permissions: the kernel checks by the mode
 
   READLINK: row(({ fs }, { nodeid }) => fs.readLink(nodeid), (_door, target, _request, answer) => {

@@ -318,6 +318,7 @@ export function presentation({ uid, gid, umask }: SessionOptions): (attributes: 
     atimeNs: shown.atimeNs,
     mtimeNs: shown.mtimeNs,
     ctimeNs: shown.ctimeNs,
+    btimeNs: shown.btimeNs,
   })
 }
 

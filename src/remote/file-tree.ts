@@ -280,6 +280,7 @@ function entryOf(name: string, stats: BigIntStats, link: string | undefined): En
     rdev: Number(stats.rdev),
     nlink: Number(stats.nlink),
     version: versionOf(stats),
+    ...(stats.birthtimeNs > 0n && { btimeNs: stats.birthtimeNs }),
     ...(stats.nlink > 1n && !stats.isDirectory() && { id: `${stats.dev}-${stats.ino}` }),
     ...(link !== undefined && { link }),
   }

@@ -56,11 +56,6 @@ export const begunName = (batch: number) => ownName(batch, 'begun')
 /** The link through which a file is changed in place. */
 export const patchName = (batch: number, index: number) => ownName(batch, `patch-${index}`)
 
-const linkName = (batch: number, index: number) => ownName(batch, `link-${index}`)
-
-/** What in a stage is another name of a file outside of it. */
-export const isStagedLink = (name: string): boolean => /^\d+\.(patch|link)-\d+$/.test(name)
-
 /** What had to be left out when things were taken in. */
 export interface Ready {
   refused: [index: number, path: Path, code: FerryError['code'], detail: string][]
@@ -368,7 +363,7 @@ class Application {
     if (!file) return this.#places.refuse(index, path, new FerryError('NOT_FOUND', { detail: `no file at ${target}` }))
     if (there?.id !== undefined && there.id === file.id) return
     if (there && !this.#wasTheSame(target, there)) return this.#places.conflict(path, source)
-    const staged = linkName(this.#batch, index)
+    const staged = ownName(this.#batch, `link-${index}`)
     if (this.#stage.has(staged)) await this.#step(() => this.#stage.remove(staged, this.#signal))
     await this.#step(() => this.#stage.link(source, staged, this.#signal))
     await this.#step(() => this.#stage.place(staged, name, this.#signal))

@@ -238,17 +238,13 @@ export async function sweepStages(tree: Tree, mine: number, signal?: AbortSignal
   }
 }
 
-/** Links to files, by which former epochs changed them, count as names of theirs for whoever looks. `isLink`: by its name. */
-export async function sweepLinks(
-  tree: Tree,
-  mine: number,
-  isLink: (name: string) => boolean,
-  signal?: AbortSignal,
-): Promise<void> {
+/** Other names of files, which former epochs had in their stages, count as names of theirs for whoever looks. */
+export async function sweepLinks(tree: Tree, mine: number, signal?: AbortSignal): Promise<void> {
   for (const { name } of await listAll(tree, STAGE, signal)) {
     const [, begun] = /^(\d+)/.exec(name) ?? []
     if (Number(begun) >= mine) continue
-    const links = (await listAll(tree, `${STAGE}/${name}`, signal)).filter(entry => isLink(entry.name))
+    const entries = await listAll(tree, `${STAGE}/${name}`, signal)
+    const links = entries.filter(entry => entry.nlink > 1 && !isDirectory(entry))
     await inParallel(links, LINKS_AT_ONCE, link => removeIfThere(tree, `${STAGE}/${name}/${link.name}`, signal))
   }
 }

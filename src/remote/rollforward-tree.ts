@@ -4,7 +4,7 @@ import { inParallel } from '../base/async.js'
 import { type FerryError, isPermanent } from '../base/errors.js'
 import type { Batch, Claim, Outcome } from './commits.js'
 import type { IntentRecord, Refusal } from './intent.js'
-import { applyTree, clearStage, finishPut, isStagedLink } from './rollforward-apply.js'
+import { applyTree, clearStage, finishPut } from './rollforward-apply.js'
 import type { Shape, Turn } from './rollforward-commits.js'
 import { exorcise } from './rollforward-exorcise.js'
 import type { RollforwardOptions } from './rollforward-options.js'
@@ -55,7 +55,7 @@ export class TreeShape implements Shape<TreeChange> {
   }
 
   async dropLinks({ epoch, signal }: Turn): Promise<void> {
-    if (this.#tree.capabilities.hardLinks) await sweepLinks(this.#tree, epoch, isStagedLink, signal)
+    if (this.#tree.capabilities.hardLinks) await sweepLinks(this.#tree, epoch, signal)
   }
 
   async sweep({ epoch, guard, signal }: Turn, claim: Claim, previous: Claim | null): Promise<void> {

@@ -34,6 +34,8 @@ export interface Entry extends Attributes {
   rdev: number
   nlink: number
   ctimeNs: bigint
+  /** When it was made, if the remote knows. */
+  btimeNs?: bigint
   version: Version
   /** Two names with one id are one file (hard links). Absent when the remote has none. */
   id?: string

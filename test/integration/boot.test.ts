@@ -21,7 +21,10 @@ const blockOf = (comment: string): string => {
 
 /** A script as root, whose mounts nobody else sees. */
 const alone = (place: Place, script: string) =>
-  runs('unshare', ['-m', '--propagation', 'private', 'bash', '--norc', '-euc', script], { env: place.env, timeoutMs: 60_000 })
+  runs('unshare', ['-m', '--propagation', 'private', 'bash', '--norc', '-euc', script], {
+    env: place.env,
+    timeoutMs: 60_000,
+  })
 
 /** Whatever this finds is there soon. */
 async function soon(look: () => boolean): Promise<void> {
