@@ -63,7 +63,7 @@ class NameDiff {
     readonly context: PlanContext,
   ) {
     for (const { parent, name, base } of flight.names.values()) {
-      const directory = state.inodes.get(parent)
+      const directory = state.find(parent)
       const now = directory ? (state.children(directory).get(name)?.ino ?? 0) : 0
       if (now === base) continue
       if (base) push(this.#removed, base, { parent, name })
@@ -97,12 +97,12 @@ class NameDiff {
       for (const place of rest) plan.changes.push({ do: 'link', path: path(place), target })
     }
     for (const [ino, removed] of this.#removed) {
-      const inode = state.inodes.get(ino)
+      const inode = state.find(ino)
       for (const place of removed) this.#remove(plan, inode, place)
     }
   }
 
-  #remove(plan: Plan, inode: Inode | undefined, place: Place) {
+  #remove(plan: Plan, inode: Inode | null, place: Place) {
     const path = this.#committed(place)
     const open = inode && inode.parent === 0 && inode.isFile && this.state.isHeld(inode)
     if (open && inode.version !== null && !this.context.complete(inode)) {

@@ -3,7 +3,7 @@ import { FULL_MASK, popcount } from '../chunk/geometry.js'
 import { CHECKPOINTED, NAMED, type Row, SEALED, VERIFIED } from './chunk-table.js'
 import { sumOf } from './content.js'
 import { chunkKey, idKey, inodeKey, type Meta, nameDbKey, type Write } from './database.js'
-import type { Ino } from './filesystem.js'
+import { type Ino, ROOT } from './filesystem.js'
 import type { Inode } from './inode.js'
 import { Changes, nameKey, type TreeState } from './state.js'
 
@@ -131,6 +131,9 @@ function metaOf(state: TreeState, lsn: number): Meta {
     flight: state.flight && changesRecord(state.flight),
     quarantine: [...state.quarantine].map(([ino, { path, code, detail }]) => [ino, path, code, detail]),
     conflicts: state.conflicts.map(({ path, keptAs, atMs }) => [path, keptAs, atMs]),
+    nameless: [...state.inodes.values()]
+      .filter(({ ino, parent }) => parent === 0 && ino !== ROOT)
+      .map(({ ino }) => ino),
   }
 }
 
@@ -143,6 +146,8 @@ export function restore(state: TreeState, meta: Meta): number {
   state.flightBatch = meta.flightBatch
   state.open = changesOf(meta.open)
   state.flight = meta.flight && changesOf(meta.flight)
+  // In memory for as long as somebody has them open: whether their chunks may leave depends on it.
+  for (const ino of meta.nameless ?? []) state.find(ino)
   for (const { ino, index, chunk } of database.chunks()) {
     const row = chunks.add(ino, index)
     chunks.flags[row] = NAMED | CHECKPOINTED

@@ -29,6 +29,8 @@ export interface Meta {
   flight: ChangesRecord | null
   quarantine: [Ino, string, string, string][]
   conflicts: [string, string, number][]
+  /** Inodes without a name; absent in databases of before. */
+  nameless?: Ino[]
 }
 
 const INODE = 'i'

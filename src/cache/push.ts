@@ -413,7 +413,7 @@ export class Push {
     const atMs = state.now.ms()
     const conflicts: CommittedRecord[2] = []
     for (const { path, keptAs } of outcome.conflicts) {
-      const inode = state.inodes.get(ino(path))
+      const inode = state.find(ino(path))
       if (inode) inodes.set(keptAs, inode.ino)
       if (inode?.flightParent) conflicts.push([inode.ino, inode.flightParent, inode.flightName, keptAs, atMs])
     }
@@ -474,8 +474,8 @@ export function settle(state: TreeState, [, versions, conflicts, refused]: Commi
   )
   state.committed(new Map(versions), refusedInos)
   for (const [ino, parent, name, keptAs, atMs] of conflicts) {
-    const inode = state.inodes.get(ino)
-    const directory = state.inodes.get(parent)
+    const inode = state.find(ino)
+    const directory = state.find(parent)
     const keptName = keptAs.slice(keptAs.lastIndexOf('/') + 1)
     state.conflicts.push({ path: keptAs.slice(0, keptAs.lastIndexOf('/') + 1) + name, keptAs, atMs })
     if (!inode || !directory) continue

@@ -125,6 +125,11 @@ export class TreeState {
     return inode
   }
 
+  /** The same; null for such a number. */
+  find(ino: Ino): Inode | null {
+    return this.#isKnown(ino) ? this.inode(ino) : null
+  }
+
   #isKnown(ino: Ino): boolean {
     return this.inodes.has(ino) || (!this.gone.has(ino) && this.database.inode(ino) !== undefined)
   }
@@ -480,7 +485,7 @@ export class TreeState {
   }
 
   #heldName(change: NameChange): boolean {
-    const directory = this.inodes.get(change.parent)
+    const directory = this.find(change.parent)
     if (!directory) return false
     const now = this.#inoNow(change)
     return (now !== 0 && this.#held(this.inode(now))) || this.#held(directory)
@@ -488,7 +493,7 @@ export class TreeState {
 
   /** What the name stands for now; 0: nothing. */
   #inoNow({ parent, name }: NameChange): Ino {
-    const directory = this.inodes.get(parent)
+    const directory = this.find(parent)
     return directory ? (this.children(directory).get(name)?.ino ?? 0) : 0
   }
 
@@ -537,13 +542,13 @@ export class TreeState {
       else this.settleRow(row)
     }
     for (const [key, change] of flight.names) {
-      const directory = this.inodes.get(change.parent)
+      const directory = this.find(change.parent)
       const now = directory && this.children(directory).get(change.name)
       if (refused.has(change.base) || (now && refused.has(now.ino))) {
         if (!this.open.names.has(key)) this.open.names.set(key, change)
         continue
       }
-      const inode = this.inodes.get(change.base)
+      const inode = this.find(change.base)
       // Not if it had another name at the cut, which it lost only since: there the remote still has it.
       if (inode && inode.parent === 0 && inode.flightParent === 0 && inode.remoteParent > 0) {
         inode.remoteParent = 0

@@ -2,6 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { expect } from '@jest/globals'
 import { start } from '../fixtures/daemon.js'
 import { requires } from '../fixtures/requires.js'
@@ -22,7 +23,7 @@ if sys.stdin.readline() == 'change\\n':
     data = data[:100000] + data[:5000] + data[105000:]
 os.unlink('temporary')
 os.fsync(fd)
-time.sleep(1)
+time.sleep(float(sys.argv[1]))
 for n in range(2):
     with open('large', 'rb') as large:
         while large.read(1 << 20): pass
@@ -71,7 +72,7 @@ describe('a file without a name', () => {
       const place = await placeForTest()
       writeFileSync(join(place.remote, 'large'), randomBytes(40 * MiB))
       const daemon = await place.mount('--flush-interval', '100ms', '--cache-size', '20M')
-      const { child, ran } = start('python3', ['-c', PROGRAM], { cwd: place.mountpoint })
+      const { child, ran } = start('python3', ['-c', PROGRAM, '1'], { cwd: place.mountpoint })
       await new Promise(done => child.stdout.once('data', done))
       if (kind !== 'that the remote has never had') await daemon.sync()
       child.stdin.end(`${kind.includes('changed') ? 'change' : ''}\n`)
@@ -81,6 +82,26 @@ describe('a file without a name', () => {
     },
     60_000,
   )
+
+  test('keeps its bytes when its daemon is killed, whatever the cache needs room for then', async () => {
+    const place = await placeForTest()
+    place.env.PAGEFERRY_HOLD = 'true'
+    writeFileSync(join(place.remote, 'large'), randomBytes(40 * MiB))
+    const holder = await place.mount('--flush-interval', '100ms', '--cache-size', '20M')
+    const { child, ran } = start('python3', ['-c', PROGRAM, '9'], { cwd: place.mountpoint })
+    await new Promise(done => child.stdout.once('data', done))
+    const killed = async () => {
+      const { stdout } = await place.pageferry('status', '--json', place.mountpoint)
+      process.kill(JSON.parse(stdout).pid, 'SIGKILL')
+    }
+    child.stdin.end('\n')
+    // A batch and a checkpoint later.
+    await sleep(7_000)
+    await killed()
+    expect(await ran).toMatchObject({ status: 0, stdout: 'written\nTrue\n', stderr: '' })
+    await killed()
+    expect(await holder.unmount()).toBe(0)
+  }, 60_000)
 
   test('gets one when it is whole, after batches that went without it', async () => {
     const place = await placeForTest()
