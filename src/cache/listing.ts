@@ -2,10 +2,13 @@
 import { LRUCache } from 'lru-cache'
 import { type Deferred, deferred, lasting, orAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
+import { logger } from '../base/log.js'
 import type { Entry, Tree } from '../remote/tree.js'
 import type { Ino, KernelCache, Maybe } from './filesystem.js'
 import { Changed, Inode, S_IFDIR, S_IFMT } from './inode.js'
 import { join, nameKey, type TreeState, UNKNOWN_VERSION } from './state.js'
+
+const log = logger('listing')
 
 /** A page during which a batch was settled is old news; look again this often. */
 const TRIES_MAX = 5
@@ -326,7 +329,14 @@ export class Listing {
       this.#replace(known, entry)
       return known
     }
-    if (known) this.#forget(directory, entry.name, known)
+    if (known) {
+      log.info('another file is at the remote than the one that is open here', {
+        path: join(state.path(directory) ?? '', entry.name),
+        here: known.version,
+        there: entry.version,
+      })
+      this.#forget(directory, entry.name, known)
+    }
     return this.#add(directory, entry)
   }
 
