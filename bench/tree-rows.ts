@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
-import { directory, dropCaches, mount, pairs, passthrough, run, work } from './harness.js'
+import { directory, dropCaches, mount, pairs, run, work } from './harness.js'
 import type { Result } from './rows.js'
 
 const ROUNDS = 3
@@ -90,11 +90,6 @@ export const treeRows: Record<string, () => Result[]> = {
     ours.kill()
     const pair = (other: number) => ({ ours: own, theirs: other, ratio: own / other, ratios: [own / other] })
     const results = [faster('tar -x of 70,000 files, fsync at the end', 'the same on ext4', 0.5, pair(theirs))]
-    const inC = passthrough()
-    if (inC) {
-      results.push(faster('the same', 'libfuse passthrough_ll in C on tmpfs', 0.5, pair(unpack(archive, inC.at))))
-      inC.unmount()
-    }
     const peer = rclone()
     if (!peer) return results
     // It takes as long for each of them.
