@@ -146,7 +146,7 @@ export class Daemon {
     log.info('another daemon takes over')
     this.#draining?.abort()
     // Not awaited: the other side is answered now, and waits for the lock.
-    void this.#close({ unsent: null, handedOver: 'journal' })
+    void this.#endBy(() => this.#mount.close(), 'journal')
   }
 
   /** Another daemon goes on with the mount, by this command line. @throws BUSY: it is being unmounted; UNSUPPORTED: nobody holds it */
@@ -161,16 +161,7 @@ export class Daemon {
     log.info('another daemon goes on with the mount', { program })
     next(program)
     // Not awaited: who asked is answered by this daemon.
-    setImmediate(() => void this.#leave())
-  }
-
-  async #leave(): Promise<void> {
-    try {
-      await this.#mount.leave()
-      this.#end.resolve({ unsent: null, handedOver: 'mount' })
-    } catch (error) {
-      this.#end.reject(error)
-    }
+    setImmediate(() => void this.#endBy(() => this.#mount.leave(), 'mount'))
   }
 
   /** After umount(8): nobody waits, so it goes on until the remote has everything, however long that takes. */
@@ -196,10 +187,10 @@ export class Daemon {
     }
   }
 
-  async #close(ending: Ending): Promise<void> {
+  async #endBy(work: () => Promise<void>, handedOver: Ending['handedOver']): Promise<void> {
     try {
-      await this.#mount.close()
-      this.#end.resolve(ending)
+      await work()
+      this.#end.resolve({ unsent: null, handedOver })
     } catch (error) {
       this.#end.reject(error)
     }

@@ -494,7 +494,7 @@ class Engine implements TreeCache {
   }
 
   isOutlived(ino: Ino): boolean {
-    return ino < this.state.outlivedBelow && !this.state.inodes.get(ino)?.forgotten
+    return this.state.isOutlived(ino)
   }
 
   remember(ino: Ino): void {
@@ -512,23 +512,13 @@ class Engine implements TreeCache {
   }
 
   forget(ino: Ino, count: number): void {
-    const inode = this.state.inodes.get(ino) ?? this.#outlived(ino)
+    const { state } = this
+    const inode = state.isOutlived(ino) ? state.find(ino) : state.inodes.get(ino)
     if (!inode) return
     // The kernel gives all of its references back at once: those that an earlier process gave are among them.
     if (count > inode.lookups) inode.forgotten = true
     inode.lookups = Math.max(0, inode.lookups - count)
-    if (inode.lookups === 0) this.state.reap(inode)
-  }
-
-  /** What an earlier process has left, and is not in memory. */
-  #outlived(ino: Ino): Inode | null {
-    if (ino >= this.state.outlivedBelow) return null
-    try {
-      return this.state.inode(ino)
-    } catch (error) {
-      if (isFerryError(error, 'NOT_FOUND')) return null
-      throw error
-    }
+    if (inode.lookups === 0) state.reap(inode)
   }
 
   readLink(ino: Ino): string {

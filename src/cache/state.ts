@@ -115,23 +115,21 @@ export class TreeState {
 
   /** NOT_FOUND for a number that nobody was given, or that was forgotten. */
   inode(ino: Ino): Inode {
-    const known = this.inodes.get(ino)
-    if (known) return known
-    const record = this.gone.has(ino) ? undefined : this.database.inode(ino)
-    if (!record) throw new FerryError('NOT_FOUND', { detail: `inode ${ino}` })
-    const inode = Inode.fromRecord(record)
-    inode.durable = true
-    this.inodes.set(ino, inode)
+    const inode = this.find(ino)
+    if (!inode) throw new FerryError('NOT_FOUND', { detail: `inode ${ino}` })
     return inode
   }
 
   /** The same; null for such a number. */
   find(ino: Ino): Inode | null {
-    return this.#isKnown(ino) ? this.inode(ino) : null
-  }
-
-  #isKnown(ino: Ino): boolean {
-    return this.inodes.has(ino) || (!this.gone.has(ino) && this.database.inode(ino) !== undefined)
+    const known = this.inodes.get(ino)
+    if (known) return known
+    const record = this.gone.has(ino) ? undefined : this.database.inode(ino)
+    if (!record) return null
+    const inode = Inode.fromRecord(record)
+    inode.durable = true
+    this.inodes.set(ino, inode)
+    return inode
   }
 
   directory(ino: Ino): Inode {
@@ -529,8 +527,8 @@ export class TreeState {
     }
     // Where a move makes another version, so has what lies in a directory that moved.
     for (const [ino, version] of versions) {
-      if (flight.inodes.has(ino) || !this.#isKnown(ino)) continue
-      const inode = this.inode(ino)
+      const inode = flight.inodes.has(ino) ? null : this.find(ino)
+      if (!inode) continue
       inode.version = version
       this.persist(inode)
     }
@@ -599,7 +597,12 @@ export class TreeState {
 
   /** The kernel may ask for it. */
   isHeld(inode: Inode): boolean {
-    return inode.lookups > 0 || inode.opens > 0 || (inode.ino < this.outlivedBelow && !inode.forgotten)
+    return inode.lookups > 0 || inode.opens > 0 || this.isOutlived(inode.ino)
+  }
+
+  /** An earlier process gave it to the kernel, which has not let go of it since. */
+  isOutlived(ino: Ino): boolean {
+    return ino < this.outlivedBelow && !this.inodes.get(ino)?.forgotten
   }
 
   /** Drop an inode that has no name and no reference: its pages at once, the rest when the remote has none of it either. */

@@ -117,9 +117,7 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
       )
     },
     onClosed: error => {
-      session.close()
-      flusher?.close()
-      void channel.close()
+      void stop()
       if (error) closed.reject(error)
       else closed.resolve()
     },
@@ -137,6 +135,11 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
     },
     options,
   )
+  const stop = () => {
+    session.close()
+    flusher?.close()
+    return channel.close()
+  }
   if (resumed?.init) session.resume(resumed.init)
   else channel.start()
   const begin = async () => {
@@ -155,9 +158,7 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
     // By now something else may be there.
     if (now && now.major === device?.major && now.minor === device?.minor)
       await unmountFuse(point, { lazy: true }).catch(() => {})
-    session.close()
-    flusher?.close()
-    await channel.close()
+    await stop()
     closed.reject(error)
   })
   if (!options.begins) await begun
@@ -188,9 +189,7 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
       held &&
       (async () => {
         channel.pause()
-        session.close()
-        flusher?.close()
-        await channel.close()
+        await stop()
       }),
     unmount,
     async [Symbol.asyncDispose]() {

@@ -206,6 +206,8 @@ function replyAttributes(door: Door, attributes: InodeAttributes, _request: unkn
   return AttrOut.size
 }
 
+const examined = ({ fs }: Door, { nodeid }: { nodeid: Ino }) => fs.examine?.(nodeid) ?? fs.attributes(nodeid)
+
 /** Asked for where a program wants the time of birth. */
 function replyStatx(door: Door, attributes: InodeAttributes, _request: unknown, { view }: Answer): number {
   encodeStatxOut(view, PAYLOAD_AT, door.present(attributes), attrTtlMs(door.ttls, attributes))
@@ -516,9 +518,9 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
   FORGET: row(({ fs }, { nodeid, args }) => fs.forget(nodeid, args.nlookup), undefined, silent),
   BATCH_FORGET: row(({ fs }, { args }) => { for (const { nodeid, nlookup } of args.forgets) fs.forget(nodeid, nlookup) }, undefined, silent),
 
-  GETATTR: row(({ fs }, { nodeid }) => fs.examine?.(nodeid) ?? fs.attributes(nodeid), replyAttributes, abandonable),
+  GETATTR: row(examined, replyAttributes, abandonable),
   SETATTR: row((door, { nodeid, args }) => setAttributes(door, nodeid, args), replyAttributes),
-  STATX: row(({ fs }, { nodeid }) => fs.examine?.(nodeid) ?? fs.attributes(nodeid), replyStatx, abandonable),
+  STATX: row(examined, replyStatx, abandonable),
   ACCESS: absent, // default_permissions: the kernel checks by the mode
 
   READLINK: row(({ fs }, { nodeid }) => fs.readLink(nodeid), (_door, target, _request, answer) => {

@@ -19,7 +19,11 @@ const ANSWER_S = 10
 const DATAGRAM_BYTES_MAX = 64 * 1024
 
 type Call = (...args: never[]) => number
-const socketCall = self.func('socket', 'int', ['int', 'int', 'int']) as (a: number, b: number, c: number) => number
+export const socketCall = self.func('socket', 'int', ['int', 'int', 'int']) as (
+  a: number,
+  b: number,
+  c: number,
+) => number
 const socketpairCall = self.func('socketpair', 'int', ['int', 'int', 'int', 'void *']) as (
   domain: number,
   type: number,

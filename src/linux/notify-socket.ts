@@ -2,12 +2,8 @@
 import { closeSync } from 'node:fs'
 import { FerryError } from '../base/errors.js'
 import { checked, self } from './libc.js'
+import { socketCall } from './netlink.js'
 
-const socketCall = self.func('int socket(int domain, int type, int protocol)') as (
-  domain: number,
-  type: number,
-  protocol: number,
-) => number
 const sendtoCall = self.func('sendto', 'int64_t', ['int', 'void *', 'size_t', 'int', 'void *', 'uint']) as (
   socket: number,
   message: Uint8Array,

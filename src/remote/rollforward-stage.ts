@@ -227,12 +227,15 @@ const packr = new Packr({ useRecords: false })
 export const unpackNote = <T>(bytes: Uint8Array): T | null =>
   bytes.byteLength === 0 ? null : (packr.unpack(bytes) as T)
 
+/** Stage directories of epochs before this one. */
+async function formerStages(tree: Tree, mine: number, signal?: AbortSignal): Promise<Path[]> {
+  const names = (await listAll(tree, STAGE, signal)).map(({ name }) => name)
+  return names.filter(name => !(Number(/^\d+/.exec(name)?.[0]) >= mine)).map(name => `${STAGE}/${name}`)
+}
+
 /** What was left in the stage directories of former epochs goes. Directories that are not empty hold things of others: they are kept. */
 export async function sweepStages(tree: Tree, mine: number, signal?: AbortSignal): Promise<void> {
-  for (const { name } of await listAll(tree, STAGE, signal)) {
-    const [, begun] = /^(\d+)/.exec(name) ?? []
-    if (Number(begun) >= mine) continue
-    const path = `${STAGE}/${name}`
+  for (const path of await formerStages(tree, mine, signal)) {
     for (const entry of await listAll(tree, path, signal)) await discard(tree, path, entry, signal)
     await removeIfThere(tree, path, signal).catch(orIf(undefined, 'NOT_EMPTY'))
   }
@@ -240,12 +243,10 @@ export async function sweepStages(tree: Tree, mine: number, signal?: AbortSignal
 
 /** Other names of files, which former epochs had in their stages, count as names of theirs for whoever looks. */
 export async function sweepLinks(tree: Tree, mine: number, signal?: AbortSignal): Promise<void> {
-  for (const { name } of await listAll(tree, STAGE, signal)) {
-    const [, begun] = /^(\d+)/.exec(name) ?? []
-    if (Number(begun) >= mine) continue
-    const entries = await listAll(tree, `${STAGE}/${name}`, signal)
+  for (const path of await formerStages(tree, mine, signal)) {
+    const entries = await listAll(tree, path, signal)
     const links = entries.filter(entry => entry.nlink > 1 && !isDirectory(entry))
-    await inParallel(links, LINKS_AT_ONCE, link => removeIfThere(tree, `${STAGE}/${name}/${link.name}`, signal))
+    await inParallel(links, LINKS_AT_ONCE, link => removeIfThere(tree, `${path}/${link.name}`, signal))
   }
 }
 
