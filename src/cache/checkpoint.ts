@@ -134,6 +134,7 @@ function metaOf(state: TreeState, lsn: number): Meta {
     nameless: [...state.inodes.values()]
       .filter(({ ino, parent }) => parent === 0 && ino !== ROOT)
       .map(({ ino }) => ino),
+    outcomes: state.outcomes.toRecord(),
   }
 }
 
@@ -173,6 +174,7 @@ export function restore(state: TreeState, meta: Meta): number {
     if (chunks.dirty[row] || chunks.flight[row]) chunks.flags[row] |= VERIFIED
     else state.settleRow(row)
   }
+  if (meta.outcomes) state.outcomes.take(meta.outcomes)
   for (const [ino, path, code, detail] of meta.quarantine) state.quarantine.set(ino, { path, code, detail })
   state.conflicts = meta.conflicts.map(([path, keptAs, atMs]) => ({ path, keptAs, atMs }))
   return meta.lsn

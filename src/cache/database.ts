@@ -10,6 +10,7 @@ import { crc32Within } from '../chunk/digest.js'
 import { hasSum, removeSum, walk, writeSum } from './database-file.js'
 import type { Ino } from './filesystem.js'
 import type { Dentry, InodeRecord } from './inode.js'
+import type { OutcomesRecord } from './outcomes.js'
 import type { Storage } from './storage.js'
 
 /** [slot, valid, dirty, flight, flightSlot, sumLow, sumHigh] */
@@ -31,6 +32,8 @@ export interface Meta {
   conflicts: [string, string, number][]
   /** Inodes without a name; absent in databases of before. */
   nameless?: Ino[]
+  /** Requests of the kernel whose answers may not have been sent; absent in databases of before. */
+  outcomes?: OutcomesRecord
 }
 
 const INODE = 'i'

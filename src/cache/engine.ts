@@ -490,7 +490,15 @@ class Engine implements TreeCache {
   }
 
   outcome(request: number): Ino | undefined {
-    return this.state.outcome(request)
+    return this.state.outcomes.of(request)
+  }
+
+  forgetOutcome(request: number): void {
+    this.state.outcomes.answered(request)
+  }
+
+  keepOutcomes(requests: ReadonlySet<number>): void {
+    this.state.outcomes.keep(requests)
   }
 
   isOutlived(ino: Ino): boolean {

@@ -108,6 +108,10 @@ export interface FileSystem {
   setAttributes(ino: Ino, change: AttributeChange): Maybe<InodeAttributes>
   /** What an earlier process made of this request: the inode, or 0; undefined: nothing. */
   outcome?(request: number): Ino | undefined
+  /** Its answer was sent: it is not delivered again. */
+  forgetOutcome?(request: number): void
+  /** All that was to be delivered again has come; these are not answered yet. */
+  keepOutcomes?(requests: ReadonlySet<number>): void
   /** An earlier process gave it to the kernel, which may have it open in whatever way. */
   isOutlived?(ino: Ino): boolean
   /** The kernel holds one more reference (a reply with an entry went out). The inode stays until `forget`, though it be unlinked. */

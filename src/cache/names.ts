@@ -37,7 +37,7 @@ export class Names {
       node.rdev ?? 0,
       node.link ?? '',
       nowNs(state),
-      state.asked(request),
+      state.outcomes.asked(request),
     ]
     state.append(Kind.make, record)
     return this.replayMake(record)
@@ -47,14 +47,26 @@ export class Names {
   makeNameless(node: NewInode, request = 0): Inode {
     const { state } = this
     const { mode, uid, gid } = node
-    const record: MakeRecord = [state.newIno(), 0, '', mode, uid, gid, 0, '', nowNs(state), state.asked(request)]
+    const record: MakeRecord = [
+      state.newIno(),
+      0,
+      '',
+      mode,
+      uid,
+      gid,
+      0,
+      '',
+      nowNs(state),
+      state.outcomes.asked(request),
+    ]
     state.append(Kind.make, record)
     return this.replayMake(record)
   }
 
   /** `parent` 0: it has no name. */
-  replayMake([ino, parent, name, mode, uid, gid, rdev, link, timeNs]: MakeRecord): Inode {
+  replayMake([ino, parent, name, mode, uid, gid, rdev, link, timeNs, asked]: MakeRecord): Inode {
     const { state } = this
+    state.outcomes.note(asked, ino)
     const directory = parent === 0 ? null : state.directory(parent)
     const inode = new Inode(ino)
     state.nextIno = Math.max(state.nextIno, ino + 1)
@@ -98,14 +110,15 @@ export class Names {
     const directory = this.#into(parent, name)
     state.ensureKnown(directory)
     state.ensureKnown(inode)
-    const record: LinkRecord = [ino, parent, name, nowNs(state), state.asked(request)]
+    const record: LinkRecord = [ino, parent, name, nowNs(state), state.outcomes.asked(request)]
     state.append(Kind.link, record)
     this.replayLink(record)
     return inode
   }
 
-  replayLink([ino, parent, name, timeNs]: LinkRecord): void {
+  replayLink([ino, parent, name, timeNs, asked]: LinkRecord): void {
     const { state } = this
+    state.outcomes.note(asked, ino)
     const directory = state.directory(parent)
     const inode = state.inode(ino)
     state.markName(parent, name, 0)
@@ -135,13 +148,14 @@ export class Names {
     const inode = this.#named(directory, name)
     state.ensureKnown(directory)
     state.ensureNamed(inode, parent, name)
-    const record: UnlinkRecord = [parent, name, nowNs(state), state.asked(request)]
+    const record: UnlinkRecord = [parent, name, nowNs(state), state.outcomes.asked(request)]
     state.append(Kind.unlink, record)
     this.replayRemove(record)
   }
 
-  replayRemove([parent, name, timeNs]: UnlinkRecord): void {
+  replayRemove([parent, name, timeNs, asked]: UnlinkRecord): void {
     const { state } = this
+    state.outcomes.note(asked)
     const directory = state.directory(parent)
     const inode = this.#named(directory, name)
     this.#dropName(directory, name, inode, timeNs)
@@ -189,14 +203,15 @@ export class Names {
       exchange,
       nowNs(state),
       whiteout ? [state.newIno(), whiteout.uid, whiteout.gid] : null,
-      state.asked(request),
+      state.outcomes.asked(request),
     ]
     state.append(Kind.rename, record)
     this.replayRename(record)
   }
 
-  replayRename([parent, name, newParent, newName, exchange, timeNs, whiteout]: RenameRecord): void {
+  replayRename([parent, name, newParent, newName, exchange, timeNs, whiteout, asked]: RenameRecord): void {
     const { state } = this
+    state.outcomes.note(asked)
     const from = state.directory(parent)
     const to = state.directory(newParent)
     const inode = this.#named(from, name)
@@ -271,7 +286,13 @@ export class Names {
   setXattr(inode: Inode, name: string, value: Uint8Array | null, request = 0): void {
     const { state } = this
     state.ensureKnown(inode)
-    const record: XattrRecord = [inode.ino, name, value && new Uint8Array(value), nowNs(state), state.asked(request)]
+    const record: XattrRecord = [
+      inode.ino,
+      name,
+      value && new Uint8Array(value),
+      nowNs(state),
+      state.outcomes.asked(request),
+    ]
     // A record names one attribute: the others must be known to the journal as well.
     if (inode.xattrs !== null && !(inode.changed & Changed.xattrs)) this.#knowXattrs(inode)
     state.append(Kind.xattr, record)
@@ -283,7 +304,8 @@ export class Names {
     this.state.ensureKnown(inode)
   }
 
-  replayXattr([ino, name, value, timeNs]: XattrRecord): void {
+  replayXattr([ino, name, value, timeNs, asked]: XattrRecord): void {
+    this.state.outcomes.note(asked)
     const inode = this.state.inode(ino)
     inode.xattrs ??= new Map()
     if (value) inode.xattrs.set(name, value)

@@ -2,16 +2,7 @@
 import type { Content } from './content.js'
 import type { Names } from './names.js'
 import { settle } from './push.js'
-import {
-  type CutRecord,
-  Kind,
-  type LinkRecord,
-  type MakeRecord,
-  type RenameRecord,
-  type UnlinkRecord,
-  unpackRecord,
-  type XattrRecord,
-} from './records.js'
+import { type CutRecord, Kind, unpackRecord } from './records.js'
 import type { TreeState } from './state.js'
 
 /** false: the record's data is not what it says, and replay ends before it. */
@@ -29,30 +20,18 @@ export function replayRecord(
     case Kind.known:
       names.replayKnown(unpackRecord(body))
       return true
-    case Kind.make: {
-      const record = unpackRecord<MakeRecord>(body)
-      const { ino } = names.replayMake(record)
-      state.answered(record[9], ino)
+    case Kind.make:
+      names.replayMake(unpackRecord(body))
       return true
-    }
-    case Kind.link: {
-      const record = unpackRecord<LinkRecord>(body)
-      names.replayLink(record)
-      state.answered(record[4], record[0])
+    case Kind.link:
+      names.replayLink(unpackRecord(body))
       return true
-    }
-    case Kind.unlink: {
-      const record = unpackRecord<UnlinkRecord>(body)
-      names.replayRemove(record)
-      state.answered(record[3])
+    case Kind.unlink:
+      names.replayRemove(unpackRecord(body))
       return true
-    }
-    case Kind.rename: {
-      const record = unpackRecord<RenameRecord>(body)
-      names.replayRename(record)
-      state.answered(record[7])
+    case Kind.rename:
+      names.replayRename(unpackRecord(body))
       return true
-    }
     case Kind.attributes:
       names.replayAttributes(unpackRecord(body))
       return true
@@ -62,12 +41,9 @@ export function replayRecord(
     case Kind.zero:
       content.replayZero(unpackRecord(body))
       return true
-    case Kind.xattr: {
-      const record = unpackRecord<XattrRecord>(body)
-      names.replayXattr(record)
-      state.answered(record[4])
+    case Kind.xattr:
+      names.replayXattr(unpackRecord(body))
       return true
-    }
     case Kind.cut: {
       const [batch, held] = unpackRecord<CutRecord>(body)
       state.cut(batch, new Set(held))

@@ -10,7 +10,8 @@ import type { Ino } from './filesystem.js'
 import { ROOT } from './filesystem.js'
 import { Changed, type Dentry, Inode, S_IFDIR } from './inode.js'
 import type { Journal } from './journal.js'
-import { type Asked, Kind, packRecord } from './records.js'
+import { Outcomes } from './outcomes.js'
+import { Kind, packRecord } from './records.js'
 import type { Slots } from './slots.js'
 
 /** A name that changed since a cut, and the inode that it stood for then (0: none). */
@@ -52,9 +53,6 @@ const INO_RESERVE = 65_536
 /** Files that one batch leaves out at most: their numbers stand in one record. */
 const GROWING_MAX = 10_000
 
-/** Requests that one kernel has on their way at once, at most. */
-const OUTCOMES_MAX = 65_536
-
 export class TreeState {
   readonly chunks = new ChunkTable()
   readonly clean: CleanChunks
@@ -93,8 +91,7 @@ export class TreeState {
 
   /** Smaller numbers an earlier process gave to a kernel that is still there: it has them until it forgets them. 0: none. */
   outlivedBelow: Ino = 0
-  /** What the kernel's requests were answered with that may be asked once more: the inode, or 0. The latest ones last. */
-  readonly #outcomes = new Map<number, Ino>()
+  readonly outcomes: Outcomes
 
   replaying = false
   readonly #freedInReplay = new Set<number>()
@@ -105,9 +102,9 @@ export class TreeState {
     readonly database: Database,
     readonly isLocalOnly: (name: string) => boolean,
     readonly now: { ms: () => number; ns: () => bigint; second: () => number },
-    /** Of the kernel's connection, whose requests are noted with what they do; 0: they are not. */
-    readonly connection = 0,
+    connection = 0,
   ) {
+    this.outcomes = new Outcomes(connection)
     this.clean = new CleanChunks(this.chunks, row => this.dropRow(row))
   }
 
@@ -663,23 +660,6 @@ export class TreeState {
   }
 
   // --- the journal
-
-  /** Of a record that answers a request of the kernel. */
-  asked(request: number): Asked | undefined {
-    return request && this.connection ? [this.connection, request] : undefined
-  }
-
-  /** In replay: the request was done, with this inode. */
-  answered(asked: Asked | undefined, ino: Ino = 0): void {
-    if (!asked || asked[0] !== this.connection) return
-    this.#outcomes.set(asked[1], ino)
-    if (this.#outcomes.size > OUTCOMES_MAX) this.#outcomes.delete(this.#outcomes.keys().next().value!)
-  }
-
-  /** What the request was answered with; undefined: it was not done yet. */
-  outcome(request: number): Ino | undefined {
-    return this.#outcomes.get(request)
-  }
 
   /** One record, before the reply. Everything it names is known to the journal or the database. */
   append(kind: number, record: readonly unknown[]): void {

@@ -146,8 +146,9 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
     await begins
     hasBegun = true
     if (resumed) {
-      channel.start()
+      // Before any is read: what was read, and is not answered yet, would be delivered to us twice.
       await channel.notify(notify.resend())
+      channel.start()
     }
     await Promise.race([session.ready, closed.promise]) // INIT sets the readahead anew
     if (device) await tune(device, options.bdi)

@@ -84,6 +84,8 @@ export interface Handler<N extends OpName = OpName, T = unknown> {
   abandonable?: boolean
   /** After an answer that was given at once. */
   answered?(fs: FileSystem): void
+  /** What it came to is remembered until it is answered. */
+  isNoted?: boolean
   /** Where an errno means something else to this operation. */
   errnos?: Readonly<Record<number, number>>
 }
@@ -101,16 +103,21 @@ const then = <T, U>(value: Maybe<T>, next: (value: T) => Maybe<U>): Maybe<U> =>
   value instanceof Promise ? value.then(next) : next(value)
 
 /** A change that must not be done twice: a request that is delivered again is answered with what came of it. `number` is the request's. */
-const once =
-  <N extends OpName, T>(
-    ask: (door: Door, request: RequestOf<N>, number: number) => Maybe<T>,
-    again: (door: Door, ino: Ino, request: RequestOf<N>) => Maybe<T>,
-  ) =>
-  (door: Door, request: RequestOf<N>): Maybe<T> => {
-    const number = requestNumber(request)
-    const ino = isResent(request) ? door.fs.outcome?.(number) : undefined
-    return ino === undefined ? ask(door, request, number) : again(door, ino, request)
-  }
+const once = <N extends OpName, T>(
+  ask: (door: Door, request: RequestOf<N>, number: number) => Maybe<T>,
+  again: (door: Door, ino: Ino, request: RequestOf<N>) => Maybe<T>,
+  reply?: (door: Door, value: T, request: RequestOf<N>, answer: Answer) => number,
+  traits?: Omit<Handler, 'ask' | 'reply'>,
+): Handler<N> =>
+  row<N, T>(
+    (door, request) => {
+      const number = requestNumber(request)
+      const ino = isResent(request) ? door.fs.outcome?.(number) : undefined
+      return ino === undefined ? ask(door, request, number) : again(door, ino, request)
+    },
+    reply,
+    { ...traits, isNoted: true },
+  )
 
 const nothing = () => {}
 const attributesOf = ({ fs }: Door, ino: Ino) => fs.attributes(ino)
@@ -527,22 +534,22 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
     putLatin1(answer.bytes, PAYLOAD_AT, target)
     return target.length
   }, abandonable),
-  SYMLINK: row(once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: S_IFLNK | 0o777, uid, gid, link: args.target }, number), attributesOf), replyEntry),
-  MKNOD: row(once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: args.mode, uid, gid, rdev: args.rdev }, number), attributesOf), replyEntry),
-  MKDIR: row(once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: S_IFDIR | (args.mode & ~S_IFMT), uid, gid }, number), attributesOf), replyEntry),
-  LINK: row(once(({ fs }, { nodeid, args }, number) => fs.link(args.oldnodeid, nodeid, args.name, number), attributesOf), replyEntry),
-  UNLINK: row(once(({ fs }, { nodeid, args }, number) => fs.unlink(nodeid, args.name, number), nothing)),
-  RMDIR: row(once(({ fs }, { nodeid, args }, number) => fs.removeDirectory(nodeid, args.name, number), nothing)),
-  RENAME: row(once((door, request, number) => rename(door, request, { ...request.args, flags: 0 }, number), nothing)),
-  RENAME2: row(once((door, request, number) => rename(door, request, request.args, number), nothing)),
+  SYMLINK: once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: S_IFLNK | 0o777, uid, gid, link: args.target }, number), attributesOf, replyEntry),
+  MKNOD: once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: args.mode, uid, gid, rdev: args.rdev }, number), attributesOf, replyEntry),
+  MKDIR: once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: S_IFDIR | (args.mode & ~S_IFMT), uid, gid }, number), attributesOf, replyEntry),
+  LINK: once(({ fs }, { nodeid, args }, number) => fs.link(args.oldnodeid, nodeid, args.name, number), attributesOf, replyEntry),
+  UNLINK: once(({ fs }, { nodeid, args }, number) => fs.unlink(nodeid, args.name, number), nothing),
+  RMDIR: once(({ fs }, { nodeid, args }, number) => fs.removeDirectory(nodeid, args.name, number), nothing),
+  RENAME: once((door, request, number) => rename(door, request, { ...request.args, flags: 0 }, number), nothing),
+  RENAME2: once((door, request, number) => rename(door, request, request.args, number), nothing),
 
   OPEN: row((door, { nodeid, args }) => open(door, nodeid, args), (door, fh, { nodeid }, { view }) => {
     putOpen(door, nodeid, fh, view, PAYLOAD_AT)
     return OpenOut.size
   }),
-  CREATE: row(once(create, createdAgain), replyCreated),
+  CREATE: once(create, createdAgain, replyCreated),
   RELEASE: row(({ handles }, { nodeid, args }) => handles.release(nodeid, args.fh)),
-  TMPFILE: { ...row(once(makeNameless, createdAgain), replyCreated), errnos: { [EOPNOTSUPP]: ENOSYS } },
+  TMPFILE: once(makeNameless, createdAgain, replyCreated, { errnos: { [EOPNOTSUPP]: ENOSYS } }),
   READ: row(read, (_door, bytes) => bytes, { fillsAnswer: true, abandonable: true }),
   WRITE: row(write, (_door, _value, { args }, { view }) => putWritten(view, args.size), { holdsRequest: true, answered: fs => fs.answered?.() }),
   FLUSH: absent, // close(2) writes the dirty pages by itself before it would ask; there is nothing else to do
@@ -568,9 +575,9 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
     (_door, value, { args }, answer) => replyBytes(value, args.size, answer), abandonable),
   LISTXATTR: row(({ fs }, { nodeid }) => fs.listXattrs(nodeid),
     (_door, names, { args }, answer) => replyBytes(zeroTerminated(names), args.size, answer), abandonable),
-  SETXATTR: row(once(({ fs }, { nodeid, args }, number) => { checkName(args.name); return fs.setXattr(nodeid, args.name, args.value, setHow(args.flags), number) }, nothing),
+  SETXATTR: once(({ fs }, { nodeid, args }, number) => { checkName(args.name); return fs.setXattr(nodeid, args.name, args.value, setHow(args.flags), number) }, nothing,
     undefined, { holdsRequest: true, errnos: { [EFBIG]: E2BIG } }),
-  REMOVEXATTR: row(once(({ fs }, { nodeid, args }, number) => { checkName(args.name); return fs.removeXattr(nodeid, args.name, number) }, nothing)),
+  REMOVEXATTR: once(({ fs }, { nodeid, args }, number) => { checkName(args.name); return fs.removeXattr(nodeid, args.name, number) }, nothing),
 
   STATFS: row(({ fs }) => fs.space(), replySpace, abandonable),
   SYNCFS: row(({ fs }) => fs.fsync(ROOT)),

@@ -6,7 +6,7 @@ import { FerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { FileSystem, InodeAttributes } from '../cache/filesystem.js'
 import { coarseNowNs } from '../linux/clock.js'
-import { opsByCode, parseRequest, type Request, requestNumber, type Unique, uniqueOf } from '../wire/fuse.js'
+import { isResent, opsByCode, parseRequest, type Request, requestNumber, type Unique, uniqueOf } from '../wire/fuse.js'
 import { Answer, PAYLOAD_BYTES_MAX, Pool } from './answer.js'
 import { EINTR, EIO, ENOSYS, errnoOf } from './errno.js'
 import { Handles } from './handles.js'
@@ -84,6 +84,8 @@ const SPARES = 8
 /** How often it is looked whether a program that waits is going to die. Most requests are answered before the first look. */
 const LOOK_MS = 250
 
+/** They do not wait in one line with the others: fuse_dev_do_read. */
+const unordered = new Set<string>(['INTERRUPT', 'FORGET', 'BATCH_FORGET'])
 const xattrs = new Set<string>(['GETXATTR', 'LISTXATTR', 'SETXATTR', 'REMOVEXATTR'])
 
 const hour: Ttls = { entryTtlMs: TTL_MS, attrTtlMs: TTL_MS, negativeTtlMs: TTL_MS }
@@ -106,6 +108,8 @@ export class Session implements Door {
   readonly #waiting = new Map<number, Waiting>()
   #lookout: NodeJS.Timeout | undefined
   #buffer: Uint8Array = new Uint8Array(0)
+  /** What an earlier process has read and not answered comes first, again. */
+  #isResuming = false
   #dialect = { setxattrExt: false }
 
   constructor(fs: FileSystem, link: Link, options: SessionOptions = {}) {
@@ -159,6 +163,7 @@ export class Session implements Door {
       if (to) this.#link.reply(this.answer.bytes, this.answer.fail(to, EIO))
       return
     }
+    if (this.#isResuming) this.#resumed(request)
     if (request.op === 'UNKNOWN') this.#fail(request, ENOSYS)
     else if (request.op === 'INIT') this.#init(request, bytes.subarray(0, length))
     else if (request.op === 'INTERRUPT') this.#interrupt(request.args)
@@ -222,6 +227,7 @@ export class Session implements Door {
       return
     }
     this.#link.reply(answer.bytes, answer.finish(request, bytes))
+    if (handler.isNoted) this.fs.forgetOutcome?.(requestNumber(request))
     if (requests.hasSubscribers) this.#publish(request, 0, bytes)
   }
 
@@ -233,6 +239,7 @@ export class Session implements Door {
       errno = EIO
     }
     if (!handler.silent) this.#fail(request, handler.errnos?.[errno] ?? errno)
+    if (handler.isNoted) this.fs.forgetOutcome?.(requestNumber(request))
   }
 
   #fail(request: Request, errno: number) {
@@ -258,7 +265,15 @@ export class Session implements Door {
     if (request.op !== 'INIT')
       throw new FerryError('PROTOCOL', { detail: `a connection that began with ${request.op}` })
     this.#settle(request)
+    this.#isResuming = true
     this.#ready.resolve()
+  }
+
+  /** The kernel has put what it delivers again before whatever else waits, but for these. */
+  #resumed(request: Request) {
+    if (isResent(request) || unordered.has(request.op)) return
+    this.#isResuming = false
+    this.fs.keepOutcomes?.(new Set(this.#waiting.keys()))
   }
 
   #settle({ args }: Request & { op: 'INIT' }) {

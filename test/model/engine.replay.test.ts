@@ -124,3 +124,31 @@ describe('a journal that is replayed in the background', () => {
     expect(await snapshot(cache)).toEqual(wanted)
   })
 })
+
+test('what a request came to is known until its answer was sent, from one process to the next', async () => {
+  const cacheDir = temporaryDirectory()
+  undone.push(() => fs.rmSync(cacheDir, { recursive: true, force: true }))
+  const open = (connection: number) => openEngine(memTree(), cacheDir, { connection, outlived: true })
+  const file = { mode: 0o100644, uid: 0, gid: 0, rdev: 0 }
+  const [made, swapped, answered] = [10, 12, 14]
+  const first = await open(7)
+  const { ino } = await settled(first.make(1, 'a', file, made))
+  await first.make(1, 'b', file, answered)
+  await first.rename({ parent: 1, name: 'a' }, { parent: 1, name: 'b' }, 'exchange', { request: swapped })
+  first.forgetOutcome!(answered)
+  const outcomes = (cache: TreeCache) => [made, swapped, answered].map(request => cache.outcome!(request))
+  // Its end is a checkpoint: nothing of this is in the journal any more.
+  for (let process = 0; process < 2; process++) {
+    await first.close()
+    const next = await open(7)
+    expect(outcomes(next)).toEqual([ino, 0, undefined])
+    await next.close()
+  }
+  const last = await open(7)
+  last.keepOutcomes!(new Set([swapped]))
+  expect(outcomes(last)).toEqual([undefined, 0, undefined])
+  await last.close()
+  const other = await open(8)
+  undone.push(() => other.close())
+  expect(outcomes(other)).toEqual([undefined, undefined, undefined])
+})

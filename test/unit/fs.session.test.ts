@@ -302,4 +302,37 @@ describe('a session', () => {
     await turn()
     expect(kernel.answers).toEqual([])
   })
+
+  test('what is delivered again is answered with what came of it; with the first new request nothing is delivered again', async () => {
+    const ino = make('made')
+    const done = new Map([[100, ino]])
+    const kept: number[][] = []
+    const forgotten: number[] = []
+    let finish!: () => void
+    Object.assign(fs, {
+      outcome: (request: number) => done.get(request),
+      forgetOutcome: (request: number) => forgotten.push(request),
+      keepOutcomes: (requests: Set<number>) => kept.push([...requests]),
+      removeDirectory: () => new Promise<void>(resolve => (finish = resolve)),
+    })
+    const next = new Kernel(fs)
+    const zeros = Object.fromEntries(Object.keys(ops.INIT.input.fields).map(field => [field, 0]))
+    next.session.resume(compose(ops.INIT, { ...zeros, ...init }))
+    const again = (uniqueLow: number): Header => ({ uniqueLow, uniqueHigh: 2 ** 31 })
+    next.raw(compose(ops.MKDIR, { name: 'made', mode: 0o755, umask: 0 }, again(100)))
+    next.raw(compose(ops.MKDIR, { name: 'other', mode: 0o755, umask: 0 }, again(102)))
+    next.raw(compose(ops.RMDIR, { name: 'made' }, again(104)))
+    next.raw(compose(ops.FORGET, { nlookup: 1 }, { nodeid: ino, uniqueLow: 106 }))
+    expect(next.answers.map(({ unique, errno }) => [unique, errno])).toEqual([
+      [100, 0],
+      [102, 0],
+    ])
+    expect([forgotten, kept]).toEqual([[100, 102], []])
+    next.errno('LOOKUP', { name: 'other' })
+    next.errno('LOOKUP', { name: 'other' })
+    expect(kept).toEqual([[104]])
+    finish()
+    await turn()
+    expect(forgotten).toEqual([100, 102, 104])
+  })
 })
