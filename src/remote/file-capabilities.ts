@@ -1,7 +1,7 @@
 // What a directory's file system can keep, from statfs(2) and our own rights. Nothing is tried out: the directory is not ours.
 import fs from 'node:fs'
 import { listxattr } from '../linux/xattr.js'
-import { errnoName } from './file-io.js'
+import { errnoName, PATH_BYTES_MAX } from './file-io.js'
 import type { TreeCapabilities } from './tree.js'
 
 interface FileSystemKind {
@@ -21,9 +21,8 @@ const kinds: Record<number, FileSystemKind> = {
 }
 
 const XATTR_BYTES_MAX = 65536
-/** NAME_MAX and PATH_MAX (with its NUL) of linux/limits.h. */
+/** linux/limits.h */
 const NAME_MAX = 255
-const PATH_MAX = 4096
 
 const CAP_CHOWN = 0n
 const CAP_MKNOD = 27n
@@ -47,7 +46,7 @@ export async function treeCapabilities(directory: Buffer): Promise<TreeCapabilit
     owners: !plain && may(CAP_CHOWN),
     xattrBytesMax: hasXattrs(directory) ? xattrBytesMax : 0,
     nameBytesMax: NAME_MAX,
-    pathBytesMax: PATH_MAX - 2 - directory.length,
+    pathBytesMax: PATH_BYTES_MAX,
     fileBytesMax,
     patch: true,
   }

@@ -34,6 +34,14 @@ export const readLink = (path: Buffer) =>
     fs.readlink(path, { encoding: 'latin1' }, (error, target) => (error ? reject(error) : resolve(target))),
   )
 
+/** Bytes of a path below a root. */
+export const PATH_BYTES_MAX = 65_536
+/** Of what is given to a system call, without its NUL and with room for one name more: PATH_MAX and NAME_MAX of linux/limits.h. */
+const WHOLE_BYTES_MAX = 4095 - 256
+const SLASH = 0x2f
+/** fcntl.h; node has no name for it. */
+const O_PATH = 0o10000000
+
 const { O_RDONLY, O_WRONLY, O_NOATIME, O_NOFOLLOW, O_NONBLOCK, O_DIRECTORY } = fs.constants
 
 /** Where it differs from the general table in errors.ts. */
@@ -98,6 +106,31 @@ export class FileRoot {
   }
 
   /**
+   * Runs `work` with a path by which the file is reached, and which one name more can follow: the whole one, or, where that is longer
+   * than system calls take, one that begins at a directory on the way, which is open meanwhile. NAME_TOO_LONG above PATH_BYTES_MAX.
+   */
+  async reach<T>(path: string, work: (whole: Buffer) => Promise<T>): Promise<T> {
+    let whole = this.at(path)
+    if (whole.length <= WHOLE_BYTES_MAX) return work(whole)
+    const tooLong = () => new FerryError('NAME_TOO_LONG', { detail: `${path.length} bytes of path` })
+    if (path.length > PATH_BYTES_MAX) throw tooLong()
+    let from = { fd: -1, name: '' }
+    try {
+      while (whole.length > WHOLE_BYTES_MAX) {
+        const end = whole.lastIndexOf(SLASH, WHOLE_BYTES_MAX)
+        if (end <= from.name.length) throw tooLong()
+        const fd = await open(whole.subarray(0, end), O_PATH | O_DIRECTORY)
+        if (from.fd !== -1) await close(from.fd)
+        from = { fd, name: `/proc/self/fd/${fd}` }
+        whole = Buffer.concat([Buffer.from(from.name), whole.subarray(end)])
+      }
+      return await work(whole)
+    } finally {
+      if (from.fd !== -1) await close(from.fd)
+    }
+  }
+
+  /**
    * UNREACHABLE unless the root is the directory that it was. (Only the inode number counts: the device's changes when the same
    * disk is mounted again.)
    */
@@ -121,9 +154,8 @@ export class FileRoot {
   /** Runs `work` on `path`; every error becomes ours, and "not found" is only said while the root is there. */
   async try<T>(path: string, signal: AbortSignal | undefined, work: (whole: Buffer) => Promise<T>): Promise<T> {
     throwIfAborted(signal)
-    const whole = this.at(path)
     try {
-      return await work(whole)
+      return await this.reach(path, work)
     } catch (thrown) {
       const error = fileError(thrown, path)
       if (error.code === 'NOT_FOUND' || error.code === 'NOT_DIRECTORY') await this.check()
@@ -164,7 +196,7 @@ const directorySyncs = new KeyedMutex()
 /** The same for a path; if that was removed, for the nearest directory above it that is there. */
 export async function syncNearest(root: FileRoot, path: string): Promise<void> {
   try {
-    await syncDirectory(root.at(path))
+    await root.reach(path, syncDirectory)
   } catch (error) {
     if (path === '' || !['ENOENT', 'ENOTDIR', 'ELOOP'].includes(errnoName(error) ?? '')) throw error
     await syncNearest(root, parentPath(path))

@@ -6,6 +6,7 @@
 // follow; they are only a shortcut, and a first page never comes from them.
 import { LRUCache } from 'lru-cache'
 import { readNames } from './file-io.js'
+import type { Path } from './tree.js'
 
 /** How many names are kept, all directories together: about 64 MiB at worst. */
 const NAMES_MAX = 1_000_000
@@ -18,18 +19,17 @@ export class SortedNames {
     ttl: KEPT_MS,
   })
 
-  /** The names after `after`: the directory as it is now if that is undefined, else maybe as it was when the listing began. */
-  async after(directory: Buffer, after: string | undefined): Promise<{ names: string[]; from: number }> {
-    const key = directory.toString('latin1')
-    const kept = after === undefined ? undefined : this.#kept.get(key)
+  /** The names after `after` of a directory, which is `path` in its tree: the directory as it is now if that is undefined, else maybe as it was when the listing began. */
+  async after(directory: Buffer, path: Path, after: string | undefined): Promise<{ names: string[]; from: number }> {
+    const kept = after === undefined ? undefined : this.#kept.get(path)
     const names = kept ?? (await readNames(directory)).sort(compareNames)
-    if (!kept) this.#kept.set(key, names)
+    if (!kept) this.#kept.set(path, names)
     return { names, from: after === undefined ? 0 : firstAfter(names, after) }
   }
 
   /** The last page was given out. */
-  done(directory: Buffer): void {
-    this.#kept.delete(directory.toString('latin1'))
+  done(path: Path): void {
+    this.#kept.delete(path)
   }
 }
 

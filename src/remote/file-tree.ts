@@ -102,13 +102,13 @@ export async function fileTree(directory: string | Buffer): Promise<Tree> {
 
     async list(path, cursor, signal) {
       return root.try(path, signal, async whole => {
-        const { names: all, from } = await names.after(whole, cursor)
+        const { names: all, from } = await names.after(whole, path, cursor)
         if (path === '') await root.check()
         const page = all.slice(from, from + PAGE_MAX)
         const more = from + PAGE_MAX < all.length
-        if (!more) names.done(whole)
+        if (!more) names.done(path)
         const wanted = page.filter(name => !isHidden(joinPath(path, name)))
-        const entries = await mapLimit(wanted, LSTATS_AT_ONCE, name => entryAt(root.at(joinPath(path, name)), name))
+        const entries = await mapLimit(wanted, LSTATS_AT_ONCE, name => entryAt(below(whole, name), name))
         const there = entries.filter(entry => entry !== null)
         // All gone at once: rather the disk than the files.
         if (there.length === 0 && wanted.length > 0) await root.check()
@@ -188,15 +188,14 @@ export async function fileTree(directory: string | Buffer): Promise<Tree> {
     },
 
     async link(source, target, signal) {
-      await root.change(source, signal, whole => link(whole, root.at(target)))
+      await root.change(source, signal, whole => root.reach(target, to => link(whole, to)))
     },
 
     async rename(source, target, signal) {
       await root.change(source, signal, async whole => {
-        const to = root.at(target)
         const before = await lstat(whole)
         try {
-          await rename(whole, to)
+          await root.reach(target, to => rename(whole, to))
         } catch (error) {
           if (errnoName(error) === 'EEXIST')
             throw new FerryError('NOT_EMPTY', { cause: error, detail: printable(target) })
@@ -241,14 +240,16 @@ export async function fileTree(directory: string | Buffer): Promise<Tree> {
         }
         const directories = new Set<string>()
         await mapLimit(paths, FSYNCS_AT_ONCE, async path => {
-          const whole = root.at(path)
           if (path !== '') directories.add(parentPath(path))
-          const stats = await lstat(whole).catch(error => {
-            if (errnoName(error) === 'ENOENT' || errnoName(error) === 'ENOTDIR') return undefined
-            throw error
-          })
-          if (stats?.isDirectory()) directories.add(path)
-          else if (stats?.isFile()) await syncFile(writers, whole)
+          await root
+            .reach(path, async whole => {
+              const stats = await lstat(whole)
+              if (stats.isDirectory()) directories.add(path)
+              else if (stats.isFile()) await syncFile(writers, whole)
+            })
+            .catch(error => {
+              if (errnoName(error) !== 'ENOENT' && errnoName(error) !== 'ENOTDIR') throw error
+            })
         })
         writers.throwIfLost()
         await mapLimit([...directories], FSYNCS_AT_ONCE, path => syncNearest(root, path))
@@ -262,6 +263,8 @@ const isOneFileSystem = (directory: Buffer): boolean => {
   const below = Buffer.concat([directory, Buffer.from('/')])
   return !mounts().some(({ point }) => point.length > below.length && point.subarray(0, below.length).equals(below))
 }
+
+const below = (directory: Buffer, name: string): Buffer => Buffer.concat([directory, Buffer.from(`/${name}`, 'latin1')])
 
 type Now = Record<'mode' | 'uid' | 'gid', number | bigint>
 

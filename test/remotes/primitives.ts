@@ -642,6 +642,40 @@ export function treeSuite(name: string, make: () => Promise<Subject<Tree>>): voi
       await tree.make('n'.repeat(tree.capabilities.nameBytesMax), fileNode)
     })
 
+    it('reaches what lies deep', async tree => {
+      const { pathBytesMax, nameBytesMax, hardLinks } = tree.capabilities
+      const bytesMax = Math.min(pathBytesMax, 12_000)
+      const name = 'n'.repeat(Math.min(nameBytesMax, 200))
+      let deep = name
+      await tree.make(deep, directoryNode)
+      while (deep.length + 2 * (name.length + 1) <= bytesMax) {
+        deep = `${deep}/${name}`
+        await tree.make(deep, directoryNode)
+      }
+      const [file, other] = [`${deep}/f`, `${deep}/o`]
+      await put(tree, file, 'deep')
+      await tree.truncate(file, 3)
+      await tree.setAttributes(file, { mode: 0o600 })
+      expect(await content(tree, file)).toBe('dee')
+      expect((await tree.stat(file))!.mode & 0o7777).toBe(0o600)
+      await tree.setXattrs(file, new Map())
+      expect(await tree.xattrs(file)).toEqual(new Map())
+      await tree.rename(file, other)
+      if (hardLinks) await tree.link(other, file)
+      await tree.sync([other, deep])
+      expect(await names(tree, deep)).toEqual(hardLinks ? ['f', 'o'] : ['o'])
+      await fails(tree.remove(deep), 'NOT_EMPTY')
+      await fails(tree.read(`${deep}/none`, { at: 0, length: 1 }), 'NOT_FOUND')
+      expect(await tree.stat(`${deep}/none/below`)).toBeNull()
+      await tree.rename(other, 'near')
+      await tree.rename(name, 'moved')
+      expect(await content(tree, 'near')).toBe('dee')
+      if (hardLinks) await tree.remove(`moved${file.slice(name.length)}`)
+      // Level by level: whoever cleans up behind this by whole paths could not.
+      for (let at = `moved${deep.slice(name.length)}`; at; at = at.slice(0, Math.max(0, at.lastIndexOf('/'))))
+        await tree.remove(at)
+    })
+
     it('refuses what is no path and no range', async tree => {
       await put(tree, 'f', 'x')
       for (const bad of ['/', '/f', 'f/', 'd//f', '.', '..', '../f', 'd/../f', './f', 'a\0b', '\u0100']) {
