@@ -1,5 +1,5 @@
 // What every benchmark stands on: mounts as child processes of the real command line, peers, fio, and pairs of runs.
-import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { execFileSync, type StdioOptions, spawn, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -98,7 +98,11 @@ export function cleanUp(): void {
 }
 
 /** Runs a program and gives what it printed; throws with its errors. */
-export function run(command: string, args: string[], options: { cwd?: string; input?: string } = {}): string {
+export function run(
+  command: string,
+  args: string[],
+  options: { cwd?: string; input?: string; stdio?: StdioOptions } = {},
+): string {
   const done = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 2 ** 28, ...options })
   if (done.status !== 0) throw new Error(`${command} ${args.join(' ')}: ${done.stderr || done.error}`)
   return done.stdout

@@ -77,6 +77,49 @@ export const rows: Record<string, () => Promise<Result[]> | Result[]> = {
     ]
   },
 
+  'complete-reads': async () => {
+    const remote = directory('complete.remote')
+    const theirs = path.join(remote, 'file')
+    run('dd', ['if=/dev/urandom', `of=${theirs}`, 'bs=1M', 'count=1024', 'conv=fsync', 'status=none'])
+    fs.utimesSync(theirs, 1e9, 1e9)
+    const ours = mount('complete', remote, ['--read-only'])
+    const file = path.join(ours.at, 'file')
+    run('cat', [file], { stdio: ['ignore', 'ignore', 'inherit'] })
+    const isWhole = () => fs.readdirSync(path.join(ours.cacheDir, 'whole')).some(name => /^\d/.test(name))
+    while (!isWhole()) await new Promise(resolve => setTimeout(resolve, 100))
+    // What was written just now is on its way to the disk.
+    run('sync', [])
+    const beside = 'the file on the disk itself'
+    const random = (jobs: number) =>
+      pairs(
+        5,
+        () => randomReads(file, jobs, 4),
+        () => randomReads(theirs, jobs, 4),
+      )
+    const sequential = (at: string) => {
+      const began = performance.now()
+      run('dd', [`if=${at}`, 'of=/dev/null', 'bs=1M', 'iflag=direct', 'status=none'])
+      return 1024 / ((performance.now() - began) / 1000)
+    }
+    const results = [
+      ratioResult('4 KiB random O_DIRECT reads of a complete file, read-only, 1 job', beside, '/s', 0.85, random(1)),
+      ratioResult('the same, 8 jobs', beside, '/s', 0.85, random(8)),
+      ratioResult(
+        '1 MiB sequential O_DIRECT reads of it',
+        beside,
+        'MiB/s',
+        0.85,
+        pairs(
+          5,
+          () => sequential(file),
+          () => sequential(theirs),
+        ),
+      ),
+    ]
+    ours.unmount()
+    return results
+  },
+
   'sequential-write': () => {
     const remote = directory('write.remote')
     const disk = directory('write.disk')

@@ -35,11 +35,14 @@ export type EngineSettings = Omit<
   | 'suid'
   | 'dev'
   | 'driver'
+  | 'mode'
 > & {
   pullOrder: PullOrder
   /** Bytes the kernel may hold dirty. */
   kernelBytesMax: number
   isRegion: boolean
+  /** Default: regions have none. */
+  mode?: MountSettings['mode']
   /** Of a connection to the kernel that outlives this process, and whether an earlier one has served it. Default: of none. */
   connection?: number
   outlived?: boolean
@@ -78,6 +81,7 @@ export function engineOptions(settings: EngineSettings, { path: cacheDir, writer
     nowNs: coarseNowNs,
     connection: settings.connection ?? 0,
     outlived: settings.outlived ?? false,
+    wholes: settings.readOnly && !settings.isRegion && settings.mode !== 'writeback',
   }
 }
 

@@ -116,7 +116,7 @@ export async function mountWith(
 const kernelBytesMax = ({ dirtyLimit }: MountSettings) => Math.min(dirtyLimit / 4, KERNEL_BYTES_MAX)
 
 function doorOptions(settings: MountSettings, { url: source, capabilities }: Tree): DoorOptions {
-  const { uid, gid, umask, allowOther, suid, dev, dirTtl } = settings
+  const { uid, gid, umask, allowOther, suid, dev, dirTtl, mode } = settings
   // A name that the kernel goes on believing is not looked up here, and what others did to it would never be seen.
   const ttls = { entryTtlMs: dirTtl, negativeTtlMs: dirTtl }
   const xattrs = capabilities.xattrBytesMax > 0
@@ -129,6 +129,7 @@ function doorOptions(settings: MountSettings, { url: source, capabilities }: Tre
     suid,
     dev,
     xattrs,
+    mode,
     ...ttls,
     bdi: { bytesMax: kernelBytesMax(settings) },
   }

@@ -213,6 +213,12 @@ const mountTable = {
   ),
   suid: defaulted('mount', toggle(), false, 'honour set-uid bits'),
   dev: defaulted('mount', toggle(), false, 'let device files open'),
+  mode: defaulted(
+    'mount',
+    choice('auto', 'writeback', 'passthrough'),
+    'auto',
+    'with --read-only, the kernel reads complete files by itself if it can (auto), never, or says why not',
+  ),
   driver: defaulted(
     'mount',
     choice('kernel', 'fuse-native'),
@@ -302,7 +308,15 @@ const schemaOf = <T extends Table>(table: T) =>
 const mountSchema = schemaOf(mountTable)
 /** What `openRegion` takes: what has a meaning for one run of bytes. */
 const { dirTtl: _dirTtl, localOnly: _localOnly, uid: _uid, gid: _gid, umask: _umask, ...rest } = mountTable
-const { allowOther: _allowOther, suid: _suid, dev: _dev, driver: _driver, maxDelay: _maxDelay, ...common } = rest
+const {
+  allowOther: _allowOther,
+  suid: _suid,
+  dev: _dev,
+  mode: _mode,
+  driver: _driver,
+  maxDelay: _maxDelay,
+  ...common
+} = rest
 const regionTable = {
   ...common,
   commitStore: optional(
@@ -583,11 +597,16 @@ function check<S extends z.ZodMiniType>(
   throw usage(`${called(name)}: ${issue.message.replace(/^got undefined/, 'nothing was given')}`)
 }
 
+interface Dependent {
+  cacheSize: number
+  dirtyLimit?: number | undefined
+  readOnly: boolean
+  takeOver: boolean
+  mode?: MountSettings['mode']
+}
+
 /** Defaults and refusals that depend on more than one option. */
-function settle<T extends { cacheSize: number; dirtyLimit?: number | undefined; readOnly: boolean; takeOver: boolean }>(
-  settings: T,
-  called: (name: string) => string,
-): Settled<T> {
+function settle<T extends Dependent>(settings: T, called: (name: string) => string): Settled<T> {
   const { cacheSize, dirtyLimit = Math.min(2 ** 30, cacheSize / 2), readOnly, takeOver } = settings
   if (dirtyLimit > cacheSize)
     throw usage(
@@ -595,6 +614,10 @@ function settle<T extends { cacheSize: number; dirtyLimit?: number | undefined; 
     )
   if (readOnly && takeOver)
     throw usage(`${called('takeOver')}: a mount with ${called('readOnly')} has nothing to take over`)
+  if (settings.mode === 'passthrough' && !readOnly)
+    throw usage(
+      `${called('mode')}: got passthrough; allowed with ${called('readOnly')}: writers have the writeback cache`,
+    )
   return { ...settings, dirtyLimit }
 }
 

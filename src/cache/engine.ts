@@ -40,6 +40,7 @@ import { Slots } from './slots.js'
 import { join, rootInode, TreeState } from './state.js'
 import { Subtrees } from './subtrees.js'
 import type { CommittingTree, Conflict, Progress, TreeCache, TreeCacheOptions, TreeCacheStatus } from './tree-cache.js'
+import { Wholes } from './wholes.js'
 
 const CHECKPOINT_MS = 5_000
 /** Replay lets others have the loop after so long. */
@@ -61,6 +62,8 @@ const XATTR_SPACES = ['user.', 'trusted.']
 const LISTINGS_OPEN_MAX = 64
 /** Directory of the database, in the cache directory. */
 const NAMES = 'names'
+/** Of the cache, for files that have files of their own. */
+const WHOLES_SHARE = 0.5
 /** What freed slots may keep of the disk, beyond the budget, so that they are used again without a hole; nothing of a small disk. */
 const WARM_BYTES_MAX = 64 * 1024 * 1024
 const WARM_DISK_BYTES_MIN = 4 * 1024 ** 3
@@ -119,6 +122,7 @@ class Engine implements TreeCache {
   readonly #room: Room
   readonly #completion: Completion
   readonly #subtrees: Subtrees
+  readonly backing: Wholes | undefined
   replayed: Promise<void> = Promise.resolve()
   #isReplayed = false
   #timers: NodeJS.Timeout[] = []
@@ -170,7 +174,10 @@ class Engine implements TreeCache {
     )
     this.names = new Names(this.state)
     this.#memory = new MemoryBudget(options.memoryBytesMax)
+    this.backing = options.wholes ? this.#openWholes() : undefined
+    if (!options.wholes) Wholes.remove(options.cacheDir)
     this.#room = new Room(this.state, this.#slots, options, {
+      evictWhole: () => this.backing?.evictOne() ?? 0,
       poke: () => this.push.hurry(),
       send: signal => this.push.flush('settled', { signal }),
       checkpoint: () => this.#checkpoint(),
@@ -244,8 +251,22 @@ class Engine implements TreeCache {
       },
     )
     this.#completion = new Completion(remote, this.state, this.listing, this.#stop.signal)
-    this.#subtrees = new Subtrees(this.state, this.listing, this.pullQueue, options)
+    this.#subtrees = new Subtrees(this.state, this.listing, this.pullQueue, options, this.backing)
     this.#profile = options.record ? new Profile(options.record) : null
+  }
+
+  #openWholes(): Wholes {
+    const { cacheDir, cacheBytesMax, connection } = this.options
+    return new Wholes(
+      this.state,
+      { cacheDir, bytesMax: cacheBytesMax * WHOLES_SHARE, connection },
+      {
+        isComplete: inode => this.pullQueue.complete(inode),
+        read: (inode, at, into) => this.content.take(inode, at, into),
+        makeRoom: bytes => this.#room.forClean(bytes),
+        roomMade: bytes => this.#room.arrived(bytes),
+      },
+    )
   }
 
   /** Without the names neither the data nor the journal mean anything: all three are kept for whoever can read them, and we begin anew. */
@@ -429,6 +450,7 @@ class Engine implements TreeCache {
     await this.replayed.catch(() => {})
     await this.#background
     await Promise.all([this.pullQueue.close(), this.listing.close(), this.#completion.close(), this.push.close()])
+    await this.backing?.close()
     await this.#checkpointing
     try {
       // Half of a journal is no state that anybody should find.
@@ -810,13 +832,15 @@ class Engine implements TreeCache {
     if (writable && inode.writers > 0) inode.writers--
     if (inode.opens > 0) return
     inode.reading = null
+    this.backing?.unused(ino)
+    this.backing?.consider(inode)
     this.state.reap(inode)
   }
 
   read(ino: Ino, at: number, into: Uint8Array): Maybe<number> {
     const inode = this.state.inode(ino)
     this.#profile?.touch(() => this.state.path(inode), inode.ino, at, into.length)
-    return this.content.read(inode, at, into)
+    return this.backing?.read(inode, at, into) ?? this.content.read(inode, at, into)
   }
 
   write(ino: Ino, at: number, from: Uint8Array, stamped?: Stamped): Maybe<void> {
@@ -1087,16 +1111,20 @@ class Engine implements TreeCache {
 
   present(ino: Ino): number {
     const { chunks } = this.state
-    const zeroBytes = this.state.inode(ino).zeros?.bytes ?? 0
+    const inode = this.state.inode(ino)
+    if (this.backing?.has(inode)) return Math.ceil(inode.size / PAGE_BYTES) * PAGE_BYTES
+    const zeroBytes = inode.zeros?.bytes ?? 0
     return chunks.rowsOf(ino).reduce((sum, row) => sum + popcount(chunks.valid[row]) * PAGE_BYTES, zeroBytes)
   }
 
   presence(ino: Ino, countMax: number): [from: number, to: number][] {
-    return this.content.presence(this.state.inode(ino), countMax)
+    const inode = this.state.inode(ino)
+    return this.backing?.has(inode) ? [[0, inode.size]] : this.content.presence(inode, countMax)
   }
 
   prefetch(ino: Ino, at: number, length: number): Promise<void> {
-    return this.pullQueue.need(this.state.inode(ino), at, length)
+    const inode = this.state.inode(ino)
+    return this.backing?.has(inode) ? Promise.resolve() : this.pullQueue.need(inode, at, length)
   }
 
   extents(ino: Ino, at: number, length: number, countMax: number): RegionExtent[] {

@@ -89,6 +89,19 @@ export interface Whiteout {
   gid: number
 }
 
+/** Files of which the kernel may read the bytes by itself, without asking. */
+export interface Backing {
+  /** It can, if `tryOut` says so of a file among them: they are made from now on. Throws what that throws. */
+  begin(tryOut: (fd: number) => void): void
+  /** A descriptor of a file that has all bytes of this one, and keeps them until `release`; null: there is none now. */
+  hold(ino: Ino): number | null
+  release(ino: Ino): void
+  /** The kernel's number for it; null: it has none any more. */
+  note(ino: Ino, id: number | null): void
+  /** Those that are noted, also by an earlier process for the same connection. */
+  readonly noted: ReadonlyMap<Ino, number>
+}
+
 /**
  * A file tree. Names are bytes (latin1 strings), without '/' and NUL; `.` and `..` are the door's affair. `request` is the number of the
  * kernel's request that a change answers: should this process end before the answer is sent, whoever goes on with the connection learns
@@ -112,6 +125,8 @@ export interface FileSystem {
   forgetOutcome?(request: number): void
   /** All that was to be delivered again has come; these are not answered yet. */
   keepOutcomes?(requests: ReadonlySet<number>): void
+  /** Undefined: there are none. */
+  readonly backing?: Backing
   /** An earlier process gave it to the kernel, which may have it open in whatever way. */
   isOutlived?(ino: Ino): boolean
   /** The kernel holds one more reference (a reply with an entry went out). The inode stays until `forget`, though it be unlinked. */

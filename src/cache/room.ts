@@ -20,6 +20,8 @@ const EMERGENCIES_MAX = 50
 
 /** What the room needs from the rest of the engine. */
 export interface RoomHooks {
+  /** A clean file that is none of chunks leaves: how many bytes are free by that; 0: there is none. */
+  evictWhole(): number
   /** Changes wait for room: the remote should have some of them. */
   poke(): void
   /** Resolves when the remote has everything, or `signal` aborts. */
@@ -147,9 +149,9 @@ export class Room {
     let over = Math.max(due - max, scarce)
     while (over > 0) {
       const before = state.pages
-      if (!state.clean.evictOne()) break
+      if (state.clean.evictOne()) this.#evictedBytes += (before - state.pages) * PAGE_BYTES
+      else if (this.hooks.evictWhole() === 0) break
       over -= (before - state.pages) * PAGE_BYTES
-      this.#evictedBytes += (before - state.pages) * PAGE_BYTES
     }
     if (this.slots.pendingSlots > PENDING_SLOTS_MAX || (scarce > 0 && this.#evictedBytes > 0))
       void this.hooks.checkpoint()

@@ -10,6 +10,7 @@ import type { Pull } from './pull.js'
 import { inOrder } from './pull-order.js'
 import type { TreeState } from './state.js'
 import type { Progress, TreeCacheOptions } from './tree-cache.js'
+import type { Wholes } from './wholes.js'
 
 /** Listed at once, of one directory's own. */
 const DIRECTORIES_AT_ONCE = 16
@@ -25,6 +26,7 @@ export class Subtrees {
     readonly listing: Listing,
     readonly queue: Pull,
     readonly options: TreeCacheOptions,
+    readonly wholes?: Wholes,
   ) {}
 
   /** Nothing more is pulled ahead. */
@@ -47,8 +49,13 @@ export class Subtrees {
     for await (const inode of this.#below(await this.#at(at), true)) {
       if (failed) break
       files++
+      if (this.wholes?.has(inode)) {
+        progress(inode.size)
+        continue
+      }
       const done = this.queue
         .whole(inode, progress, options.signal)
+        .then(() => this.wholes?.consider(inode))
         .catch(error => {
           failed ??= { error }
         })
@@ -67,7 +74,7 @@ export class Subtrees {
     let files = 0
     const before = state.pages
     for await (const inode of this.#below(await this.#at(at), false)) {
-      let any = false
+      let any = this.wholes?.evict(inode.ino) ?? false
       for (const row of state.chunks.rowsOf(inode.ino)) {
         if (state.chunks.dirty[row] || state.chunks.flight[row]) continue
         state.dropRow(row)
@@ -158,6 +165,7 @@ export class Subtrees {
     }
     if (pull !== 'all') return
     for await (const inode of this.#below(this.state.inode(ROOT), true)) {
+      if (this.wholes?.has(inode)) continue
       for await (const at of inOrder(this.options.pullOrder, inode.baseSize, this.options.fetchBytesMax)) {
         if (this.#closed || this.state.cachedBytes > cacheBytesMax * 0.9) return
         await this.#guessed(inode, at, Math.min(inode.baseSize, at + this.options.fetchBytesMax))

@@ -58,6 +58,8 @@ export interface TreeCacheOptions {
    * ends with this process.
    */
   connection: number
+  /** Of a reader: complete files become files of their own, which the kernel may read by itself. */
+  wholes: boolean
   /** An earlier process served that connection: the kernel may have any inode open. */
   outlived: boolean
   /** Bytes the kernel may hold dirty for this mount: kept free as a reserve. */

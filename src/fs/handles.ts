@@ -1,33 +1,45 @@
 // What is open. A handle is a number that says how it was opened and nothing else, so any daemon can make sense of it later.
 import type { FileSystem, Ino } from '../cache/filesystem.js'
 import { OpenFlag } from '../wire/fuse.js'
+import type { Passthrough } from './passthrough.js'
 
 const READABLE = 1
 const WRITABLE = 2
+/** The kernel reads it by itself. */
+export const PASSED = 4
 
 /** Counts open files for the engine, and knows which inodes may have dirty pages in the kernel. */
 export class Handles {
   readonly #fs: FileSystem
   readonly #readers = new Map<Ino, number>()
   readonly #writers = new Map<Ino, number>()
+  readonly #passthrough: Passthrough | undefined
 
-  constructor(fs: FileSystem) {
+  constructor(fs: FileSystem, passthrough?: Passthrough) {
     this.#fs = fs
+    this.#passthrough = passthrough
   }
 
   /** Returns the handle. */
   open(ino: Ino, flags: number): number {
-    const handle = (flags & OpenFlag.ACCMODE) === OpenFlag.RDONLY ? READABLE : WRITABLE
+    const isReader = (flags & OpenFlag.ACCMODE) === OpenFlag.RDONLY
+    if (isReader && this.#passthrough?.open(ino, () => this.isOpen(ino))) {
+      this.#fs.opened(ino, false)
+      return PASSED
+    }
+    const handle = isReader ? READABLE : WRITABLE
     add(this.#of(handle), ino, 1)
     this.#fs.opened(ino, handle === WRITABLE)
     return handle
   }
 
   release(ino: Ino, handle: number) {
-    add(this.#of(handle), ino, -1)
+    if (handle === PASSED) this.#passthrough?.release(ino)
+    else add(this.#of(handle), ino, -1)
     this.#fs.released(ino, handle === WRITABLE)
   }
 
+  /** Through us. */
   isOpen(ino: Ino): boolean {
     return this.#readers.has(ino) || this.isWritable(ino)
   }

@@ -7,6 +7,7 @@ import { logger } from '../base/log.js'
 import { type FileSystem, ROOT } from '../cache/filesystem.js'
 import { tuneBdi } from '../linux/bdi.js'
 import { type Device, deviceNumber } from '../linux/files.js'
+import { closeBacking, openBacking } from '../linux/fuse-backing.js'
 import { mountFuse, unmountFuse } from '../linux/mount.js'
 import { mountAt } from '../linux/mountinfo.js'
 import { notify } from '../wire/fuse.js'
@@ -132,6 +133,7 @@ async function serve(fs: FileSystem, point: string, fd: number, options: MountOp
       notify: message => channel.notify(message),
       exchange: fresh => channel.exchange(fresh),
       began: init => held?.began(init),
+      backings: { open: file => openBacking(fd, file), close: id => closeBacking(fd, id) },
     },
     options,
   )

@@ -40,17 +40,31 @@ export interface Settled {
   dialect: Dialect
   /** Another process can go on with the connection: Linux 6.9. */
   canResume: boolean
+  /** The kernel reads files by itself that it is given: Linux 6.9. */
+  canPass: boolean
   /** Writes the answer behind the header; returns its bytes. */
   encode(view: DataView): number
 }
 
-export function negotiate(kernel: Args<'INIT'>, { readOnly }: { readOnly: boolean }): Settled {
+/** Of what lies below us: a directory that is no part of a union itself. Two more may be stacked on a file system of depth 0. */
+const STACK_DEPTH_MAX = 1
+
+export interface Wishes {
+  readOnly: boolean
+  /** The kernel is to read by itself what it can; it does that for readers only. */
+  passthrough: boolean
+}
+
+export function negotiate(kernel: Args<'INIT'>, { readOnly, passthrough }: Wishes): Settled {
   // The kernel collects dirty pages and knows size and times of a file best: right for one writer, wrong for a tree that others change.
   const flags = (wanted | (readOnly ? 0 : InitFlag.WRITEBACK_CACHE)) & kernel.flags
-  const flags2 = kernel.flags & InitFlag.INIT_EXT ? wanted2 & kernel.flags2 : 0
+  const wishes2 = wanted2 | (passthrough && readOnly ? InitFlag2.PASSTHROUGH : 0)
+  const flags2 = kernel.flags & InitFlag.INIT_EXT ? wishes2 & kernel.flags2 : 0
+  const canPass = (flags2 & InitFlag2.PASSTHROUGH) !== 0
   return {
     dialect: { setxattrExt: (flags & InitFlag.SETXATTR_EXT) !== 0 },
     canResume: (flags2 & InitFlag2.HAS_RESEND) !== 0,
+    canPass,
     encode(view) {
       InitOut.encode(view, PAYLOAD_AT, {
         major: KERNEL_VERSION,
@@ -64,7 +78,7 @@ export function negotiate(kernel: Args<'INIT'>, { readOnly }: { readOnly: boolea
         maxPages: PAYLOAD_BYTES_MAX / PAGE_BYTES,
         mapAlignment: 0,
         flags2,
-        maxStackDepth: 0,
+        maxStackDepth: canPass ? STACK_DEPTH_MAX : 0,
         requestTimeout: 0,
       })
       return InitOut.size

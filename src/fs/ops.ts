@@ -50,8 +50,9 @@ import {
 import { putLatin1 } from '../wire/reader.js'
 import { type Answer, PAYLOAD_AT, PAYLOAD_BYTES_MAX } from './answer.js'
 import { E2BIG, EFBIG, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, ERANGE } from './errno.js'
-import type { Handles } from './handles.js'
+import { type Handles, PASSED } from './handles.js'
 import type { Invalidations } from './invalidate.js'
+import type { Passthrough } from './passthrough.js'
 import type { Ttls } from './session.js'
 
 /** What a handler may use. */
@@ -59,6 +60,8 @@ export interface Door {
   readonly fs: FileSystem
   readonly ttls: Ttls
   readonly handles: Handles
+  /** Undefined: the kernel asks for everything. */
+  readonly passthrough: Passthrough | undefined
   readonly invalidations: Invalidations
   readonly nowNs: () => bigint
   /** Who wants the kernel's pages only when it calls fsync(2): what is to become of them, whoever sent it decides. */
@@ -289,7 +292,12 @@ function open(door: Door, ino: Ino, { flags, openFlags }: { flags: number; openF
 }
 
 /** Pages that the kernel has are good, unless the engine said otherwise since the last open. */
-function putOpen({ invalidations }: Door, ino: Ino, fh: number, view: DataView, at: number) {
+function putOpen({ invalidations, passthrough }: Door, ino: Ino, fh: number, view: DataView, at: number) {
+  if (fh === PASSED) {
+    // No other flag goes with it.
+    OpenOut.encode(view, at, { fh, openFlags: OpenOutFlag.PASSTHROUGH, backingId: passthrough!.idOf(ino) })
+    return
+  }
   const openFlags = invalidations.takeStale(ino) ? 0 : OpenOutFlag.KEEP_CACHE
   OpenOut.encode(view, at, { fh, openFlags, backingId: 0 })
 }

@@ -14,6 +14,7 @@ import { isDoomed } from './interrupt.js'
 import { type FromOutside, Invalidations, type Notify } from './invalidate.js'
 import { negotiate } from './negotiate.js'
 import { type Door, type Handler, handlers } from './ops.js'
+import { type BackingFiles, NOT_HERE, Passthrough } from './passthrough.js'
 
 const log = logger('fs')
 const requests = channel('pageferry:fs')
@@ -48,6 +49,8 @@ export interface SessionOptions extends Partial<Ttls> {
    * time that it has looked at the attributes anew: three of the twenty requests of a SQLite transaction.
    */
   xattrs?: boolean
+  /** The kernel may read by itself what the file system has files for: if it can (default), never, or whoever mounts expects it. */
+  mode?: 'auto' | 'writeback' | 'passthrough'
   nowNs?: () => bigint
 }
 
@@ -61,6 +64,7 @@ export interface Link {
   exchange(fresh: Uint8Array): void
   /** The kernel's first request, before it is answered; null: no other process could go on. */
   began?(init: Uint8Array | null): void
+  readonly backings?: BackingFiles
   /** Uses the mount from outside. */
   readonly flusher?: { readonly pid: number | undefined; run: FromOutside }
 }
@@ -94,6 +98,7 @@ export class Session implements Door {
   readonly fs: FileSystem
   readonly ttls: Ttls
   readonly handles: Handles
+  readonly passthrough: Passthrough | undefined
   readonly invalidations: Invalidations
   readonly nowNs: () => bigint
   readonly present: (attributes: InodeAttributes) => InodeAttributes
@@ -103,6 +108,7 @@ export class Session implements Door {
   readonly #link: Link
   readonly #ready = deferred()
   readonly #xattrs: boolean
+  readonly #isPassthroughWanted: boolean
   readonly #answers = new Pool(SPARES, () => new Answer())
   readonly #buffers = new Pool<Uint8Array>(SPARES, () => new Uint8Array(REQUEST_BYTES_MAX))
   readonly #waiting = new Map<number, Waiting>()
@@ -120,7 +126,11 @@ export class Session implements Door {
     this.nowNs = options.nowNs ?? coarseNowNs
     this.present = presentation(options)
     this.#xattrs = options.xattrs ?? true
-    this.handles = new Handles(fs)
+    const { mode = 'auto' } = options
+    this.#isPassthroughWanted = mode === 'passthrough'
+    if (mode !== 'writeback' && link.backings && fs.backing)
+      this.passthrough = new Passthrough(fs, fs.backing, link.backings)
+    this.handles = new Handles(fs, this.passthrough)
     this.invalidations = new Invalidations(
       fs,
       this.handles,
@@ -252,10 +262,11 @@ export class Session implements Door {
   }
 
   #init(request: Request & { op: 'INIT' }, bytes: Uint8Array) {
-    const { encode, canResume } = this.#settle(request)
+    const { encode, canResume, canPass } = this.#settle(request)
     this.#link.began?.(canResume ? bytes : null)
     const { answer } = this
     this.#link.reply(answer.bytes, answer.finish(request, encode(answer.view)))
+    this.#beginPassthrough(canPass)
     this.#ready.resolve()
   }
 
@@ -264,7 +275,7 @@ export class Session implements Door {
     const request = parseRequest(init, init.length, this.#dialect)
     if (request.op !== 'INIT')
       throw new FerryError('PROTOCOL', { detail: `a connection that began with ${request.op}` })
-    this.#settle(request)
+    this.#beginPassthrough(this.#settle(request).canPass)
     this.#isResuming = true
     this.#ready.resolve()
   }
@@ -276,8 +287,15 @@ export class Session implements Door {
     this.fs.keepOutcomes?.(new Set(this.#waiting.keys()))
   }
 
+  /** After the answer to INIT: before, the kernel takes no files. */
+  #beginPassthrough(canPass: boolean) {
+    if (canPass) this.passthrough?.begin(this.#isPassthroughWanted)
+    else if (this.#isPassthroughWanted)
+      log.warn(NOT_HERE, { error: new FerryError('UNSUPPORTED', { detail: 'Linux 6.9 can' }) })
+  }
+
   #settle({ args }: Request & { op: 'INIT' }) {
-    const settled = negotiate(args, { readOnly: this.fs.readOnly })
+    const settled = negotiate(args, { readOnly: this.fs.readOnly, passthrough: this.passthrough !== undefined })
     this.#dialect = settled.dialect
     this.invalidations.kernelMinor = args.minor
     return settled

@@ -1,6 +1,7 @@
 // The chain: records numbered from 1, each put once and only if absent, one after the head. That put is the only fence that
 // counts: whoever was overtaken finds its number taken. The heartbeat only tells those who wait that the holder is alive.
 import { randomUUID } from 'node:crypto'
+import { inParallel } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { Claim, Holder } from './commits.js'
@@ -34,6 +35,8 @@ const PUTS_MAX = 4
 /** Where many records can go in one request they wait for each other: so many, or with so many bytes. */
 const PRUNE_RECORDS = 64
 const PRUNE_BYTES = 8 * 1024 ** 2
+/** Heartbeats of former epochs. */
+const REMOVED_AT_ONCE = 8
 /** Of one request. */
 const REMOVES_MAX = 1_000
 
@@ -295,8 +298,8 @@ export class Lease<Change> {
   /** Heartbeats of former epochs go. */
   async sweep(signal?: AbortSignal): Promise<void> {
     const mine = heartbeatName(this.#mine().epoch)
-    for (const { name } of await this.#store.list('heartbeat-', undefined, signal))
-      if (name !== mine) await this.#store.remove(name, undefined, signal).catch(() => {})
+    const former = (await this.#store.list('heartbeat-', undefined, signal)).filter(({ name }) => name !== mine)
+    await inParallel(former, REMOVED_AT_ONCE, ({ name }) => this.#store.remove(name, undefined, signal).catch(() => {}))
   }
 
   /** Not ours any more, by our own will. */

@@ -50,7 +50,8 @@ export const orIf =
 
 /** Of one thing that is made or removed, while the remote does not answer. */
 const TRIES_MAX = 16
-const LINKS_AT_ONCE = 8
+/** Daemons that live for a moment only, one after the other, would otherwise leave more than the next one gets to remove. */
+const REMOVED_AT_ONCE = 16
 
 /** Tries again what is ours and can be done twice, which nobody else knows of this call. */
 async function insist(work: () => Promise<void>): Promise<void> {
@@ -236,7 +237,8 @@ async function formerStages(tree: Tree, mine: number, signal?: AbortSignal): Pro
 /** What was left in the stage directories of former epochs goes. Directories that are not empty hold things of others: they are kept. */
 export async function sweepStages(tree: Tree, mine: number, signal?: AbortSignal): Promise<void> {
   for (const path of await formerStages(tree, mine, signal)) {
-    for (const entry of await listAll(tree, path, signal)) await discard(tree, path, entry, signal)
+    const entries = await listAll(tree, path, signal)
+    await inParallel(entries, REMOVED_AT_ONCE, entry => discard(tree, path, entry, signal))
     await removeIfThere(tree, path, signal).catch(orIf(undefined, 'NOT_EMPTY'))
   }
 }
@@ -246,7 +248,7 @@ export async function sweepLinks(tree: Tree, mine: number, signal?: AbortSignal)
   for (const path of await formerStages(tree, mine, signal)) {
     const entries = await listAll(tree, path, signal)
     const links = entries.filter(entry => entry.nlink > 1 && !isDirectory(entry))
-    await inParallel(links, LINKS_AT_ONCE, link => removeIfThere(tree, `${path}/${link.name}`, signal))
+    await inParallel(links, REMOVED_AT_ONCE, link => removeIfThere(tree, `${path}/${link.name}`, signal))
   }
 }
 

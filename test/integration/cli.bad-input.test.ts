@@ -114,7 +114,7 @@ describe('without a command', () => {
     })
     const help = await place.pageferry('mount', '--help')
     expect(help).toMatchObject({ status: 0, stdout: expect.stringContaining('--fetch-size <SIZE>') })
-    for (const absent of ['--mode', '--shared', '--commit-store']) expect(help.stdout).not.toContain(absent)
+    for (const absent of ['--shared', '--commit-store']) expect(help.stdout).not.toContain(absent)
   })
 })
 

@@ -74,7 +74,8 @@ withFio(
     const killed = new Set<number>()
     for (let n = 0; n < kills; n++) {
       await sleep(draw.below(1_500))
-      const pid = await there(holder, () => daemonOf(holder))
+      // A killed one is seen for a moment yet.
+      const pid = await there(holder, () => [daemonOf(holder)].find(found => found && !killed.has(found)))
       killed.add(pid)
       process.kill(pid, 'SIGKILL')
       // Sometimes the next one right at its beginning.

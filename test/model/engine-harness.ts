@@ -41,6 +41,7 @@ export const engineOptions = (cacheDir: string, changes: Partial<TreeCacheOption
   kernelBytesMax: 1024 * 1024,
   connection: 0,
   outlived: false,
+  wholes: false,
   nowNs: () => BigInt(Date.now()) * 1_000_000n,
   ...changes,
 })
