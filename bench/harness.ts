@@ -116,8 +116,8 @@ export function runInBackground(command: string, args: string[]): Promise<void> 
   })
 }
 
-/** Reads per second of 4 KiB random O_DIRECT reads. */
-export function randomReads(file: string, jobs: number, seconds: number): number {
+/** Of 4 KiB random O_DIRECT reads, what fio says. */
+function fioReads(file: string, jobs: number, seconds: number) {
   const report = run('fio', [
     '--name=r',
     `--filename=${file}`,
@@ -131,8 +131,18 @@ export function randomReads(file: string, jobs: number, seconds: number): number
     '--output-format=json',
     '--allow_file_create=0',
   ])
-  return JSON.parse(report.slice(report.indexOf('{'))).jobs[0].read.iops
+  return JSON.parse(report.slice(report.indexOf('{'))).jobs[0].read
 }
+
+/** Per second. */
+export const randomReads = (file: string, jobs: number, seconds: number): number => fioReads(file, jobs, seconds).iops
+
+/** So long one in a thousand takes at least, us; one job. */
+export const randomReadSlowest = (file: string, seconds: number): number =>
+  fioReads(file, 1, seconds).clat_ns.percentile['99.900000'] / 1000
+
+/** The command line; throws with what it said. */
+export const pageferry = (...args: string[]): string => run(process.execPath, [cli, ...args])
 
 /** A Python program's printed JSON. */
 export const python = (program: string, ...args: string[]) => JSON.parse(run('python3', ['-c', program, ...args]))

@@ -7,10 +7,13 @@ import {
   dropCaches,
   median,
   mount,
+  pageferry,
   pairs,
   passthrough,
   python,
+  randomReadSlowest,
   randomReads,
+  root,
   run,
   runInBackground,
   work,
@@ -118,6 +121,44 @@ export const rows: Record<string, () => Promise<Result[]> | Result[]> = {
     ]
     ours.unmount()
     return results
+  },
+
+  'reads-beside-pull': async () => {
+    const mem = mount('beside', 'mem:', ['--cache-size', '8G', '--dirty-limit', '4G', '--download-limit', '300M'])
+    const [small, large] = ['small', 'large'].map(name => path.join(mem.at, name))
+    for (const [file, count] of [
+      [small, 64],
+      [large, 3_000],
+    ] as const)
+      run('dd', ['if=/dev/zero', `of=${file}`, 'bs=1M', `count=${count}`, 'conv=fsync', 'status=none'])
+    pageferry('sync', mem.at)
+    run('cat', [small], { stdio: ['ignore', 'ignore', 'inherit'] })
+    const slowest = () => randomReadSlowest(small, 6)
+    const rates: number[] = []
+    const beside = async () => {
+      pageferry('evict', large)
+      const before = mem.status().remote.bytesRead
+      const began = performance.now()
+      const pulling = runInBackground(process.execPath, [path.join(root, 'dist/cli.js'), 'pull', large])
+      const us = slowest()
+      rates.push((mem.status().remote.bytesRead - before) / MiB / ((performance.now() - began) / 1000))
+      await pulling
+      return us
+    }
+    const each: [number, number][] = []
+    for (let n = 0; n < 5; n++) each.push([await beside(), slowest()])
+    mem.unmount()
+    const ratios = each.map(([with_, without]) => with_ / without)
+    const us = (values: number[]) => `${Math.round(median(values))} us`
+    return [
+      {
+        work: `p99.9 of 4 KiB random O_DIRECT reads of cached data, beside a pull of ${Math.round(median(rates))} MiB/s`,
+        beside: 'without the pull',
+        ours: us(each.map(([one]) => one)),
+        theirs: us(each.map(([, one]) => one)),
+        ...{ figure: median(ratios), target: 3, moreIsBetter: false, unit: 'ratio', spread: ratios },
+      },
+    ]
   },
 
   'sequential-write': () => {

@@ -35,6 +35,9 @@ export interface ListingHooks {
   settled(): Promise<void> | null
 }
 
+/** Not of what a batch is about to give another version: nobody may hear of that one, and this would be taken for it. */
+const mayLearn = ({ flight }: Inode) => flight === 0
+
 /** A listing that is under way. */
 interface Run {
   done: Promise<void>
@@ -345,7 +348,7 @@ export class Listing {
     if (entry.partial && !inode.isDirectory && inode.version === entry.version) return true
     if ((inode.mode & S_IFMT) !== (entry.mode & S_IFMT)) return false
     if (inode.isDirectory) return true
-    if (inode.version === UNKNOWN_VERSION && inode.size === entry.size) inode.version = entry.version
+    if (inode.version === UNKNOWN_VERSION && inode.size === entry.size && mayLearn(inode)) inode.version = entry.version
     return inode.version === entry.version || (!inode.isFile && inode.link === (entry.link ?? ''))
   }
 
@@ -506,7 +509,7 @@ export class Listing {
     const entry = await this.remote.stat(path, this.#abort.signal)
     if (serial !== this.hooks.serial() || this.hooks.settled()) return
     if (entry && (entry.version === inode.version || inode.version === UNKNOWN_VERSION)) {
-      inode.version = entry.version
+      if (mayLearn(inode)) inode.version = entry.version
       return
     }
     if (inode.changed || inode.flight) {
