@@ -71,6 +71,7 @@ const debian = [
   { name: 'git', has: () => program('git'), goals: ['test'] },
   { name: 'rsync', has: () => program('rsync'), goals: ['test'] },
   { name: 'attr', has: () => program('getfattr'), goals: ['test'] },
+  { name: 'acl', has: () => program('getfacl'), goals: ['test'] },
   { name: 'e2fsprogs', has: () => system('mkfs.ext4') && system('e2fsck'), goals: ['test'] },
   { name: 'procps', has: () => program('ps'), goals: ['test'] },
   { name: 'util-linux', has: () => program('fallocate') && program('mount'), goals: ['test'] },

@@ -36,6 +36,7 @@ export type EngineSettings = Omit<
   | 'dev'
   | 'driver'
   | 'mode'
+  | 'acl'
 > & {
   pullOrder: PullOrder
   /** Bytes the kernel may hold dirty. */
@@ -43,6 +44,7 @@ export type EngineSettings = Omit<
   isRegion: boolean
   /** Default: regions have none. */
   mode?: MountSettings['mode']
+  acl?: boolean
   /** Of a connection to the kernel that outlives this process, and whether an earlier one has served it. Default: of none. */
   connection?: number
   outlived?: boolean
@@ -81,6 +83,7 @@ export function engineOptions(settings: EngineSettings, { path: cacheDir, writer
     nowNs: coarseNowNs,
     connection: settings.connection ?? 0,
     outlived: settings.outlived ?? false,
+    acl: settings.acl ?? false,
     wholes: settings.readOnly && !settings.isRegion && settings.mode !== 'writeback',
   }
 }

@@ -56,6 +56,10 @@ export async function mountWith(
     const [{ tree: remote, status }, { beginTreeCache }] = await Promise.all([opening, import('./cache/engine.js')])
     opened.unshift(remote)
     const settings = { ...asked, readOnly: asked.readOnly || !remote.capabilities.write }
+    if (settings.acl && remote.capabilities.xattrBytesMax === 0)
+      throw new FerryError('USAGE', {
+        detail: `--acl: ${remote.url} keeps no extended attributes, and so no such lists`,
+      })
     const point = held?.resumed?.mountpoint ?? (await prepareMountPoint(mountpoint, { note: line => log.warn(line) }))
     const path = settings.cacheDir ?? defaultCacheDir(remote.url)
     checkFiles(settings)
@@ -116,7 +120,7 @@ export async function mountWith(
 const kernelBytesMax = ({ dirtyLimit }: MountSettings) => Math.min(dirtyLimit / 4, KERNEL_BYTES_MAX)
 
 function doorOptions(settings: MountSettings, { url: source, capabilities }: Tree): DoorOptions {
-  const { uid, gid, umask, allowOther, suid, dev, dirTtl, mode } = settings
+  const { uid, gid, umask, allowOther, suid, dev, dirTtl, mode, acl } = settings
   // A name that the kernel goes on believing is not looked up here, and what others did to it would never be seen.
   const ttls = { entryTtlMs: dirTtl, negativeTtlMs: dirTtl }
   const xattrs = capabilities.xattrBytesMax > 0
@@ -130,6 +134,7 @@ function doorOptions(settings: MountSettings, { url: source, capabilities }: Tre
     dev,
     xattrs,
     mode,
+    acl,
     ...ttls,
     bdi: { bytesMax: kernelBytesMax(settings) },
   }

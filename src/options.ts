@@ -213,6 +213,7 @@ const mountTable = {
   ),
   suid: defaulted('mount', toggle(), false, 'honour set-uid bits'),
   dev: defaulted('mount', toggle(), false, 'let device files open'),
+  acl: defaulted('mount', toggle(), false, 'obey POSIX access control lists, if the remote keeps them'),
   mode: defaulted(
     'mount',
     choice('auto', 'writeback', 'passthrough'),
@@ -313,6 +314,7 @@ const {
   suid: _suid,
   dev: _dev,
   mode: _mode,
+  acl: _acl,
   driver: _driver,
   maxDelay: _maxDelay,
   ...common

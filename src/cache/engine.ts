@@ -6,6 +6,7 @@ import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { MemoryBudget } from '../base/memory-budget.js'
 import { PAGE_BYTES, popcount } from '../chunk/geometry.js'
 import { HIDDEN, HIDDEN_BESIDE, type Usage } from '../remote/tree.js'
+import { ACCESS_ACL, aclWithMode, DEFAULT_ACL, inheritAcl, isAcl, setAcl } from './acl.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
 import { Completion } from './completion.js'
 import { Content, FILE_BYTES_MAX, nowNs, type Write } from './content.js'
@@ -597,18 +598,37 @@ class Engine implements TreeCache {
     if (type === S_IFLNK && !capabilities.symlinks) refuse('the remote has no symlinks')
     if (type !== S_IFLNK && type !== S_IFREG && type !== S_IFDIR && !capabilities.specialFiles)
       refuse('the remote has no special files')
-    return this.#change(parent, () => {
-      this.#checkPlace(parent, name)
-      this.#room.check(0)
-      return this.names.make(parent, name, node, request)
+    return this.#change(parent, () =>
+      this.#begun(parent, node, (begun, xattrs) => {
+        this.#checkPlace(parent, name)
+        this.#room.check()
+        return this.names.make(parent, name, begun, { request, xattrs })
+      }),
+    )
+  }
+
+  /** What the directory's access control list makes of something new, or else the umask. */
+  #begun<T>(parent: Ino, node: NewInode, make: (node: NewInode, xattrs?: Map<string, Uint8Array>) => T): Maybe<T> {
+    const { mode, umask } = node
+    if (umask === undefined || (mode & S_IFMT) === S_IFLNK) return make(node)
+    return this.#withXattrs(parent, ({ xattrs }) => {
+      const byDefault = xattrs?.get(DEFAULT_ACL)
+      if (!byDefault) return make({ ...node, mode: mode & ~umask })
+      const begun = inheritAcl(byDefault, mode)
+      const own = new Map<string, Uint8Array>()
+      if (begun.acl) own.set(ACCESS_ACL, begun.acl)
+      if ((mode & S_IFMT) === S_IFDIR) own.set(DEFAULT_ACL, byDefault)
+      return make({ ...node, mode: begun.mode }, own)
     })
   }
 
   makeNameless(parent: Ino, node: NewInode, request = 0): Maybe<InodeAttributes> {
-    return this.#change(parent, () => {
-      this.#room.check(0)
-      return this.names.makeNameless(node, request)
-    })
+    return this.#change(parent, () =>
+      this.#begun(parent, node, (begun, xattrs) => {
+        this.#room.check()
+        return this.names.makeNameless(begun, { request, xattrs })
+      }),
+    )
   }
 
   link(ino: Ino, parent: Ino, name: string, request = 0): Maybe<InodeAttributes> {
@@ -726,7 +746,7 @@ class Engine implements TreeCache {
     const inode = this.state.inode(ino)
     if (size !== undefined) {
       if (inode.isDirectory) throw new FerryError('IS_DIRECTORY')
-      if (size > inode.size) this.#room.check(0)
+      if (size > inode.size) this.#room.check()
     }
     const others = (rest.uid ?? inode.uid) !== inode.uid || (rest.gid ?? inode.gid) !== inode.gid
     if (others && !this.remote.capabilities.owners) refuse('the remote keeps no owners')
@@ -736,10 +756,13 @@ class Engine implements TreeCache {
       const { atimeNs = inode.atimeNs, mtimeNs = inode.mtimeNs, ctimeNs = inode.ctimeNs } = rest
       return Object.assign(inode, { atimeNs, mtimeNs, ctimeNs })
     }
+    const followsMode = rest.mode !== undefined && this.options.acl && (inode.mode & S_IFMT) !== S_IFLNK
     const apply = () => {
       const before = this.#journal.headLsn
+      const acl = followsMode ? inode.xattrs?.get(ACCESS_ACL) : undefined
       if (size !== undefined) this.content.truncate(inode, size, change.mtimeNs ?? nowNs(this.state))
-      if (Object.values(rest).some(value => value !== undefined)) this.names.setAttributes(ino, rest)
+      if (Object.values(rest).some(value => value !== undefined))
+        this.names.setAttributes(ino, rest, acl && aclWithMode(acl, rest.mode!))
       if (timesOnly) {
         if (before !== this.#timesLsn) this.#beforeTimesLsn = before
         this.#timesLsn = this.#journal.headLsn
@@ -748,13 +771,15 @@ class Engine implements TreeCache {
     }
     const known = inode.guessed ? this.#completion.of(inode) : undefined
     const room = this.#room.forChange(0)
-    if (known || room) return Promise.all([known, room]).then(() => this.#done(apply()))
+    const list = followsMode ? this.#withXattrs(ino, () => {}) : undefined
+    if (known || room || list instanceof Promise)
+      return Promise.all([known, room, list]).then(() => this.#done(apply()))
     return this.#done(apply())
   }
 
   getXattr(ino: Ino, name: string): Maybe<Uint8Array> {
     return this.#withXattrs(ino, inode => {
-      const value = inode.xattrs?.get(name)
+      const value = this.#isShown(name) ? inode.xattrs?.get(name) : undefined
       // Asked for all day (security.capability of every new file): not worth an error of its own.
       if (!value) throw NO_DATA
       return value
@@ -762,15 +787,27 @@ class Engine implements TreeCache {
   }
 
   listXattrs(ino: Ino): Maybe<string[]> {
-    return this.#withXattrs(ino, inode => [...(inode.xattrs?.keys() ?? [])])
+    return this.#withXattrs(ino, inode => [...(inode.xattrs?.keys() ?? [])].filter(name => this.#isShown(name)))
   }
 
-  setXattr(ino: Ino, name: string, value: Uint8Array, how: 'set' | 'create' | 'replace', request = 0): Maybe<void> {
+  /** Access control lists that the remote has stay as they are, where they mean nothing. */
+  #isShown(name: string): boolean {
+    return this.options.acl || !isAcl(name)
+  }
+
+  setXattr(
+    ino: Ino,
+    name: string,
+    value: Uint8Array,
+    how: 'set' | 'create' | 'replace',
+    { request, keepsSetGid = true }: { request?: number; keepsSetGid?: boolean } = {},
+  ): Maybe<void> {
     this.#writable()
-    if (!XATTR_SPACES.some(space => name.startsWith(space)))
+    if (!XATTR_SPACES.some(space => name.startsWith(space)) && !(this.options.acl && isAcl(name)))
       throw new FerryError('UNSUPPORTED', { detail: `${name}: ${XATTR_SPACES.join('* and ')}* are kept` })
     if (name.length > XATTR_NAME_BYTES_MAX) throw new FerryError('RANGE', { detail: name })
     const copy = new Uint8Array(value)
+    const set = isAcl(name) ? setAcl(copy) : null
     return this.#withXattrs(ino, inode => {
       const has = inode.xattrs?.has(name) ?? false
       if (how === 'create' && has) throw new FerryError('EXISTS', { detail: name })
@@ -781,15 +818,18 @@ class Engine implements TreeCache {
         throw new FerryError('UNSUPPORTED', { detail: 'the remote has no extended attributes' })
       if (bytes > this.remote.capabilities.xattrBytesMax)
         throw new FerryError('NO_SPACE', { detail: `${bytes} bytes of extended attributes` })
-      this.#done(this.names.setXattr(inode, name, copy, request))
+      if (set && name === ACCESS_ACL) {
+        const kept = inode.mode & (keepsSetGid ? 0o7000 : 0o5000)
+        this.#done(this.names.setXattr(inode, name, set.acl, { request, mode: kept | set.permissions }))
+      } else this.#done(this.names.setXattr(inode, name, copy, { request }))
     })
   }
 
   removeXattr(ino: Ino, name: string, request = 0): Maybe<void> {
     this.#writable()
     return this.#withXattrs(ino, inode => {
-      if (!inode.xattrs?.has(name)) throw new FerryError('NO_DATA', { detail: name })
-      this.#done(this.names.setXattr(inode, name, null, request))
+      if (!inode.xattrs?.has(name) || !this.#isShown(name)) throw new FerryError('NO_DATA', { detail: name })
+      this.#done(this.names.setXattr(inode, name, null, { request }))
     })
   }
 
@@ -921,9 +961,14 @@ class Engine implements TreeCache {
     const end = at + length
     const sizeAfter = how.keepSize || how.kind === 'punch' ? inode.size : Math.max(inode.size, end)
     if (how.kind === 'allocate') {
-      this.#room.check(Math.max(0, end - inode.size))
-      if (sizeAfter > inode.size) this.#done(this.content.truncate(inode, sizeAfter, nowNs(this.state), how.stamped))
-      return
+      const allocate = (space: Space) => {
+        this.#room.check()
+        if (end - inode.size > space.blocksFree * space.blockBytes)
+          throw new FerryError('NO_SPACE', { detail: 'the remote has not so much' })
+        if (sizeAfter > inode.size) this.#done(this.content.truncate(inode, sizeAfter, nowNs(this.state), how.stamped))
+      }
+      const space = this.space()
+      return space instanceof Promise ? space.then(allocate) : allocate(space)
     }
     return this.#zero(inode, at, Math.min(end, inode.size), sizeAfter, how.stamped)
   }

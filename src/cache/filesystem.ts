@@ -55,6 +55,8 @@ export interface NewInode {
   rdev?: number
   /** Target of a symlink, as bytes. */
   link?: string
+  /** Bits that the mode loses, unless the directory has an access control list that says what it begins with. */
+  umask?: number
 }
 
 export interface DirectoryEntry {
@@ -185,7 +187,14 @@ export interface FileSystem {
 
   getXattr(ino: Ino, name: string): Maybe<Uint8Array>
   listXattrs(ino: Ino): Maybe<string[]>
-  setXattr(ino: Ino, name: string, value: Uint8Array, how: 'set' | 'create' | 'replace', request?: number): Maybe<void>
+  /** `keepsSetGid` false: an access control list takes that bit from the mode. */
+  setXattr(
+    ino: Ino,
+    name: string,
+    value: Uint8Array,
+    how: 'set' | 'create' | 'replace',
+    more?: { request?: number; keepsSetGid?: boolean },
+  ): Maybe<void>
   removeXattr(ino: Ino, name: string, request?: number): Maybe<void>
   space(): Maybe<Space>
 }

@@ -1,5 +1,6 @@
 // Inodes and their names: each operation is checked, written to the journal, and then done; replay does the last part again.
 import { FerryError } from '../base/errors.js'
+import { ACCESS_ACL } from './acl.js'
 import { nowNs } from './content.js'
 import type { AttributeChange, Ino, NewInode, Whiteout } from './filesystem.js'
 import { Changed, Inode, S_IFMT } from './inode.js'
@@ -19,52 +20,49 @@ const S_IFCHR = 0o020000
 const LINKS_MAX = 65_000
 const DIRECTORY_BYTES = 4096
 
+interface Made {
+  /** Of the kernel. */
+  request?: number
+  /** Which it has from its beginning. */
+  xattrs?: Map<string, Uint8Array>
+}
+
+interface XattrSet {
+  request?: number
+  /** Permission bits, which change with it. */
+  mode?: number
+}
+
 /** Operations on names that are known: whoever calls has listed what must be listed. */
 export class Names {
   constructor(readonly state: TreeState) {}
 
-  make(parent: Ino, name: string, node: NewInode, request = 0): Inode {
-    const { state } = this
-    const directory = this.#into(parent, name)
-    state.ensureKnown(directory)
-    const record: MakeRecord = [
-      state.newIno(),
-      parent,
-      name,
-      node.mode,
-      node.uid,
-      node.gid,
-      node.rdev ?? 0,
-      node.link ?? '',
-      nowNs(state),
-      state.outcomes.asked(request),
-    ]
-    state.append(Kind.make, record)
-    return this.replayMake(record)
+  make(parent: Ino, name: string, node: NewInode, made?: Made): Inode {
+    this.state.ensureKnown(this.#into(parent, name))
+    return this.#make(parent, name, node, made)
   }
 
   /** A file that has no name yet, and lives for as long as somebody has it open, or until it gets one. */
-  makeNameless(node: NewInode, request = 0): Inode {
+  makeNameless(node: NewInode, made?: Made): Inode {
+    return this.#make(0, '', node, made)
+  }
+
+  #make(
+    parent: Ino,
+    name: string,
+    { mode, uid, gid, rdev = 0, link = '' }: NewInode,
+    { request = 0, xattrs }: Made = {},
+  ): Inode {
     const { state } = this
-    const { mode, uid, gid } = node
-    const record: MakeRecord = [
-      state.newIno(),
-      0,
-      '',
-      mode,
-      uid,
-      gid,
-      0,
-      '',
-      nowNs(state),
-      state.outcomes.asked(request),
-    ]
+    const asked = state.outcomes.asked(request) ?? null
+    const record: MakeRecord = [state.newIno(), parent, name, mode, uid, gid, rdev, link, nowNs(state), asked]
+    if (xattrs?.size) record.push([...xattrs])
     state.append(Kind.make, record)
     return this.replayMake(record)
   }
 
   /** `parent` 0: it has no name. */
-  replayMake([ino, parent, name, mode, uid, gid, rdev, link, timeNs, asked]: MakeRecord): Inode {
+  replayMake([ino, parent, name, mode, uid, gid, rdev, link, timeNs, asked, xattrs]: MakeRecord): Inode {
     const { state } = this
     state.outcomes.note(asked, ino)
     const directory = parent === 0 ? null : state.directory(parent)
@@ -75,6 +73,7 @@ export class Names {
     inode.gid = gid
     inode.rdev = rdev
     inode.link = link
+    if (xattrs) inode.xattrs = new Map(xattrs)
     inode.size = link.length
     inode.atimeNs = inode.mtimeNs = inode.ctimeNs = inode.btimeNs = timeNs
     inode.durable = true
@@ -254,7 +253,8 @@ export class Names {
     }
   }
 
-  setAttributes(ino: Ino, change: AttributeChange): void {
+  /** `acl`: the access control list by the new mode. */
+  setAttributes(ino: Ino, change: AttributeChange, acl?: Uint8Array): void {
     const { state } = this
     const inode = state.inode(ino)
     state.ensureKnown(inode)
@@ -267,11 +267,12 @@ export class Names {
       change.mtimeNs ?? null,
       change.ctimeNs ?? nowNs(state),
     ]
+    if (acl) record.push(acl)
     state.append(Kind.attributes, record)
     this.replayAttributes(record)
   }
 
-  replayAttributes([ino, mode, uid, gid, atimeNs, mtimeNs, ctimeNs]: AttributesRecord): void {
+  replayAttributes([ino, mode, uid, gid, atimeNs, mtimeNs, ctimeNs, acl]: AttributesRecord): void {
     const inode = this.state.inode(ino)
     if (mode !== null) inode.mode = (inode.mode & S_IFMT) | (mode & 0o7777)
     if (uid !== null) inode.uid = uid
@@ -279,20 +280,18 @@ export class Names {
     if (atimeNs !== null) inode.atimeNs = atimeNs
     if (mtimeNs !== null) inode.mtimeNs = mtimeNs
     inode.ctimeNs = ctimeNs
-    this.state.mark(inode, mtimeNs === null ? Changed.attributes : Changed.attributes | Changed.times)
+    if (acl) inode.xattrs?.set(ACCESS_ACL, acl)
+    const flags = Changed.attributes | (mtimeNs === null ? 0 : Changed.times) | (acl ? Changed.xattrs : 0)
+    this.state.mark(inode, flags)
   }
 
   /** The inode's attributes are loaded. null removes. */
-  setXattr(inode: Inode, name: string, value: Uint8Array | null, request = 0): void {
+  setXattr(inode: Inode, name: string, value: Uint8Array | null, { request = 0, mode }: XattrSet = {}): void {
     const { state } = this
     state.ensureKnown(inode)
-    const record: XattrRecord = [
-      inode.ino,
-      name,
-      value && new Uint8Array(value),
-      nowNs(state),
-      state.outcomes.asked(request),
-    ]
+    const asked = state.outcomes.asked(request) ?? null
+    const record: XattrRecord = [inode.ino, name, value && new Uint8Array(value), nowNs(state), asked]
+    if (mode !== undefined) record.push(mode)
     // A record names one attribute: the others must be known to the journal as well.
     if (inode.xattrs !== null && !(inode.changed & Changed.xattrs)) this.#knowXattrs(inode)
     state.append(Kind.xattr, record)
@@ -304,12 +303,13 @@ export class Names {
     this.state.ensureKnown(inode)
   }
 
-  replayXattr([ino, name, value, timeNs, asked]: XattrRecord): void {
+  replayXattr([ino, name, value, timeNs, asked, mode]: XattrRecord): void {
     this.state.outcomes.note(asked)
     const inode = this.state.inode(ino)
     inode.xattrs ??= new Map()
     if (value) inode.xattrs.set(name, value)
     else inode.xattrs.delete(name)
+    if (mode !== undefined) inode.mode = (inode.mode & S_IFMT) | mode
     inode.ctimeNs = timeNs
     this.state.mark(inode, Changed.xattrs | Changed.attributes)
   }

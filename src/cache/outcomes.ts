@@ -23,7 +23,7 @@ export class Outcomes {
   }
 
   /** The request was done, with this inode. The oldest ones leave when there are too many. */
-  note(asked: Asked | undefined, ino: Ino = 0): void {
+  note(asked: Asked | null | undefined, ino: Ino = 0): void {
     if (!asked || asked[0] !== this.connection) return
     this.#done.set(asked[1], ino)
     if (this.#done.size > OUTCOMES_MAX) this.#done.delete(this.#done.keys().next().value!)

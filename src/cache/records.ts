@@ -41,7 +41,8 @@ export type MakeRecord = [
   rdev: number,
   link: string,
   timeNs: bigint,
-  asked?: Asked,
+  asked?: Asked | null,
+  xattrs?: [name: string, value: Uint8Array][],
 ]
 export type LinkRecord = [ino: Ino, parent: Ino, name: string, timeNs: bigint, asked?: Asked]
 export type UnlinkRecord = [parent: Ino, name: string, timeNs: bigint, asked?: Asked]
@@ -63,11 +64,21 @@ export type AttributesRecord = [
   atimeNs: bigint | null,
   mtimeNs: bigint | null,
   ctimeNs: bigint,
+  /** The access control list, which follows the mode. */
+  acl?: Uint8Array,
 ]
 export type TruncateRecord = [ino: Ino, size: number, timeNs: bigint, moves: Move[]]
 /** Whole pages become zeros; `size` is the file's after it. (There was a sixth field, slots, which nobody needs any more.) */
 export type ZeroRecord = [ino: Ino, at: number, length: number, size: number, timeNs: bigint]
-export type XattrRecord = [ino: Ino, name: string, value: Uint8Array | null, timeNs: bigint, asked?: Asked]
+/** `mode`: which an access control list changes as well. */
+export type XattrRecord = [
+  ino: Ino,
+  name: string,
+  value: Uint8Array | null,
+  timeNs: bigint,
+  asked?: Asked | null,
+  mode?: number,
+]
 /** `held`: inodes that this batch leaves as they were at the last one, though they have changed. */
 export type CutRecord = [batch: number, held?: Ino[]]
 export type CommittedRecord = [

@@ -95,10 +95,9 @@ export class Room {
   }
 
   /** ENOSPC is given where a program expects it: at create, extend and fallocate, never to a page that the kernel has accepted. */
-  check(bytes: number): void {
+  check(): void {
     const { options, state } = this
     const left = options.cacheBytesMax - options.kernelBytesMax - state.dirtyBytes
-    if (bytes > left && bytes > 0) throw new FerryError('NO_SPACE', { detail: `${left} bytes of the cache are left` })
     if (options.whenFull === 'error' && (state.dirtyBytes >= options.dirtyBytesMax || left <= 0))
       throw new FerryError('NO_SPACE', { detail: 'the dirty limit is reached' })
     if (this.#isDiskFull() && state.clean.pages === 0)

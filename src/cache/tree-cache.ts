@@ -58,6 +58,8 @@ export interface TreeCacheOptions {
    * ends with this process.
    */
   connection: number
+  /** Access control lists are obeyed: they follow modes, and modes follow them. */
+  acl: boolean
   /** Of a reader: complete files become files of their own, which the kernel may read by itself. */
   wholes: boolean
   /** An earlier process served that connection: the kernel may have any inode open. */

@@ -67,6 +67,11 @@ export class Invalidations implements KernelCache {
     return this.#stale.size > 0 && (this.#stale.size > STALE_MAX || this.#stale.delete(ino))
   }
 
+  /** The kernel asks for them anew once this has resolved. It waits for nothing, whoever has the inode locked. */
+  async dropAttributes(ino: Ino): Promise<void> {
+    await this.#deliver(notify.invalInode({ nodeid: ino, offset: -1, length: 0 }))
+  }
+
   /** The kernel's dirty pages of it have come when this resolves; with `fsync` its times as well, for which it must not be locked. */
   async launder(ino: Ino, verb: 'fsync' | 'write'): Promise<void> {
     if (await this.#fromOutside(verb, ino)) return

@@ -18,6 +18,7 @@ const PAGE_BYTES = 4096
 const wanted =
   InitFlag.ASYNC_READ |
   InitFlag.ATOMIC_O_TRUNC | // OPEN truncates: one request less
+  InitFlag.EXPORT_SUPPORT | // numbers last: what the kernel has forgotten can be looked up by its own
   InitFlag.BIG_WRITES |
   InitFlag.DO_READDIRPLUS |
   InitFlag.READDIRPLUS_AUTO |
@@ -31,7 +32,7 @@ const wanted =
   InitFlag.HANDLE_KILLPRIV_V2 |
   InitFlag.SETXATTR_EXT |
   InitFlag.INIT_EXT
-// Not POSIX_LOCKS nor FLOCK_LOCKS: without them the kernel keeps the locks of this mount itself. Not DONT_MASK: it applies the umask.
+// Not POSIX_LOCKS nor FLOCK_LOCKS: without them the kernel keeps the locks of this mount itself. DONT_MASK only with ACLs: it applies the umask.
 
 /** What RESEND needs, so that another daemon can take the connection over. */
 const wanted2 = InitFlag2.HAS_RESEND
@@ -42,6 +43,8 @@ export interface Settled {
   canResume: boolean
   /** The kernel reads files by itself that it is given: Linux 6.9. */
   canPass: boolean
+  /** The kernel asks for access control lists, and leaves the umask to us. */
+  hasAcl: boolean
   /** Writes the answer behind the header; returns its bytes. */
   encode(view: DataView): number
 }
@@ -53,11 +56,14 @@ export interface Wishes {
   readOnly: boolean
   /** The kernel is to read by itself what it can; it does that for readers only. */
   passthrough: boolean
+  /** It is to obey access control lists. */
+  acl: boolean
 }
 
-export function negotiate(kernel: Args<'INIT'>, { readOnly, passthrough }: Wishes): Settled {
+export function negotiate(kernel: Args<'INIT'>, { readOnly, passthrough, acl }: Wishes): Settled {
   // The kernel collects dirty pages and knows size and times of a file best: right for one writer, wrong for a tree that others change.
-  const flags = (wanted | (readOnly ? 0 : InitFlag.WRITEBACK_CACHE)) & kernel.flags
+  const lists = acl ? InitFlag.POSIX_ACL | InitFlag.DONT_MASK : 0
+  const flags = (wanted | lists | (readOnly ? 0 : InitFlag.WRITEBACK_CACHE)) & kernel.flags
   const wishes2 = wanted2 | (passthrough && readOnly ? InitFlag2.PASSTHROUGH : 0)
   const flags2 = kernel.flags & InitFlag.INIT_EXT ? wishes2 & kernel.flags2 : 0
   const canPass = (flags2 & InitFlag2.PASSTHROUGH) !== 0
@@ -65,6 +71,7 @@ export function negotiate(kernel: Args<'INIT'>, { readOnly, passthrough }: Wishe
     dialect: { setxattrExt: (flags & InitFlag.SETXATTR_EXT) !== 0 },
     canResume: (flags2 & InitFlag2.HAS_RESEND) !== 0,
     canPass,
+    hasAcl: lists !== 0 && (flags & lists) === lists,
     encode(view) {
       InitOut.encode(view, PAYLOAD_AT, {
         major: KERNEL_VERSION,

@@ -1,6 +1,7 @@
 // What each operation of the protocol asks of the file system, and how the answer is written: a row each. A row that gets its value at once
 // is answered in the same turn, so nothing here makes a promise, or awaits one, unless the file system did.
 import { FerryError } from '../base/errors.js'
+import { isAcl } from '../cache/acl.js'
 import type {
   AttributeChange,
   DirectoryEntry,
@@ -42,6 +43,7 @@ import {
   type RequestOf,
   requestNumber,
   SetattrValid,
+  SetxattrFlag,
   timeNs,
   Whence,
   WriteFlag,
@@ -63,6 +65,8 @@ export interface Door {
   /** Undefined: the kernel asks for everything. */
   readonly passthrough: Passthrough | undefined
   readonly invalidations: Invalidations
+  /** Access control lists are obeyed. */
+  readonly acl: boolean
   readonly nowNs: () => bigint
   /** Who wants the kernel's pages only when it calls fsync(2): what is to become of them, whoever sent it decides. */
   readonly flusherPid: number | undefined
@@ -181,6 +185,9 @@ function lookup({ fs }: Door, parent: Ino, name: string): Maybe<InodeAttributes 
   if (name === '..') return fs.attributes(fs.parentOf(parent))
   return fs.lookup(parent, name)
 }
+
+/** What the kernel leaves to us where there may be access control lists: otherwise the mode is without these bits already. */
+const masked = ({ acl }: Door, { umask }: { umask: number }) => (acl ? { umask } : undefined)
 
 /** In a directory with the set-group-id bit, what is new belongs to the directory's group. */
 function inherit<T>({ fs }: Door, parent: Ino, node: NewInode, make: () => Maybe<T>): Maybe<T> {
@@ -310,6 +317,7 @@ interface Created {
 /** The kernel sends CREATE for a name that it believes to be free; without O_EXCL it opens what is there after all. */
 function create(door: Door, { nodeid, uid, gid, args }: RequestOf<'CREATE'>, number: number): Maybe<Created> {
   const { name, mode, flags, openFlags } = args
+  const node = { mode: (mode & ~S_IFMT) | S_IFREG, uid, gid, ...masked(door, args) }
   const opened = (attributes: InodeAttributes) => ({ attributes, fh: door.handles.open(attributes.ino, flags) })
   const openOther = () =>
     then(lookup(door, nodeid, name), found => {
@@ -326,7 +334,7 @@ function create(door: Door, { nodeid, uid, gid, args }: RequestOf<'CREATE'>, num
   }
   let made: Maybe<InodeAttributes>
   try {
-    made = make(door, nodeid, name, { mode: (mode & ~S_IFMT) | S_IFREG, uid, gid }, number)
+    made = make(door, nodeid, name, node, number)
   } catch (error) {
     return orOther(error)
   }
@@ -342,7 +350,7 @@ function replyCreated(door: Door, { attributes, fh }: Created, request: unknown,
 function makeNameless(door: Door, { nodeid, uid, gid, args }: RequestOf<'TMPFILE'>, number: number): Maybe<Created> {
   const { fs, handles } = door
   if (!fs.makeNameless) throw new FerryError('UNSUPPORTED')
-  const node = { mode: (args.mode & ~S_IFMT) | S_IFREG, uid, gid }
+  const node = { mode: (args.mode & ~S_IFMT) | S_IFREG, uid, gid, ...masked(door, args) }
   const made = inherit(door, nodeid, node, () => fs.makeNameless!(nodeid, node, number))
   return then(made, attributes => ({ attributes, fh: handles.open(attributes.ino, args.flags) }))
 }
@@ -359,11 +367,12 @@ function write(door: Door, { nodeid, args }: RequestOf<'WRITE'>): Maybe<void> {
   const { offset, data, writeFlags } = args
   const stamped = writeFlags & WriteFlag.CACHE ? 'by-kernel' : 'now'
   if (!(writeFlags & WriteFlag.KILL_SUIDGID)) return door.fs.write(nodeid, offset, data, stamped)
-  return killingPrivileges(door, nodeid, mode =>
-    then(mode === undefined ? undefined : door.fs.setAttributes(nodeid, { mode }), () =>
-      door.fs.write(nodeid, offset, data, stamped),
-    ),
-  )
+  return killingPrivileges(door, nodeid, mode => {
+    if (mode === undefined) return door.fs.write(nodeid, offset, data, stamped)
+    return then(door.fs.setAttributes(nodeid, { mode }), () =>
+      then(door.fs.write(nodeid, offset, data, stamped), () => door.invalidations.dropAttributes(nodeid)),
+    )
+  })
 }
 
 const synced = ({ fsyncFlags }: { fsyncFlags: number }) => (fsyncFlags & FsyncFlag.FDATASYNC ? 'data' : 'all')
@@ -479,7 +488,8 @@ function attributesNow({ fs }: Door, ino: Ino): InodeAttributes | undefined {
  * Access control lists and labels would be stored but not obeyed: refused rather than pretended. Programs that ask for them with every
  * file (ls) then stop asking.
  */
-function checkName(name: string) {
+function checkName({ acl }: Door, name: string) {
+  if (acl && isAcl(name)) return
   if (name.startsWith('system.') || name === 'security.selinux') throw new FerryError('UNSUPPORTED')
 }
 
@@ -543,8 +553,8 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
     return target.length
   }, abandonable),
   SYMLINK: once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: S_IFLNK | 0o777, uid, gid, link: args.target }, number), attributesOf, replyEntry),
-  MKNOD: once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: args.mode, uid, gid, rdev: args.rdev }, number), attributesOf, replyEntry),
-  MKDIR: once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: S_IFDIR | (args.mode & ~S_IFMT), uid, gid }, number), attributesOf, replyEntry),
+  MKNOD: once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: args.mode, uid, gid, rdev: args.rdev, ...masked(door, args) }, number), attributesOf, replyEntry),
+  MKDIR: once((door, { nodeid, uid, gid, args }, number) => make(door, nodeid, args.name, { mode: S_IFDIR | (args.mode & ~S_IFMT), uid, gid, ...masked(door, args) }, number), attributesOf, replyEntry),
   LINK: once(({ fs }, { nodeid, args }, number) => fs.link(args.oldnodeid, nodeid, args.name, number), attributesOf, replyEntry),
   UNLINK: once(({ fs }, { nodeid, args }, number) => fs.unlink(nodeid, args.name, number), nothing),
   RMDIR: once(({ fs }, { nodeid, args }, number) => fs.removeDirectory(nodeid, args.name, number), nothing),
@@ -579,13 +589,13 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
   READDIRPLUS: row(list(ENTRY_PLUS_BYTES), replyEntriesPlus, abandonable),
   FSYNCDIR: row(({ fs }, { nodeid, args }) => fs.fsync(nodeid, synced(args))),
 
-  GETXATTR: row(({ fs }, { nodeid, args }) => { checkName(args.name); return fs.getXattr(nodeid, args.name) },
+  GETXATTR: row((door, { nodeid, args }) => { checkName(door, args.name); return door.fs.getXattr(nodeid, args.name) },
     (_door, value, { args }, answer) => replyBytes(value, args.size, answer), abandonable),
   LISTXATTR: row(({ fs }, { nodeid }) => fs.listXattrs(nodeid),
     (_door, names, { args }, answer) => replyBytes(zeroTerminated(names), args.size, answer), abandonable),
-  SETXATTR: once(({ fs }, { nodeid, args }, number) => { checkName(args.name); return fs.setXattr(nodeid, args.name, args.value, setHow(args.flags), number) }, nothing,
+  SETXATTR: once((door, { nodeid, args }, number) => { checkName(door, args.name); return door.fs.setXattr(nodeid, args.name, args.value, setHow(args.flags), { request: number, keepsSetGid: !(args.setxattrFlags & SetxattrFlag.ACL_KILL_SGID) }) }, nothing,
     undefined, { holdsRequest: true, errnos: { [EFBIG]: E2BIG } }),
-  REMOVEXATTR: once(({ fs }, { nodeid, args }, number) => { checkName(args.name); return fs.removeXattr(nodeid, args.name, number) }, nothing),
+  REMOVEXATTR: once((door, { nodeid, args }, number) => { checkName(door, args.name); return door.fs.removeXattr(nodeid, args.name, number) }, nothing),
 
   STATFS: row(({ fs }) => fs.space(), replySpace, abandonable),
   SYNCFS: row(({ fs }) => fs.fsync(ROOT)),

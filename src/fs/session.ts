@@ -49,6 +49,8 @@ export interface SessionOptions extends Partial<Ttls> {
    * time that it has looked at the attributes anew: three of the twenty requests of a SQLite transaction.
    */
   xattrs?: boolean
+  /** Access control lists are obeyed: the kernel asks for that of each file whose owner does not ask (default false). */
+  acl?: boolean
   /** The kernel may read by itself what the file system has files for: if it can (default), never, or whoever mounts expects it. */
   mode?: 'auto' | 'writeback' | 'passthrough'
   nowNs?: () => bigint
@@ -103,12 +105,14 @@ export class Session implements Door {
   readonly nowNs: () => bigint
   readonly present: (attributes: InodeAttributes) => InodeAttributes
   answer = new Answer()
+  acl = false
   /** Requests so far. */
   requests = 0
   readonly #link: Link
   readonly #ready = deferred()
   readonly #xattrs: boolean
   readonly #isPassthroughWanted: boolean
+  readonly #wantsAcl: boolean
   readonly #answers = new Pool(SPARES, () => new Answer())
   readonly #buffers = new Pool<Uint8Array>(SPARES, () => new Uint8Array(REQUEST_BYTES_MAX))
   readonly #waiting = new Map<number, Waiting>()
@@ -126,6 +130,7 @@ export class Session implements Door {
     this.nowNs = options.nowNs ?? coarseNowNs
     this.present = presentation(options)
     this.#xattrs = options.xattrs ?? true
+    this.#wantsAcl = options.acl ?? false
     const { mode = 'auto' } = options
     this.#isPassthroughWanted = mode === 'passthrough'
     if (mode !== 'writeback' && link.backings && fs.backing)
@@ -295,7 +300,9 @@ export class Session implements Door {
   }
 
   #settle({ args }: Request & { op: 'INIT' }) {
-    const settled = negotiate(args, { readOnly: this.fs.readOnly, passthrough: this.passthrough !== undefined })
+    const { readOnly } = this.fs
+    const settled = negotiate(args, { readOnly, passthrough: this.passthrough !== undefined, acl: this.#wantsAcl })
+    this.acl = settled.hasAcl
     this.#dialect = settled.dialect
     this.invalidations.kernelMinor = args.minor
     return settled

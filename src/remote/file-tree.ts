@@ -30,7 +30,7 @@ import {
 import { SortedNames } from './file-names.js'
 import { fileStoreIn } from './file-store.js'
 import { checkRange, fileUrl, isHidden, joinPath, parentPath, printable } from './path.js'
-import { type Attributes, type Entry, HIDDEN, type Tree } from './tree.js'
+import { type Attributes, type Entry, HIDDEN, isCarried, type Tree } from './tree.js'
 
 const PAGE_MAX = 1000
 /** The thread pool has four threads; more in its queue than it can do at once keeps it busy, and no more is needed. */
@@ -304,9 +304,6 @@ async function makeNode(path: Buffer, mode: number, { link, rdev }: { link?: str
       mknod(path, (mode & S_IFMT) | 0o600, deviceOf(rdev))
   }
 }
-
-/** Those of users and of root's own; what else there is (ACLs, labels, capabilities) means something on one host only. */
-const isCarried = (name: string) => name.startsWith('user.') || name.startsWith('trusted.')
 
 function readXattrs(path: Buffer): Map<string, Uint8Array> {
   const xattrs = new Map<string, Uint8Array>()

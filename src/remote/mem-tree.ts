@@ -4,7 +4,7 @@ import { FerryError } from '../base/errors.js'
 import { MemFiles, type MemSnapshot, versionOf } from './mem-files.js'
 import { memStoreIn } from './mem-store.js'
 import { checkRange, isHidden, joinPath, printable } from './path.js'
-import { HIDDEN, type Tree, type TreeCapabilities, type Xattrs } from './tree.js'
+import { HIDDEN, isCarried, type Tree, type TreeCapabilities, type Xattrs } from './tree.js'
 
 const PAGE_MAX = 1000
 const S_IFMT = 0o170000
@@ -179,8 +179,7 @@ export function memTree({ name, nowNs, capabilities: fewer }: MemTreeOptions = {
     let bytes = 0
     for (const [key, value] of xattrs) {
       bytes += key.length + value.byteLength
-      if (!key.startsWith('user.') && !key.startsWith('trusted.'))
-        refuse('UNSUPPORTED', `extended attribute ${printable(key)}`)
+      if (!isCarried(key)) refuse('UNSUPPORTED', `extended attribute ${printable(key)}`)
       // As Linux has it, see xattr(7).
       if (kind === 'other' && key.startsWith('user.')) refuse('NOT_PERMITTED', `extended attribute ${printable(key)}`)
     }

@@ -120,7 +120,7 @@ export interface Tree {
   read(path: Path, range: { at: number; length: number; version?: Version }, signal?: AbortSignal): Promise<Uint8Array>
   /** Bytes that `read` resolved with, of which nobody has a view any more: their memory is used again. */
   giveBack?(bytes: Uint8Array): void
-  /** Of the name spaces `user.` and `trusted.`: those that we may read. */
+  /** Those that are carried, and that we may read. */
   xattrs(path: Path, signal?: AbortSignal): Promise<Xattrs>
   usage(signal?: AbortSignal): Promise<Usage | null>
   close(): Promise<void>
@@ -154,6 +154,11 @@ export interface Tree {
 
 /** The prefix in a tree's root under which everything of ours lies. */
 export const HIDDEN = '.pageferry'
+
+const CARRIED = ['system.posix_acl_access', 'system.posix_acl_default']
+/** Extended attributes of users and of root's own, and access control lists; labels and capabilities mean something on one host only. */
+export const isCarried = (name: string): boolean =>
+  name.startsWith('user.') || name.startsWith('trusted.') || CARRIED.includes(name)
 
 /** What a file that is a region of its own has beside it, in whatever directory: `.pageferry-NAME`. No tree shows it. */
 export const HIDDEN_BESIDE = '.pageferry-'

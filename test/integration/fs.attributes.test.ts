@@ -100,7 +100,7 @@ assert denied(lambda: os.chown(p + '/mine', 0, 0))
   test('set-uid and set-gid go when the owner or the bytes change', async () => {
     await python(
       `
-import os, sys
+import mmap, os, sys
 p = sys.argv[1] + '/suid'
 def fresh(mode=0o6775):
     if os.path.exists(p): os.unlink(p)
@@ -116,6 +116,10 @@ def as_user(f):
 fresh(); os.chown(p, 1001, 1001); assert mode() == 0o775, oct(mode())
 fresh(0o2764); os.chown(p, 1001, 1001); assert mode() == 0o2764, oct(mode())   # without group execute: mandatory locking, stays
 fresh(0o6777); as_user(lambda: os.pwrite(os.open(p, os.O_WRONLY), b'y', 5)); assert mode() == 0o777, oct(mode())
+def direct():
+    memory = mmap.mmap(-1, 4096)
+    os.pwritev(os.open(p, os.O_WRONLY | os.O_DIRECT), [memory], 0)
+fresh(0o6777); as_user(direct); assert mode() == 0o777, oct(mode())
 fresh(0o6777); as_user(lambda: os.truncate(p, 3)); assert mode() == 0o777, oct(mode())
 fresh(0o6777); as_user(lambda: open(p, 'w').close()); assert mode() == 0o777, oct(mode())
 fresh(0o6777); os.pwrite(os.open(p, os.O_WRONLY), b'y', 5); assert mode() == 0o6777, oct(mode())  # root may keep them

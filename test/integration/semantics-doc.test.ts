@@ -100,7 +100,7 @@ describe('the document', () => {
   })
 })
 
-requires('built', 'fuse', 'root', 'attr', 'python3').describe('docs/SEMANTICS.md does what it says', () => {
+requires('built', 'fuse', 'root', 'attr', 'acl', 'python3').describe('docs/SEMANTICS.md does what it says', () => {
   test.each(blocks.map(block => [block.line, block.heading, block] as const))(
     'line %i: %s',
     async (_line, _heading, block) => {

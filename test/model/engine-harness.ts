@@ -42,6 +42,7 @@ export const engineOptions = (cacheDir: string, changes: Partial<TreeCacheOption
   connection: 0,
   outlived: false,
   wholes: false,
+  acl: false,
   nowNs: () => BigInt(Date.now()) * 1_000_000n,
   ...changes,
 })
