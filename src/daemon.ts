@@ -149,7 +149,7 @@ export class Daemon {
     void this.#endBy(() => this.#mount.close(), 'journal')
   }
 
-  /** Another daemon goes on with the mount, by this command line. @throws BUSY: it is being unmounted; UNSUPPORTED: nobody holds it */
+  /** Another daemon goes on with the mount, by this command line. @throws BUSY: it is being unmounted; UNSUPPORTED: nobody holds it, or does so any more */
   async upgrade(program: string[]): Promise<void> {
     const { next } = this.#options
     const { mountpoint } = this.#mount
@@ -157,9 +157,9 @@ export class Daemon {
       throw new FerryError('UNSUPPORTED', { detail: `nobody holds ${mountpoint}: it was mounted with --no-hold` })
     if (this.#unmounting || this.#handingOver || this.#mount.hidden)
       throw new FerryError('BUSY', { detail: `${mountpoint} is being unmounted` })
+    next(program)
     this.#handingOver = true
     log.info('another daemon goes on with the mount', { program })
-    next(program)
     // Not awaited: who asked is answered by this daemon.
     setImmediate(() => void this.#endBy(() => this.#mount.leave(), 'mount'))
   }

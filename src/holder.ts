@@ -2,9 +2,10 @@
 import { closeSync } from 'node:fs'
 import { FerryError } from './base/errors.js'
 import { logger } from './base/log.js'
-import type { HeldConnection, ResumedConnection } from './fs/held.js'
+import { type HeldConnection, NOBODY_HOLDS, type ResumedConnection } from './fs/held.js'
 import { type DaemonMessage, HOLDER_VARIABLE, type HolderMessage } from './hold-messages.js'
 import { Intake, sendMessage } from './linux/messages.js'
+import { type Watcher, watchDescriptor } from './linux/poll.js'
 
 const log = logger('mount')
 
@@ -19,10 +20,13 @@ export class Holder implements HeldConnection {
   /** Why the daemon before this one ended; null: there was none. */
   readonly why: string | null
   readonly #fd: number
-  #isLost = false
+  readonly #watcher: Watcher
+  isLost = false
 
   private constructor(fd: number, first: HolderMessage, fuse: number | undefined) {
     this.#fd = fd
+    // It says nothing after the first message: what comes is its end.
+    this.#watcher = watchDescriptor(fd, () => this.#lose())
     this.connection = first.connection
     this.why = first.op === 'resume' ? first.why : null
     this.resumed =
@@ -63,27 +67,35 @@ export class Holder implements HeldConnection {
 
   serving(): void {
     this.#send({ op: 'serving', descriptors: 0 })
+    if (!this.isLost) this.#watcher.start()
   }
 
-  /** Another daemon is to go on. */
+  /** Another daemon is to go on. @throws UNSUPPORTED: nobody would start it */
   next(program: string[]): void {
     this.#send({ op: 'next', program, descriptors: 0 })
+    if (this.isLost) throw new FerryError('UNSUPPORTED', { detail: 'the process that held the mount is gone' })
   }
 
   /** Nobody need go on. */
   done(): void {
     this.#send({ op: 'done', descriptors: 0 })
-    this.#isLost = true
-    closeSync(this.#fd)
+    this.isLost = true
+    void this.#watcher.close().then(() => closeSync(this.#fd))
   }
 
   #send(message: DaemonMessage, descriptors: number[] = []): void {
-    if (this.#isLost) return
+    if (this.isLost) return
     try {
       sendMessage(this.#fd, message, descriptors)
-    } catch (error) {
-      this.#isLost = true
-      log.warn('nobody holds the mount any more: it ends with this daemon', { error })
+    } catch {
+      this.#lose()
     }
+  }
+
+  #lose(): void {
+    this.#watcher.stop()
+    if (this.isLost) return
+    this.isLost = true
+    log.warn(NOBODY_HOLDS)
   }
 }

@@ -103,6 +103,7 @@ export async function mountWith(
     return new MountedTree({
       cache,
       door,
+      held,
       cacheDir: path,
       remote: status,
       release: async lag => {

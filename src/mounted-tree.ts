@@ -4,6 +4,7 @@ import { FerryError, isFerryError, toFerryError } from './base/errors.js'
 import { logger } from './base/log.js'
 import type { Conflict, Lag, Progress, TreeCache, TreeCacheStatus } from './cache/tree-cache.js'
 import { drain } from './drain.js'
+import { type HeldConnection, NOBODY_HOLDS } from './fs/held.js'
 import type { Mounted } from './fs/mount.js'
 import { type Holder, holdersOf } from './linux/holders.js'
 import { abortFuse } from './linux/mount.js'
@@ -40,6 +41,8 @@ export interface MountStatus extends TreeCacheStatus {
 export interface MountParts {
   cache: TreeCache
   door: Mounted
+  /** Who keeps its connection to the kernel. */
+  held?: HeldConnection
   cacheDir: string
   remote: () => RemoteStatus
   /** Closes what lies below the cache, and lets others have its directory. Gets what is left to send. */
@@ -126,7 +129,7 @@ export class MountedTree implements AsyncDisposable {
 
   /** The same object that `status --json` prints. */
   status(): MountStatus {
-    const { cache, remote } = this.#parts
+    const { cache, remote, held } = this.#parts
     const status = cache.status()
     return {
       mountpoint: this.mountpoint,
@@ -135,6 +138,7 @@ export class MountedTree implements AsyncDisposable {
       cacheDir: this.cacheDir,
       ...status,
       lag: { ...status.lag, kernelBytes: status.lag.kernelBytes + this.#kernelBytes },
+      problems: held?.isLost ? [...status.problems, NOBODY_HOLDS] : status.problems,
       remote: remote(),
     }
   }

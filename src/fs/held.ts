@@ -4,6 +4,8 @@
 export interface HeldConnection {
   /** Tells its requests from those of others: random, and above 0. */
   readonly connection: number
+  /** It is gone: the mount ends with this process after all. */
+  readonly isLost: boolean
   /** What an earlier process has left; null: nothing is mounted yet. */
   readonly resumed: ResumedConnection | null
   /** It is mounted: the descriptor is kept from now on. */
@@ -11,6 +13,8 @@ export interface HeldConnection {
   /** What the kernel has begun with, before it is answered; null: no other process can go on (Linux before 6.9). */
   began(init: Uint8Array | null): void
 }
+
+export const NOBODY_HOLDS = 'nobody holds the mount any more: it ends with this daemon'
 
 export interface ResumedConnection {
   /** Of /dev/fuse: whoever resumes closes it. */

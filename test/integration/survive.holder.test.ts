@@ -41,7 +41,7 @@ const there = async <T>(holder: MountDaemon, look: () => T | undefined): Promise
 }
 
 /** What `status --json` says, asked until it answers. */
-async function status(place: Place): Promise<{ pid: number; lag: { operations: number } }> {
+async function status(place: Place): Promise<{ pid: number; lag: { operations: number }; problems: string[] }> {
   for (const until = Date.now() + 30_000; ; await sleep(100)) {
     const { status, stdout, stderr } = await place.pageferry('status', '--json', place.mountpoint)
     if (status === 0) return JSON.parse(stdout)
@@ -226,3 +226,24 @@ test('a file that lost its name before its bytes were here is read on, whoever t
   expect(await holder.unmount()).toBe(0)
   expect(readdirSync(place.remote).filter(name => name !== '.pageferry')).toEqual(['other'])
 }, 120_000)
+
+test('a mount whose holder is gone goes on, says so, and cannot be upgraded', async () => {
+  const place = holds(await makePlace())
+  const holder = await place.mount()
+  const daemon = daemonOf(holder)!
+  process.kill(holder.pid, 'SIGKILL')
+  await holder.ended
+  expect((await runs('sh', ['-c', 'echo kept > "$0"/file', place.mountpoint])).status).toBe(0)
+  const { pid, problems } = await status(place)
+  expect({ pid, problems }).toEqual({
+    pid: daemon,
+    problems: ['nobody holds the mount any more: it ends with this daemon'],
+  })
+  const refused = await place.pageferry('upgrade', place.mountpoint)
+  expect(refused).toMatchObject({ status: 2, stdout: '' })
+  expect(refused.stderr).toBe('pageferry: not supported: the process that held the mount is gone\n')
+  expect((await status(place)).pid).toBe(daemon)
+  const unmounted = await place.pageferry('umount', place.mountpoint)
+  expect(unmounted).toMatchObject({ status: 0, stderr: '' })
+  expect(readFileSync(join(place.remote, 'file'), 'utf8')).toBe('kept\n')
+}, 60_000)
