@@ -1,4 +1,5 @@
 // A mount in this process, from its start to its end.
+import { setPriority } from 'node:os'
 import { toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import { type ControlServer, serveControl } from '../control.js'
@@ -18,6 +19,9 @@ import { describeUnsent } from './show.js'
 
 const log = logger('mount')
 
+/** setpriority(2): of this thread only. */
+const ANSWERS_NICE = -10
+
 interface Around {
   /** Who waits for a daemon to be ready. */
   ready: Ready | undefined
@@ -35,11 +39,24 @@ export const serve = (
   serving(settings, ready, async ({ signal, onSignal, keptIn }) => {
     const mount = await mountWith(remote, mountpoint, settings, { signal, held: holder })
     keptIn(mount.cacheDir)
+    preferAnswers()
     if (holder?.why) log.warn(`the daemon before this one ended: ${holder.why}`)
     if (holder) holder.serving()
     else tellReady()
     return serveMounted(mount, settings, { ready, holder, onSignal })
   })
+
+/**
+ * Who answers the kernel comes before the threads that send and fetch, and what the kernel does for these, where this user may say so
+ * (root): with two processors, of reads beside a pull of 300 MB/s one in a thousand waited 1.2 ms, and waits 0.6.
+ */
+function preferAnswers(): void {
+  try {
+    setPriority(ANSWERS_NICE)
+  } catch (error) {
+    log.debug('the thread that answers is not preferred', { error: toFerryError(error) })
+  }
+}
 
 async function serveMounted(
   mount: MountedTree,

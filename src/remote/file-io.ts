@@ -3,6 +3,7 @@ import fs, { type BigIntStats } from 'node:fs'
 import { promisify } from 'node:util'
 import { LRUCache } from 'lru-cache'
 import { KeyedMutex, throwIfAborted } from '../base/async.js'
+import { takeBytes } from '../base/buffers.js'
 import { type Code, FerryError, toFerryError } from '../base/errors.js'
 import { checkPath, parentPath, printable } from './path.js'
 
@@ -217,9 +218,9 @@ export async function writeAll(fd: number, from: Uint8Array, at: number): Promis
   for (let done = 0; done < from.byteLength; ) done += await write(done)
 }
 
-/** Up to `length` bytes from `at`: fewer only at the end of the file. The bytes own their memory. */
+/** Up to `length` bytes from `at`: fewer only at the end of the file. Nobody else has their memory, which may be given back. */
 export async function readUpTo(fd: number, at: number, length: number): Promise<Uint8Array> {
-  const into = Buffer.allocUnsafeSlow(length)
+  const into = takeBytes(length)
   const read = (done: number) =>
     new Promise<number>((resolve, reject) =>
       fs.read(fd, into, done, Math.min(length - done, CALL_BYTES_MAX), at + done, (error, count) =>
@@ -232,7 +233,7 @@ export async function readUpTo(fd: number, at: number, length: number): Promise<
     if (count === 0) break
     done += count
   }
-  return done === length ? new Uint8Array(into.buffer) : new Uint8Array(into.buffer.slice(0, done))
+  return into.subarray(0, done)
 }
 
 interface OpenFile {
