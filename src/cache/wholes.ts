@@ -2,6 +2,7 @@
 // asking us. Only readers have them, since nothing of them is ever dirty. What became one takes no room among the chunks any more.
 import fs from 'node:fs'
 import path from 'node:path'
+import { toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import { digest } from '../chunk/digest.js'
 import { PAGE_BYTES } from '../chunk/geometry.js'
@@ -31,6 +32,8 @@ interface Whole {
   fd: number | null
   holders: number
 }
+
+type Opened = Whole & { fd: number }
 
 export interface WholesOptions {
   cacheDir: string
@@ -108,7 +111,7 @@ export class Wholes implements Backing {
     const whole = inode && this.#of(inode)
     if (!whole) return null
     whole.holders++
-    return this.#open(whole)
+    return whole.fd
   }
 
   release(ino: Ino): void {
@@ -135,14 +138,13 @@ export class Wholes implements Backing {
   // --- for the engine
 
   has(inode: Inode): boolean {
-    return this.#of(inode) !== null
+    return this.#known.get(inode.ino)?.name === nameOf(inode)
   }
 
   /** Bytes of it; undefined: it is none. */
   read(inode: Inode, at: number, into: Uint8Array): Promise<number> | undefined {
-    const whole = this.#of(inode)
-    if (!whole) return undefined
-    const fd = this.#open(whole)
+    const fd = this.#of(inode)?.fd
+    if (fd === undefined) return undefined
     return new Promise((resolve, reject) =>
       fs.read(fd, into, 0, Math.max(0, Math.min(into.length, inode.size - at)), at, (error, count) =>
         error ? reject(error) : resolve(count),
@@ -243,22 +245,25 @@ export class Wholes implements Backing {
     for (const row of this.state.chunks.rowsOf(ino)) this.state.dropRow(row)
   }
 
-  /** If it is of the version that the inode has now. */
-  #of(inode: Inode): Whole | null {
+  /** Open, if it is of the version that the inode has now. */
+  #of(inode: Inode): Opened | null {
     const whole = this.#known.get(inode.ino)
     if (!whole) return null
     if (whole.name !== nameOf(inode)) {
       this.evict(inode.ino)
       return null
     }
+    try {
+      whole.fd ??= fs.openSync(path.join(this.#directory, whole.name), 'r')
+    } catch (error) {
+      // Its bytes are fetched again.
+      log.warn('a complete file in the cache cannot be opened', { error: toFerryError(error) })
+      this.evict(inode.ino)
+      return null
+    }
     this.#known.delete(inode.ino)
     this.#known.set(inode.ino, whole)
-    return whole
-  }
-
-  #open(whole: Whole): number {
-    whole.fd ??= fs.openSync(path.join(this.#directory, whole.name), 'r')
-    return whole.fd
+    return whole as Opened
   }
 
   #remove(ino: Ino, whole: Whole) {

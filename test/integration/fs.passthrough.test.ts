@@ -1,6 +1,6 @@
 // Files that are complete in the cache of a reader, which the kernel reads by itself.
 import { createHash } from 'node:crypto'
-import { readdirSync, renameSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
+import { readdirSync, renameSync, rmSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { expect } from '@jest/globals'
@@ -93,6 +93,13 @@ test('a complete file is read without the daemon, by read and by mmap, also afte
   expect(await read(place, 'big')).toBe(digest)
   expect(await bytesRead(place)).toBe(0)
   await again.unmount()
+  // Whoever threw it away has it fetched again.
+  const thrower = await place.mount('--read-only')
+  for (const name of wholes(place)) rmSync(join(place.cacheDir, 'whole', name))
+  expect(await read(place, 'big')).toBe(digest)
+  expect(thrower.output).toContain('a complete file in the cache cannot be opened')
+  await soon(() => wholes(place).length === 1)
+  await thrower.unmount()
   // A writer has none of them.
   const writer = await place.mount()
   expect(await read(place, 'big')).toBe(digest)
