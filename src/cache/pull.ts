@@ -31,6 +31,8 @@ import { type TreeState, UNKNOWN_VERSION } from './state.js'
 const DEMAND_REQUESTS_MAX = 64
 /** Guesses at once, however narrow the line. */
 const GUESSES_MIN = 2
+/** Of what nobody reads yet, so much is stored in one go, 0.1 ms: who reads something else has a turn in between. */
+const STORED_BYTES = 2 * CHUNK_BYTES
 /** What a random reader pays beyond what it asked for: its miss is widened to this. */
 const DEMAND_BYTES_MIN = 16 * 1024
 /** Who has not read on for so long does not share the line. */
@@ -81,6 +83,8 @@ interface Fetch {
   demand: boolean
   /** Somebody waits for it, whether or not it began as a guess. */
   awaited: boolean
+  /** Somebody reads it as soon as it is there. */
+  isUrgent: boolean
   version: string
   done: Promise<void>
   start: () => void
@@ -88,6 +92,8 @@ interface Fetch {
   /** It is not worth it any more, and ends without having begun. */
   dropped: boolean
 }
+
+const nextStored = (at: number) => (Math.floor(at / STORED_BYTES) + 1) * STORED_BYTES
 
 export class Pull {
   readonly #demand = new PQueue({ concurrency: DEMAND_REQUESTS_MAX })
@@ -102,6 +108,7 @@ export class Pull {
   /** Paths of files that could not be read since they are archived. */
   readonly archived = new LRUCache<Ino, string>({ max: ARCHIVED_MAX })
   #guessedInFlight = 0
+  #turns: Promise<void> = Promise.resolve()
 
   constructor(
     readonly remote: Tree,
@@ -191,17 +198,20 @@ export class Pull {
     return started
   }
 
-  /** Resolves when no page of these bytes is absent that the remote has; joins what is on its way. */
-  async need(inode: Inode, at: number, length: number): Promise<void> {
+  /**
+   * Resolves when no page of these bytes is absent that the remote has; joins what is on its way. `isUrgent` false: nobody reads them now,
+   * and others are let in while they are stored.
+   */
+  async need(inode: Inode, at: number, length: number, isUrgent = true): Promise<void> {
     for (let tries = 0; ; tries++) {
       const end = Math.min(at + length, inode.baseSize)
       if (at >= end) return
-      const waiting = this.#joined(inode, at, end)
+      const waiting = this.#joined(inode, at, end, isUrgent)
       for (const gap of this.#gaps(inode, at, end)) {
         const wide = this.#widened(inode, gap)
         const step = this.options.fetchBytesMax
         for (let from = wide.from; from < wide.to; from += step)
-          waiting.push(this.#fetch(inode, from, Math.min(wide.to, from + step), true).done)
+          waiting.push(this.#fetch(inode, from, Math.min(wide.to, from + step), true, isUrgent).done)
       }
       if (waiting.length === 0) return
       const results = await Promise.allSettled(waiting)
@@ -230,7 +240,7 @@ export class Pull {
   }
 
   /** Fetches on their way that bring bytes of [from, to). Those that still wait as guesses start now. */
-  #joined(inode: Inode, from: number, to: number): Promise<void>[] {
+  #joined(inode: Inode, from: number, to: number, isUrgent: boolean): Promise<void>[] {
     const waiting: Promise<void>[] = []
     for (const fetch of this.#fetches.get(inode) ?? []) {
       if (
@@ -240,6 +250,7 @@ export class Pull {
       )
         continue
       fetch.awaited = true
+      fetch.isUrgent ||= isUrgent
       if (!fetch.started) {
         fetch.demand = true
         void this.#demand.add(async () => fetch.start())
@@ -308,7 +319,7 @@ export class Pull {
     return this.#gaps(inode, from, to).find(wide => wide.from <= gap.from && wide.to >= gap.to) ?? gap
   }
 
-  #fetch(inode: Inode, from: number, to: number, demand: boolean): Fetch {
+  #fetch(inode: Inode, from: number, to: number, demand: boolean, isUrgent = demand): Fetch {
     const fetches = this.#fetches.get(inode) ?? new Set<Fetch>()
     this.#fetches.set(inode, fetches)
     let start = () => {}
@@ -320,6 +331,7 @@ export class Pull {
       to,
       demand,
       awaited: demand,
+      isUrgent,
       version: inode.version ?? '',
       done: Promise.resolve(),
       start: () => {},
@@ -360,7 +372,7 @@ export class Pull {
     const version = fetch.version === UNKNOWN_VERSION ? undefined : fetch.version
     if (version === undefined && inode.remoteParent > 0) throw new FerryError('STALE', { detail: path })
     // Room first: who waits for that may wait for a push, which needs memory.
-    const room = fetch.to - fetch.from + CHUNK_BYTES
+    let room = fetch.to - fetch.from + CHUNK_BYTES
     await this.hooks.makeRoom(room)
     try {
       await this.memory.take(length, fetch.demand)
@@ -377,9 +389,12 @@ export class Pull {
       const { signal } = this.#abort
       const bytes = await this.hedge.read({ bytes: length, isAwaited: () => fetch.awaited, signal }, read)
       this.#link.end(begun, length)
-      if ((inode.version ?? '') !== fetch.version) throw new FerryError('STALE', { detail: path })
+      this.#check(inode, fetch)
       this.archived.delete(inode.ino)
-      await this.#keep(inode, fetch, bytes)
+      await this.#keep(inode, fetch, bytes, stored => {
+        room -= stored
+        this.hooks.roomMade(stored)
+      })
       this.remote.giveBack?.(bytes)
     } catch (error) {
       if (isFerryError(error, 'ARCHIVED')) this.archived.set(inode.ino, path)
@@ -391,26 +406,43 @@ export class Pull {
   }
 
   /** A disk that is full for the moment is given back what can be given back, again and again until the deadline. */
-  async #keep(inode: Inode, fetch: Fetch, bytes: Uint8Array): Promise<void> {
+  async #keep(inode: Inode, fetch: Fetch, bytes: Uint8Array, stored: (bytes: number) => void): Promise<void> {
     const until = performance.now() + this.options.deadlineMs
-    for (;;) {
+    for (let at = fetch.from; ; ) {
+      // Who reads it has all of it at once, before any of it can leave again.
+      const next = fetch.isUrgent ? fetch.to : Math.min(nextStored(at), fetch.to)
       try {
-        this.#store(inode, fetch, bytes)
-        return
+        this.#store(inode, fetch, bytes, { from: at, to: next })
+        stored(next - at)
+        at = next
+        if (at === fetch.to) return
+        await this.#turn()
       } catch (error) {
         if (!isFerryError(error, 'NO_SPACE') || performance.now() > until) throw error
         await this.hooks.diskFull()
-        if ((inode.version ?? '') !== fetch.version) throw new FerryError('STALE', { cause: error })
       }
+      this.#check(inode, fetch)
     }
   }
 
-  /** Into the slots, but for pages that became valid meanwhile: what was written here is newer. */
-  #store(inode: Inode, fetch: Fetch, bytes: Uint8Array) {
+  /** STALE: what it was fetched for is another file by now, or none. */
+  #check(inode: Inode, { version }: Fetch): void {
+    if ((inode.version ?? '') !== version || !this.state.find(inode.ino))
+      throw new FerryError('STALE', { detail: this.state.path(inode) ?? `inode ${inode.ino}` })
+  }
+
+  /** The next turn of the loop in which nothing else is stored bit by bit. */
+  #turn(): Promise<void> {
+    this.#turns = this.#turns.then(() => new Promise(setImmediate))
+    return this.#turns
+  }
+
+  /** A part of it into the slots, but for pages that became valid meanwhile: what was written here is newer. */
+  #store(inode: Inode, fetch: Fetch, bytes: Uint8Array, part: Guess) {
     const { state } = this
     const { chunks, slots } = state
-    const end = Math.min(fetch.to, inode.baseSize)
-    for (let at = fetch.from; at < end; ) {
+    const end = Math.min(part.to, inode.baseSize)
+    for (let at = part.from; at < end; ) {
       const index = Math.floor(at / CHUNK_BYTES)
       const start = index * CHUNK_BYTES
       const to = Math.min(start + CHUNK_BYTES, end)
@@ -447,7 +479,7 @@ export class Pull {
     const step = this.options.fetchBytesMax * 4
     for (let at = 0; at < inode.baseSize; at += step) {
       signal?.throwIfAborted()
-      await this.need(inode, at, Math.min(step, inode.baseSize - at))
+      await this.need(inode, at, Math.min(step, inode.baseSize - at), false)
       onBytes(Math.min(step, inode.baseSize - at))
     }
   }

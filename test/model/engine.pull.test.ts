@@ -277,6 +277,46 @@ describe('reads', () => {
     expect(cache.status().hedged).toEqual({ asked: 1, won: 1 })
   })
 
+  test('what nobody reads yet is stored bit by bit, and what somebody waits for at once', async () => {
+    const bytes = pattern(4 * MiB)
+    const far = await countedRemote(bytes)
+    /** What was there of it whenever somebody else had a turn. */
+    const watched = async (work: (cache: TreeCache, ino: number) => unknown): Promise<Set<number>> => {
+      const { cache, ino } = await cacheOf(far.remote, { prefetch: 'off', fetchBytesMax: 4 * MiB })
+      const sizes = new Set<number>()
+      let isDone = false
+      const watching = (async () => {
+        for (; !isDone; await new Promise(setImmediate)) sizes.add(cache.present(ino))
+      })()
+      await work(cache, ino)
+      isDone = true
+      await watching
+      const into = Buffer.alloc(4 * MiB)
+      expect(await cache.read(ino, 0, into)).toBe(into.length)
+      expect(into.equals(bytes)).toBe(true)
+      sizes.add(cache.present(ino))
+      return sizes
+    }
+    const pulled = await watched(cache => cache.pull(''))
+    expect([...pulled].sort((a, b) => a - b)).toEqual(Array.from({ length: 17 }, (_, n) => (n * MiB) / 4))
+    const read = await watched((cache, ino) => cache.read(ino, 0, Buffer.alloc(4 * MiB)))
+    expect([...read]).toEqual([0, 4 * MiB])
+    // The file was replaced in the middle: nothing of the old one is left.
+    const { cache, ino } = await cacheOf(far.remote, { fetchBytesMax: 4 * MiB, readOnly: true, prefetch: 'off' })
+    const pulling = cache.pull('').catch(() => {})
+    while (cache.present(ino) === 0) await new Promise(setImmediate)
+    await far.tree.write(
+      'file',
+      0,
+      bytes.map(byte => byte ^ 0xff),
+    )
+    await cache.refresh('')
+    await pulling
+    const into = Buffer.alloc(4 * MiB)
+    await cache.read(ino, 0, into)
+    expect(into.every((byte, at) => byte === (bytes[at] ^ 0xff))).toBe(true)
+  })
+
   test('what was guessed for a reader who reads elsewhere now is forgotten, if it is not on its way yet', async () => {
     const { remote, reads, hold, release } = await countedRemote(pattern(40 * MiB))
     const { cache, ino } = await cacheOf(remote, { pullWorkers: 2 })
