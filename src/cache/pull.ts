@@ -83,7 +83,7 @@ interface Fetch {
   demand: boolean
   /** Somebody waits for it, whether or not it began as a guess. */
   awaited: boolean
-  /** Somebody reads it as soon as it is there. */
+  /** Somebody reads it as soon as it is there, or soon. */
   isUrgent: boolean
   version: string
   done: Promise<void>
@@ -180,8 +180,11 @@ export class Pull {
       }
   }
 
-  /** Fetch in the background what of these bytes is neither here nor on its way; dropped without a word when there is no room. */
-  guess(inode: Inode, { from, to }: Guess): Promise<void>[] {
+  /**
+   * Fetch in the background what of these bytes is neither here nor on its way; dropped without a word when there is no room. `isUrgent`
+   * false: nobody reads there.
+   */
+  guess(inode: Inode, { from, to }: Guess, isUrgent = true): Promise<void>[] {
     const started: Promise<void>[] = []
     const end = Math.min(to, inode.baseSize)
     const step = this.#link.requestBytes
@@ -190,7 +193,7 @@ export class Pull {
       for (let at = gap.from; at < gap.to; at += step) {
         const until = Math.min(gap.to, at + step)
         if (this.#guessedInFlight + until - at > this.#guessedBytesMax) return started
-        const fetch = this.#fetch(inode, at, until, false)
+        const fetch = this.#fetch(inode, at, until, false, isUrgent)
         fetch.done.catch(() => {})
         started.push(fetch.done)
       }
@@ -319,7 +322,7 @@ export class Pull {
     return this.#gaps(inode, from, to).find(wide => wide.from <= gap.from && wide.to >= gap.to) ?? gap
   }
 
-  #fetch(inode: Inode, from: number, to: number, demand: boolean, isUrgent = demand): Fetch {
+  #fetch(inode: Inode, from: number, to: number, demand: boolean, isUrgent: boolean): Fetch {
     const fetches = this.#fetches.get(inode) ?? new Set<Fetch>()
     this.#fetches.set(inode, fetches)
     let start = () => {}

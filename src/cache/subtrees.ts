@@ -174,7 +174,7 @@ export class Subtrees {
   }
 
   async #guessed(inode: Inode, from: number, to: number): Promise<void> {
-    this.#guesses.push(...this.queue.guess(inode, { from, to }).map(done => done.catch(() => {})))
+    this.#guesses.push(...this.queue.guess(inode, { from, to }, false).map(done => done.catch(() => {})))
     while (this.#guesses.length > this.options.pullWorkers) await this.#guesses.shift()
   }
 }
