@@ -149,7 +149,10 @@ export class Daemon {
     void this.#endBy(() => this.#mount.close(), 'journal')
   }
 
-  /** Another daemon goes on with the mount, by this command line. @throws BUSY: it is being unmounted; UNSUPPORTED: nobody holds it, or does so any more */
+  /**
+   * Another daemon goes on with the mount, by this command line.
+   * @throws BUSY: it is being unmounted; UNSUPPORTED: nobody holds it, or does so any more
+   */
   async upgrade(program: string[]): Promise<void> {
     const { next } = this.#options
     const { mountpoint } = this.#mount

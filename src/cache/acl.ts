@@ -2,11 +2,6 @@
 // the group bits of its mode as the mask of its list; fs/posix_acl.c says what becomes of either when the other one changes.
 import { FerryError } from '../base/errors.js'
 
-export const ACCESS_ACL = 'system.posix_acl_access'
-/** Of a directory: what is made in it begins with. */
-export const DEFAULT_ACL = 'system.posix_acl_default'
-export const isAcl = (name: string): boolean => name === ACCESS_ACL || name === DEFAULT_ACL
-
 /** Its extended attribute; null: the mode says all of it. */
 export type Acl = Uint8Array | null
 

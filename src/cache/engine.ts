@@ -5,8 +5,8 @@ import { lasting, throwIfAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { MemoryBudget } from '../base/memory-budget.js'
 import { PAGE_BYTES, popcount } from '../chunk/geometry.js'
-import { HIDDEN, HIDDEN_BESIDE, type Usage } from '../remote/tree.js'
-import { ACCESS_ACL, aclWithMode, DEFAULT_ACL, inheritAcl, isAcl, setAcl } from './acl.js'
+import { ACCESS_ACL, DEFAULT_ACL, HIDDEN, HIDDEN_BESIDE, isAcl, isCarried, type Usage } from '../remote/tree.js'
+import { aclWithMode, inheritAcl, setAcl } from './acl.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
 import { Completion } from './completion.js'
 import { Content, FILE_BYTES_MAX, nowNs, type Write } from './content.js'
@@ -59,7 +59,6 @@ const CLAIM_RETRY_MS = 2_000
 const CLAIM_PAUSE_MS_MAX = 1_000
 const XATTR_NAME_BYTES_MAX = 255
 /** What remotes keep (see tree.ts). */
-const XATTR_SPACES = ['user.', 'trusted.']
 const LISTINGS_OPEN_MAX = 64
 /** Directory of the database, in the cache directory. */
 const NAMES = 'names'
@@ -803,8 +802,8 @@ class Engine implements TreeCache {
     { request, keepsSetGid = true }: { request?: number; keepsSetGid?: boolean } = {},
   ): Maybe<void> {
     this.#writable()
-    if (!XATTR_SPACES.some(space => name.startsWith(space)) && !(this.options.acl && isAcl(name)))
-      throw new FerryError('UNSUPPORTED', { detail: `${name}: ${XATTR_SPACES.join('* and ')}* are kept` })
+    if (!isCarried(name) || !this.#isShown(name))
+      throw new FerryError('UNSUPPORTED', { detail: `${name}: user.* and trusted.* are kept` })
     if (name.length > XATTR_NAME_BYTES_MAX) throw new FerryError('RANGE', { detail: name })
     const copy = new Uint8Array(value)
     const set = isAcl(name) ? setAcl(copy) : null
@@ -967,7 +966,8 @@ class Engine implements TreeCache {
           throw new FerryError('NO_SPACE', { detail: 'the remote has not so much' })
         if (sizeAfter > inode.size) this.#done(this.content.truncate(inode, sizeAfter, nowNs(this.state), how.stamped))
       }
-      const space = this.space()
+      // A remote that is away is not waited for.
+      const space = this.listing.unreachable ? this.#space() : this.space()
       return space instanceof Promise ? space.then(allocate) : allocate(space)
     }
     return this.#zero(inode, at, Math.min(end, inode.size), sizeAfter, how.stamped)

@@ -1,6 +1,6 @@
 // Inodes and their names: each operation is checked, written to the journal, and then done; replay does the last part again.
 import { FerryError } from '../base/errors.js'
-import { ACCESS_ACL } from './acl.js'
+import { ACCESS_ACL } from '../remote/tree.js'
 import { nowNs } from './content.js'
 import type { AttributeChange, Ino, NewInode, Whiteout } from './filesystem.js'
 import { Changed, Inode, S_IFMT } from './inode.js'
@@ -267,7 +267,10 @@ export class Names {
       change.mtimeNs ?? null,
       change.ctimeNs ?? nowNs(state),
     ]
-    if (acl) record.push(acl)
+    if (acl) {
+      record.push(acl)
+      this.#knowOtherXattrs(inode)
+    }
     state.append(Kind.attributes, record)
     this.replayAttributes(record)
   }
@@ -292,13 +295,14 @@ export class Names {
     const asked = state.outcomes.asked(request) ?? null
     const record: XattrRecord = [inode.ino, name, value && new Uint8Array(value), nowNs(state), asked]
     if (mode !== undefined) record.push(mode)
-    // A record names one attribute: the others must be known to the journal as well.
-    if (inode.xattrs !== null && !(inode.changed & Changed.xattrs)) this.#knowXattrs(inode)
+    this.#knowOtherXattrs(inode)
     state.append(Kind.xattr, record)
     this.replayXattr(record)
   }
 
-  #knowXattrs(inode: Inode) {
+  /** A record names one extended attribute: the others must be known to the journal as well. */
+  #knowOtherXattrs(inode: Inode) {
+    if (inode.xattrs === null || inode.changed & Changed.xattrs) return
     inode.durable = false
     this.state.ensureKnown(inode)
   }

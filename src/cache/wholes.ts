@@ -56,6 +56,8 @@ export class Wholes implements Backing {
   /** The longest unused first. */
   readonly #known = new Map<Ino, Whole>()
   readonly #waiting = new Set<Inode>()
+  /** On their way. */
+  readonly #reads = new Set<Promise<number>>()
   #making: Promise<void> | null = null
   #bytes = 0
   #isOn = false
@@ -143,13 +145,20 @@ export class Wholes implements Backing {
 
   /** Bytes of it; undefined: it is none. */
   read(inode: Inode, at: number, into: Uint8Array): Promise<number> | undefined {
-    const fd = this.#of(inode)?.fd
-    if (fd === undefined) return undefined
-    return new Promise((resolve, reject) =>
-      fs.read(fd, into, 0, Math.max(0, Math.min(into.length, inode.size - at)), at, (error, count) =>
+    const whole = this.#of(inode)
+    if (!whole) return undefined
+    // Its descriptor stays until then: its number may be another file's as soon as it is closed.
+    whole.holders++
+    const read = new Promise<number>((resolve, reject) =>
+      fs.read(whole.fd, into, 0, Math.max(0, Math.min(into.length, inode.size - at)), at, (error, count) =>
         error ? reject(error) : resolve(count),
       ),
-    )
+    ).finally(() => {
+      this.#reads.delete(read)
+      this.release(inode.ino)
+    })
+    this.#reads.add(read)
+    return read
   }
 
   /** Nobody has it open any more. */
@@ -191,7 +200,7 @@ export class Wholes implements Backing {
   async close(): Promise<void> {
     this.#closed = true
     this.#waiting.clear()
-    await this.#making
+    await Promise.allSettled([this.#making, ...this.#reads])
     for (const { fd } of this.#known.values()) if (fd !== null) fs.closeSync(fd)
     this.#known.clear()
   }

@@ -1,7 +1,6 @@
 // What each operation of the protocol asks of the file system, and how the answer is written: a row each. A row that gets its value at once
 // is answered in the same turn, so nothing here makes a promise, or awaits one, unless the file system did.
 import { FerryError } from '../base/errors.js'
-import { isAcl } from '../cache/acl.js'
 import type {
   AttributeChange,
   DirectoryEntry,
@@ -13,6 +12,7 @@ import type {
   Space,
 } from '../cache/filesystem.js'
 import { ROOT } from '../cache/filesystem.js'
+import { isAcl } from '../remote/tree.js'
 import {
   AttrOut,
   CopyFileRangeOut,

@@ -19,7 +19,10 @@ export class SortedNames {
     ttl: KEPT_MS,
   })
 
-  /** The names after `after` of a directory, which is `path` in its tree: the directory as it is now if that is undefined, else maybe as it was when the listing began. */
+  /**
+   * The names after `after` of a directory, which is `path` in its tree: as it is now if that is undefined, else maybe as it was when the
+   * listing began.
+   */
   async after(directory: Buffer, path: Path, after: string | undefined): Promise<{ names: string[]; from: number }> {
     const kept = after === undefined ? undefined : this.#kept.get(path)
     const names = kept ?? (await readNames(directory)).sort(compareNames)

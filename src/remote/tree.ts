@@ -155,10 +155,15 @@ export interface Tree {
 /** The prefix in a tree's root under which everything of ours lies. */
 export const HIDDEN = '.pageferry'
 
-const CARRIED = ['system.posix_acl_access', 'system.posix_acl_default']
+/** Extended attributes that are access control lists: acl(5). */
+export const ACCESS_ACL = 'system.posix_acl_access'
+/** Of a directory: what is made in it begins with. */
+export const DEFAULT_ACL = 'system.posix_acl_default'
+export const isAcl = (name: string): boolean => name === ACCESS_ACL || name === DEFAULT_ACL
+
 /** Extended attributes of users and of root's own, and access control lists; labels and capabilities mean something on one host only. */
 export const isCarried = (name: string): boolean =>
-  name.startsWith('user.') || name.startsWith('trusted.') || CARRIED.includes(name)
+  name.startsWith('user.') || name.startsWith('trusted.') || isAcl(name)
 
 /** What a file that is a region of its own has beside it, in whatever directory: `.pageferry-NAME`. No tree shows it. */
 export const HIDDEN_BESIDE = '.pageferry-'

@@ -152,3 +152,37 @@ test('what a request came to is known until its answer was sent, from one proces
   undone.push(() => other.close())
   expect(outcomes(other)).toEqual([undefined, undefined, undefined])
 })
+
+test('a list that follows the mode is there after a kill, though only the remote had it before', async () => {
+  const acl = 'system.posix_acl_access'
+  /** Owner rw-, user 1000 rw-, group r--, a mask and others ---. */
+  const list = (mask: number) =>
+    new Uint8Array(
+      Buffer.from(
+        `02000000 01000600ffffffff 02000600e8030000 04000400ffffffff 10000${mask}00ffffffff 20000000ffffffff`.replaceAll(
+          ' ',
+          '',
+        ),
+        'hex',
+      ),
+    )
+  const tree = memTree()
+  await tree.make('f', { mode: 0o100660, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 0n, rdev: 0 })
+  await tree.setXattrs('f', new Map([[acl, list(6)]]))
+  const cacheDir = temporaryDirectory()
+  const copy = `${cacheDir}-killed`
+  undone.push(() => {
+    for (const each of [cacheDir, copy]) fs.rmSync(each, { recursive: true, force: true })
+  })
+  const listed = await openEngine(tree, cacheDir, { acl: true })
+  await listed.lookup(1, 'f')
+  await listed.close()
+  const first = await openEngine(tree, cacheDir, { acl: true })
+  const { ino } = (await first.lookup(1, 'f'))!
+  await first.setAttributes(ino, { mode: 0o640 })
+  fs.cpSync(cacheDir, copy, { recursive: true })
+  await first.close()
+  const next = await openEngine(tree, copy, { acl: true, takeOver: true })
+  undone.push(() => next.close())
+  expect(Buffer.from(await next.getXattr(ino, acl)).toString('hex')).toBe(Buffer.from(list(4)).toString('hex'))
+})
