@@ -605,6 +605,8 @@ interface Dependent {
   readOnly: boolean
   takeOver: boolean
   mode?: MountSettings['mode']
+  acl?: boolean
+  driver?: MountSettings['driver']
 }
 
 /** Defaults and refusals that depend on more than one option. */
@@ -619,6 +621,10 @@ function settle<T extends Dependent>(settings: T, called: (name: string) => stri
   if (settings.mode === 'passthrough' && !readOnly)
     throw usage(
       `${called('mode')}: got passthrough; allowed with ${called('readOnly')}: writers have the writeback cache`,
+    )
+  if (settings.driver === 'fuse-native' && (settings.acl || settings.mode === 'passthrough'))
+    throw usage(
+      `${called(settings.acl ? 'acl' : 'mode')}: the driver fuse-native does not have it; allowed with ${called('driver')} kernel`,
     )
   return { ...settings, dirtyLimit }
 }

@@ -78,6 +78,13 @@ describe('what is given', () => {
       /^--dirty-limit: got 65 MiB; allowed: at most the 64 MiB of --cache-size$/,
     )
     expect(refusal(() => settings({ readOnly: true, takeOver: true }))).toMatch(/^--take-over: /)
+    expect(refusal(() => settings({ mode: 'passthrough' }))).toMatch(
+      /^--mode: got passthrough; allowed with --read-only/,
+    )
+    for (const given of [{ acl: true }, { mode: 'passthrough', readOnly: true }])
+      expect(refusal(() => settings({ ...given, driver: 'fuse-native' }))).toMatch(
+        /^--(acl|mode): the driver fuse-native does not have it; allowed with --driver kernel$/,
+      )
   })
 
   test('addresses of this machine only', () => {
