@@ -338,7 +338,7 @@ describe(`memory of a process (SEED=${SEED})`, () => {
       })
       let kills = 0
       for (; !isOver && kills < 12; kills++) {
-        await Promise.race([over, sleep(50 + random.next() * 300)])
+        await Promise.race([over, sleep(30 + random.next() * 200)])
         if (isOver) break
         daemon.child.kill('SIGKILL')
         await once(daemon.child, 'exit')
