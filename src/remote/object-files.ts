@@ -56,12 +56,22 @@ export interface Page {
   cursor?: string
 }
 
+interface Remembered {
+  known: Known
+  /** By the wall clock, against the object's date. */
+  askedAtMs: number
+  /** Against `now()`. */
+  look: number
+}
+
 const NO_METADATA = { metadata: {}, contentType: '' }
 
 export class ObjectFiles {
   readonly objects: Objects
   readonly #options: ObjectFilesOptions
-  readonly #remembered = new LRUCache<Key, { known: Known; askedAtMs: number }>({ max: REMEMBERED_MAX })
+  readonly #remembered = new LRUCache<Key, Remembered>({ max: REMEMBERED_MAX })
+  /** Looks so far: an order that no clock that is set back, and no two within a millisecond, can upset. */
+  #looks = 0
   readonly #warned = new LRUCache<Path, true>({ max: WARNED_MAX })
 
   constructor(objects: Objects, options: ObjectFilesOptions) {
@@ -73,8 +83,8 @@ export class ObjectFiles {
 
   /** As it is now. */
   async head(key: Key, signal?: AbortSignal): Promise<Known | null> {
-    for (let looks = 1; ; looks++) {
-      const askedAtMs = this.#options.wallMs()
+    for (let tries = 1; ; tries++) {
+      const asked = this.#asked()
       const head = await this.objects.head(key, signal)
       if (!head) {
         this.#remembered.delete(key)
@@ -82,11 +92,11 @@ export class ObjectFiles {
       }
       try {
         const known = await this.#withLink(head, signal)
-        this.#remembered.set(key, { known, askedAtMs })
+        this.#remembered.set(key, { known, ...asked })
         return known
       } catch (error) {
         // A symlink that was removed or replaced before its target was read.
-        if (!isFerryError(error, 'NOT_FOUND', 'STALE') || looks === LOOKS_MAX) throw error
+        if (!isFerryError(error, 'NOT_FOUND', 'STALE') || tries === LOOKS_MAX) throw error
       }
     }
   }
@@ -102,10 +112,10 @@ export class ObjectFiles {
   /** A listing shows it now: if it is what is remembered, that is as good as asked now. */
   confirm(entry: ObjectEntry): void {
     const settled = this.#settled(entry)
-    if (settled) settled.askedAtMs = this.#options.wallMs()
+    if (settled) Object.assign(settled, this.#asked())
   }
 
-  #settled({ key, etag, modifiedMs }: ObjectEntry): { known: Known; askedAtMs: number } | undefined {
+  #settled({ key, etag, modifiedMs }: ObjectEntry): Remembered | undefined {
     const remembered = this.#remembered.get(key)
     if (!remembered) return undefined
     const { known, askedAtMs } = remembered
@@ -117,20 +127,22 @@ export class ObjectFiles {
   remember(known: Omit<Known, 'modifiedMs' | 'archived'>): void {
     // Its date is the bucket's to tell: until then a listing does not find it here.
     const undated = { ...known, modifiedMs: Number.NaN, archived: false }
-    this.#remembered.set(known.key, { known: undated, askedAtMs: this.#options.wallMs() })
+    this.#remembered.set(known.key, { known: undated, ...this.#asked() })
   }
 
-  /** What was asked of this version of an object since then, or put. Others may have given it other metadata meanwhile. */
-  askedSince(sinceMs: number, { key, etag }: Pick<ObjectEntry, 'key' | 'etag'>): Known | undefined {
+  #asked(): Pick<Remembered, 'askedAtMs' | 'look'> {
+    return { askedAtMs: this.#options.wallMs(), look: ++this.#looks }
+  }
+
+  /** What was asked of this version of an object after that, or put. Others may have given it other metadata meanwhile. */
+  askedSince(since: number, { key, etag }: Pick<ObjectEntry, 'key' | 'etag'>): Known | undefined {
     const remembered = this.#remembered.get(key)
-    return remembered && remembered.askedAtMs >= sinceMs && remembered.known.etag === etag
-      ? remembered.known
-      : undefined
+    return remembered && remembered.look > since && remembered.known.etag === etag ? remembered.known : undefined
   }
 
-  /** The time by which that is measured. */
-  nowMs(): number {
-    return this.#options.wallMs()
+  /** What is asked from now on is asked after this. */
+  now(): number {
+    return this.#looks
   }
 
   async #linkOf(head: ObjectHead, signal?: AbortSignal): Promise<string | undefined> {

@@ -52,7 +52,7 @@ export interface ApplyObjectsOptions {
   turn: Turn
   parallel: number
   /** From then on nobody else has written batches. */
-  heldSinceMs: number
+  heldSince: number
   /** This process has just committed it: nobody has begun to apply it. */
   first: boolean
   ledger: StageLedger
@@ -92,7 +92,7 @@ class Application {
   readonly #maker: ObjectMaker
 
   constructor(options: ApplyObjectsOptions) {
-    const { files, intent, turn, heldSinceMs } = options
+    const { files, intent, turn, heldSince } = options
     this.#options = options
     this.#files = files
     this.#intent = intent
@@ -118,7 +118,7 @@ class Application {
       },
       signal: turn.signal,
     })
-    this.#maker = new ObjectMaker({ files, intent, content: this.#content, heldSinceMs, signal: turn.signal })
+    this.#maker = new ObjectMaker({ files, intent, content: this.#content, heldSince, signal: turn.signal })
   }
 
   async run(): Promise<Outcome> {
@@ -185,11 +185,11 @@ class Application {
   /** Without anything that moves, what is there tells what is done already. */
   async #planned(): Promise<Plan> {
     const moves = this.#lines.moves.size > 0
-    const { parallel, heldSinceMs, first } = this.#options
+    const { parallel, heldSince, first } = this.#options
     const before = moves && !first && (await this.#readPlan())
     if (before) return before
     const plan = await planObjects({
-      ...{ heldSinceMs, first },
+      ...{ heldSince, first },
       ...{ files: this.#files, intent: this.#intent, lines: this.#lines, parallel, signal: this.#turn.signal },
       putChunk: async members => {
         const name = `members-${this.#turn.epoch}-${this.#chunks++}`

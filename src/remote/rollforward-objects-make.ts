@@ -15,7 +15,7 @@ export interface MakerOptions {
   intent: IntentRecord<TreeChange>
   content: ObjectContent
   /** From then on nobody else has written batches. */
-  heldSinceMs: number
+  heldSince: number
   signal: AbortSignal | undefined
 }
 
@@ -25,17 +25,17 @@ export class ObjectMaker {
   readonly #content: ObjectContent
   readonly #signal: AbortSignal | undefined
   /** What was asked of an object since then is not asked again. */
-  readonly #sinceMs: number
+  readonly #since: number
   /** The same of a file that gets other bytes, and with them attributes of ours. */
-  readonly #heldSinceMs: number
+  readonly #heldSince: number
 
-  constructor({ files, intent, content, heldSinceMs, signal }: MakerOptions) {
+  constructor({ files, intent, content, heldSince, signal }: MakerOptions) {
     this.#files = files
     this.#intent = intent
     this.#content = content
-    this.#heldSinceMs = heldSinceMs
+    this.#heldSince = heldSince
     this.#signal = signal
-    this.#sinceMs = files.nowMs()
+    this.#since = files.now()
   }
 
   /** @returns its tag */
@@ -53,7 +53,7 @@ export class ObjectMaker {
     const etag = await (segments ? this.#content.make(made, segments) : this.#content.copy(made, source!))
     const size = segments ? segments.reduce((sum, { length }) => sum + length, 0) : source!.size
     const link = change.do === 'make' ? change.node.link : source?.head.link
-    if (!target.directory) this.#files.remember({ key, etag, size, metadata, contentType, link })
+    this.#files.remember({ key, etag, size, metadata, contentType, link })
     return etag
   }
 
@@ -94,7 +94,7 @@ export class ObjectMaker {
   async #reach(source: Source, rewrites: boolean): Promise<Source & { head: Known }> {
     const { epoch, batch } = this.#intent
     const key = source.held ? stageKey(epoch, batch, source.held) : source.key
-    const known = this.#files.askedSince(rewrites ? this.#heldSinceMs : this.#sinceMs, { key, etag: source.etag })
+    const known = this.#files.askedSince(rewrites ? this.#heldSince : this.#since, { key, etag: source.etag })
     const head = known ?? (await this.#files.head(key, this.#signal))
     if (!head) throw new FerryError('NOT_FOUND', { detail: key })
     // What is held may have another tag than it had under its name.

@@ -36,7 +36,7 @@ export interface PlanOptions {
   lines: Lines
   parallel: number
   /** From then on nobody else has written batches. */
-  heldSinceMs: number
+  heldSince: number
   /** Nobody has begun to apply it: nothing of it is there. */
   first: boolean
   /** Puts a list of members into the stage. @returns its name */
@@ -360,8 +360,8 @@ class Planner {
   }
 
   #known(path: Path, expect: string): Known | undefined {
-    const { files, heldSinceMs } = this.#options
-    return files.askedSince(heldSinceMs, { key: keyOf(path), etag: expect })
+    const { files, heldSince } = this.#options
+    return files.askedSince(heldSince, { key: keyOf(path), etag: expect })
   }
 
   async #tagAt(path: Path): Promise<string | null> {

@@ -31,7 +31,7 @@ export class ObjectsShape implements Shape<TreeChange> {
   readonly #before = new Map<Path, Version>()
   /** The batch that this process has begun to apply, and before which it knows that nobody has. */
   #first = ''
-  #heldSinceMs = 0
+  #heldSince = 0
 
   constructor(files: ObjectFiles, options: RollforwardOptions) {
     this.#files = files
@@ -56,7 +56,7 @@ export class ObjectsShape implements Shape<TreeChange> {
     this.#others = true
     this.#before.clear()
     this.#first = ''
-    this.#heldSinceMs = this.#files.nowMs() + 1
+    this.#heldSince = this.#files.now()
     return false
   }
 
@@ -133,8 +133,8 @@ export class ObjectsShape implements Shape<TreeChange> {
     }
     this.#first = ''
     const onReplace = (path: Path, version: Version) => this.#before.set(path, version)
-    const [files, ledger, heldSinceMs] = [this.#files, this.#ledger, this.#heldSinceMs]
-    return applyObjects({ files, intent, turn, parallel, heldSinceMs, first, ledger, onReplace })
+    const [files, ledger, heldSince] = [this.#files, this.#ledger, this.#heldSince]
+    return applyObjects({ files, intent, turn, parallel, heldSince, first, ledger, onReplace })
   }
 
   async clear({ epoch, batch }: IntentRecord<TreeChange>, signal?: AbortSignal): Promise<void> {

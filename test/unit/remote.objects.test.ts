@@ -247,3 +247,24 @@ describe('what is left behind', () => {
     expect(metadata.md5chksum).toBeUndefined()
   })
 })
+
+test.each([
+  ['stands still', () => 1_000],
+  [
+    'is set back',
+    (
+      (ms: number) => () =>
+        (ms -= 1_000)
+    )(10_000_000),
+  ],
+])('what a batch gives a directory is what the next one moves with it, though the clock %s', async (_, wallMs) => {
+  const { tree, commit } = await opened(memObjects(), { wallMs })
+  const directory = { ...attributes, mode: S_IFDIR | 0o750 }
+  const moved = { do: 'move', from: 'd', to: 'e', otherwise: 'e.ours' } as const
+  for (const path of ['d', 'd/in'])
+    await commit({ do: 'make', path, node: { ...directory, rdev: 0 }, otherwise: `${path}.ours` })
+  const xattrs = new Map([['user.a', Uint8Array.of(1)]])
+  await commit({ do: 'attributes', path: 'd/in', attributes: directory, xattrs })
+  expect(await commit(moved)).toMatchObject({ conflicts: [], refused: [] })
+  expect(await tree.xattrs('e/in')).toEqual(xattrs)
+})
