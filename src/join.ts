@@ -2,8 +2,8 @@
 import { FerryError } from './base/errors.js'
 import { joinKernel } from './join-kernel.js'
 import { joinLoop } from './join-loop.js'
-import type { Region } from './open-region.js'
-import { type JoinOptions, joinSettings } from './options.js'
+import { keepSize, type Region } from './open-region.js'
+import { type JoinOptions, type JoinSettings, joinSettings } from './options.js'
 
 const SECTOR_BYTES = 512
 
@@ -27,17 +27,16 @@ export interface AttachedRegion extends AsyncDisposable {
 export async function attachRegion(region: Region, options: JoinOptions = {}): Promise<AttachedRegion> {
   const { loop, device, deadConnTimeout } = joinSettings(options)
   if (region.size < SECTOR_BYTES) throw new FerryError('INVALID', { detail: `a device of ${region.size} bytes` })
-  const kernels = loop ? null : await joinKernel(region, { device, deadConnTimeout })
-  if (!kernels && device !== undefined)
-    throw new FerryError('UNSUPPORTED', {
-      detail: `${device}: this kernel has no NBD; without a device it is a loop device`,
-    })
-  const { path, detach } = kernels ?? (await joinLoop(region))
+  const letSize = keepSize(region)
+  const { path, detach } = await join(region, { loop, device, deadConnTimeout }).catch(error => {
+    letSize()
+    throw error
+  })
   let closing: Promise<void> | undefined
   const attached: AttachedRegion = {
     path,
     close() {
-      closing ??= detach().catch(error => {
+      closing ??= detach().then(letSize, error => {
         closing = undefined
         throw error
       })
@@ -46,4 +45,13 @@ export async function attachRegion(region: Region, options: JoinOptions = {}): P
     [Symbol.asyncDispose]: () => attached.close(),
   }
   return attached
+}
+
+async function join(region: Region, { loop, device, deadConnTimeout }: JoinSettings) {
+  const kernels = loop ? null : await joinKernel(region, { device, deadConnTimeout })
+  if (!kernels && device !== undefined)
+    throw new FerryError('UNSUPPORTED', {
+      detail: `${device}: this kernel has no NBD; without a device it is a loop device`,
+    })
+  return kernels ?? joinLoop(region)
 }

@@ -74,8 +74,8 @@ export async function openRegion(url: string, options: RegionOptions = {}, signa
     const cache = await beginTreeCache(remote, engineOptions(engine, cacheDir), signal)
     opened.unshift(cache)
     await orAborted(cache.replayed, signal)
-    const { unversioned } = remote.capabilities
-    const region = await RegionCache.open(cache, fileOf(url), { ...settings, unversioned }).catch(error => {
+    const { unversioned, fixedSize } = remote.capabilities
+    const region = await RegionCache.open(cache, fileOf(url), { ...settings, unversioned, fixedSize }).catch(error => {
       throw error instanceof FerryError && (error.code === 'NOT_FOUND' || error.code === 'IS_DIRECTORY')
         ? new FerryError('USAGE', { cause: error, detail: `${remote.url}: no such object` })
         : error
@@ -108,6 +108,7 @@ interface RegionParts {
 /** Where a region's cache is: in this thread, or in another. */
 export interface RegionPlace extends RegionDoor {
   writeAll(writes: readonly Write[]): Maybe<void>
+  resize(size: number): Maybe<void>
   presence(countMax: number): [from: number, to: number][]
   prefetch(at: number, length: number): Promise<void>
   sync(options?: Watching): Promise<void>
@@ -126,13 +127,17 @@ export interface Watching {
 }
 
 function hereOf(region: RegionCache, { cacheDir, remote, release }: RegionParts): RegionPlace {
-  const { size, readOnly, fileSystem } = region
+  const { readOnly, fileSystem } = region
   return {
-    ...{ size, readOnly, fileSystem },
+    ...{ readOnly, fileSystem },
+    get size() {
+      return region.size
+    },
     read: region.read.bind(region),
     write: region.write.bind(region),
     writeAll: region.writeAll.bind(region),
     trim: region.trim.bind(region),
+    resize: region.resize.bind(region),
     flush: region.flush.bind(region),
     prefetch: region.prefetch.bind(region),
     extents: region.extents.bind(region),
@@ -160,31 +165,38 @@ function refuseThread({ url, options }: RegionOrigin): void {
 }
 
 /** Set by Region, whose insides they need. */
+/** As long as a device, or memory of others, has the size that the region has now. @returns a function that ends that */
+export let keepSize: (region: Region) => () => void
 export let fileSystemOf: (region: Region) => RegionCache['fileSystem']
 /** Closes the region where it is, and goes on with what `open` finds: its cache in another place. @throws BUSY: it is in use */
 export let moveRegion: (region: Region, open: (origin: RegionOrigin) => Promise<RegionPlace>) => Promise<RegionPlace>
 
 /** A region that is open. `close` ends it: locally durable, then released, not sent (call `sync` first). */
 export class Region implements RegionDoor, AsyncDisposable {
-  /** In bytes; it never changes. */
-  readonly size: number
   readonly readOnly: boolean
   readonly #origin: RegionOrigin
   #place: RegionPlace
   /** Calls that have not been answered. */
   #running = 0
   #isFile = false
+  /** Devices and memory that have its size. */
+  #keepers = 0
   #moving: Promise<RegionPlace> | undefined
   readonly #closing = new Once(() => this.#close())
 
   constructor(place: RegionPlace, origin: RegionOrigin) {
-    this.size = place.size
     this.readOnly = place.readOnly
     this.#place = place
     this.#origin = origin
   }
 
   static {
+    keepSize = region => {
+      region.#keepers++
+      return () => {
+        region.#keepers--
+      }
+    }
     fileSystemOf = region => {
       const { fileSystem } = region.#place
       if (!fileSystem)
@@ -219,6 +231,11 @@ export class Region implements RegionDoor, AsyncDisposable {
     return this.#place
   }
 
+  /** In bytes. */
+  get size(): number {
+    return this.#place.size
+  }
+
   /** Fills `into` with the bytes from `at` on: at once, without a promise, if they are here. INVALID beyond the end. */
   read(at: number, into: Uint8Array): Maybe<void> {
     return this.#counted(() => this.#place.read(at, into))
@@ -240,6 +257,15 @@ export class Region implements RegionDoor, AsyncDisposable {
   /** These bytes are zeros from now on. */
   trim(at: number, length: number): Maybe<void> {
     return this.#counted(() => this.#place.trim(at, length))
+  }
+
+  /**
+   * Cut, or extended with zeros, to so many bytes: here at once, at the remote with the next batch. For files, memory, and objects of S3.
+   * @throws UNSUPPORTED: what it stands on has one size; BUSY: it is attached or mapped; INVALID, READ_ONLY, TOO_LARGE
+   */
+  async resize(size: number): Promise<void> {
+    if (this.#keepers > 0) throw new FerryError('BUSY', { detail: 'a device or memory has the size of the region' })
+    await this.#counted(() => this.#place.resize(size))
   }
 
   /** These bytes are here when it resolves. */

@@ -236,9 +236,14 @@ const serverTable = {
   pskFile: optional('server', path('FILE'), 'speak TLS with whoever has a key of this file: lines of NAME:HEX'),
   insecure: defaulted('server', toggle(), false, 'let in who does not speak TLS, from other machines as well'),
   maxConnections: defaulted('server', count({ min: 1, max: 10_000 }), 64, 'connections at once'),
+  resizable: defaulted('server', toggle(), false, 'let clients change the size of a region (RESIZE)'),
 }
 /** What a server of gRPC takes. */
-const { pskFile: _pskFile, ...grpcServerTable } = {
+const {
+  pskFile: _pskFile,
+  resizable: _resizable,
+  ...grpcServerTable
+} = {
   ...serverTable,
   tokenFile: optional(
     'server',

@@ -42,8 +42,8 @@ export interface RegionStats {
 }
 
 /**
- * Reads and writes as node's FileHandle does, of a size that never changes. Writes that reach beyond the end are refused (NO_SPACE), reads are
- * short there. Closing it closes nothing but the file.
+ * Reads and writes as node's FileHandle does. Writes that reach beyond the end are refused (NO_SPACE), reads are short there; only `truncate`
+ * changes the size. Closing it closes nothing but the file.
  */
 export class RegionFile implements AsyncDisposable {
   readonly #region: RegionDoor
@@ -101,6 +101,13 @@ export class RegionFile implements AsyncDisposable {
       isFile: () => true,
       isDirectory: () => false,
     }
+  }
+
+  /** Of the region itself: see Region.resize. @throws UNSUPPORTED: it has one size */
+  async truncate(length = 0): Promise<void> {
+    this.#check()
+    if (!this.#region.resize) throw new FerryError('UNSUPPORTED', { detail: 'a region of one size' })
+    await this.#region.resize(length)
   }
 
   /** Every earlier write is durable, as the region's `fsync` says. */

@@ -80,6 +80,10 @@ export class RegionInThread implements RegionPlace {
     await this.call('trim', [at, length])
   }
 
+  async resize(size: number): Promise<void> {
+    this.size = (await this.call('resize', [size])) as number
+  }
+
   async flush(): Promise<void> {
     await this.call('flush', [])
   }

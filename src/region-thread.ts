@@ -39,6 +39,11 @@ const calls = (region: Region): Record<string, (id: number, args: unknown[], sig
   write: (_, [at, from]) => region.write(at as number, from as Uint8Array),
   writeAll: (_, [writes]) => region.writeAll(writes as { at: number; from: Uint8Array }[]),
   trim: (_, [at, length]) => region.trim(at as number, length as number),
+  async resize(_, [size]) {
+    if (memories.size > 0) throw new FerryError('BUSY', { detail: 'the region is mapped as memory' })
+    await region.resize(size as number)
+    return region.size
+  },
   flush: () => region.flush(),
   prefetch: (_, [at, length]) => region.prefetch(at as number, length as number),
   sync: (id, _, signal) => region.sync({ signal, onProgress: progress => post({ id, progress }) }),

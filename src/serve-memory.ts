@@ -1,5 +1,6 @@
 // Regions as the memory of other processes: what the library and the command line call.
 import type { RegionDoor } from './cache/door.js'
+import { keepSize, Region } from './open-region.js'
 import { type MemoryOptions, memorySettings } from './options.js'
 import { listenMemory, type MemoryServer } from './userfault/server.js'
 
@@ -11,5 +12,10 @@ import { listenMemory, type MemoryServer } from './userfault/server.js'
  * @throws FerryError USAGE: an option is wrong, or nobody can listen there
  */
 export async function serveMemory(region: RegionDoor, options: MemoryOptions): Promise<MemoryServer> {
-  return listenMemory(region, memorySettings(options))
+  const settings = memorySettings(options)
+  const letSize = region instanceof Region ? keepSize(region) : () => {}
+  return listenMemory(region, settings, letSize).catch(error => {
+    letSize()
+    throw error
+  })
 }

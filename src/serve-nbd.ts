@@ -24,10 +24,10 @@ export async function serveNbd(regions: Region | NamedRegion[], options: ServeNb
 
 /** The same with options that are checked. */
 export function serveNbdWith(regions: NamedRegion[], settings: ServerSettings): Promise<NbdServer> {
-  const { listen, insecure, maxConnections: connectionsMax } = settings
+  const { listen, insecure, maxConnections: connectionsMax, resizable } = settings
   const options = tlsOptions(settings)
   const mode = options === null ? 'none' : insecure ? 'offered' : 'required'
-  return listenNbd(regions, { listen, tls: { mode, options: options ?? {} }, connectionsMax })
+  return listenNbd(regions, { listen, tls: { mode, options: options ?? {} }, connectionsMax, resizable })
 }
 
 /** As clients write it. */

@@ -8,7 +8,7 @@ export interface RegionExtent {
 }
 
 /**
- * One run of bytes of a fixed size, answered at once when it can be. Rejects with a FerryError: INVALID beyond the end, READ_ONLY, CLOSED,
+ * One run of bytes, answered at once when it can be. Rejects with a FerryError: INVALID beyond the end, READ_ONLY, CLOSED,
  * NO_SPACE, and what the remote says of bytes that are not here.
  */
 export interface RegionDoor {
@@ -27,4 +27,9 @@ export interface RegionDoor {
   prefetch(at: number, length: number): Maybe<void>
   /** From `at` on, neighbours differ; it may end before `length`, but not begin elsewhere, and is never empty. */
   extents(at: number, length: number, countMax: number): RegionExtent[]
+  /**
+   * Cut, or extended with zeros, to so many bytes. Absent: it has one size. UNSUPPORTED: what it stands on has; BUSY: a device or memory has
+   * the size that it has now.
+   */
+  resize?(size: number): Maybe<void>
 }

@@ -23,20 +23,21 @@ export interface RegionCacheOptions {
   readOnly: boolean
   /** Of the tree: see TreeCapabilities. */
   unversioned?: boolean
+  fixedSize?: boolean
 }
 
 /**
- * Fixed in size. Reads and writes are answered at once when they need nothing from the remote, and with a promise otherwise.
+ * Reads and writes are answered at once when they need nothing from the remote, and with a promise otherwise.
  * They reject with a FerryError: INVALID beyond the end, READ_ONLY, CLOSED, NO_SPACE, and what the remote says of bytes that are not here.
  */
 export class RegionCache implements RegionDoor {
-  /** In bytes. */
-  readonly size: number
   readonly readOnly: boolean
+  #size: number
   readonly #cache: TreeCache
   readonly #ino: Ino
   readonly #name: string
   readonly #unversioned: boolean
+  readonly #fixedSize: boolean
   #closing: Promise<void> | undefined
   #last: RegionCacheStatus | undefined
 
@@ -44,13 +45,14 @@ export class RegionCache implements RegionDoor {
     cache: TreeCache,
     { ino, size }: { ino: Ino; size: number },
     name: string,
-    { readOnly, unversioned = false }: RegionCacheOptions,
+    { readOnly, unversioned = false, fixedSize = false }: RegionCacheOptions,
   ) {
     this.#unversioned = unversioned
+    this.#fixedSize = fixedSize
     this.#cache = cache
     this.#ino = ino
     this.#name = name
-    this.size = size
+    this.#size = size
     this.readOnly = readOnly
   }
 
@@ -62,6 +64,11 @@ export class RegionCache implements RegionDoor {
     cache.remember(found.ino)
     cache.opened(found.ino, !options.readOnly)
     return new RegionCache(cache, found, name, options)
+  }
+
+  /** In bytes. */
+  get size(): number {
+    return this.#size
   }
 
   /** The tree that it is the one file of, for those who can only mount. */
@@ -107,6 +114,26 @@ export class RegionCache implements RegionDoor {
     this.#check(at, length)
     if (this.readOnly) throw new FerryError('READ_ONLY')
     if (length > 0) return this.#cache.allocate(this.#ino, { at, length }, { kind: 'punch', keepSize: true })
+  }
+
+  /** What is beyond is gone at once; what comes in addition are zeros. See RegionDoor. */
+  async resize(size: number): Promise<void> {
+    this.#check(0, 0)
+    if (!Number.isSafeInteger(size) || size < 0) throw new FerryError('INVALID', { detail: `a size of ${size} bytes` })
+    if (this.readOnly) throw new FerryError('READ_ONLY')
+    if (size === this.#size) return
+    if (this.#fixedSize)
+      throw new FerryError('UNSUPPORTED', { detail: `what has ${this.#size} bytes at the remote keeps that size` })
+    const former = this.#size
+    // Nobody comes to what is about to go.
+    this.#size = Math.min(former, size)
+    try {
+      await this.#cache.setAttributes(this.#ino, { size })
+      this.#size = size
+    } catch (error) {
+      this.#size = former
+      throw error
+    }
   }
 
   /** They are here when it resolves. */

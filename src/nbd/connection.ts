@@ -53,6 +53,8 @@ const REFUSED_BYTES_MAX = 64 * 1024 * 1024
 export interface Export {
   details: ExportDetails
   region: RegionDoor
+  /** Connections that have it. */
+  users: number
 }
 
 export interface ConnectionOptions {
@@ -78,8 +80,9 @@ const flagsAllowed: Record<number, number> = {
   [Command.CACHE]: 0,
   [Command.WRITE_ZEROES]: CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
   [Command.BLOCK_STATUS]: CommandFlag.REQ_ONE,
+  [Command.RESIZE]: 0,
 }
-const changing = new Set<number>([Command.WRITE, Command.TRIM, Command.WRITE_ZEROES])
+const changing = new Set<number>([Command.WRITE, Command.TRIM, Command.WRITE_ZEROES, Command.RESIZE])
 
 export class Connection {
   /** Resolves when it is over. */
@@ -93,6 +96,7 @@ export class Connection {
       if (error) log.debug('a connection broke', { error })
       clearTimeout(this.#timer)
       this.#isDone = true
+      if (this.#export) this.#export.users--
       this.#ended.resolve()
     },
   }
@@ -105,6 +109,10 @@ export class Connection {
   #heldBytes = 0
   #isDone = false
   #isEnding = false
+  /** What it has; null: nothing has been agreed. */
+  #export: Export | null = null
+  /** The largest size that it has had meanwhile, in bytes. */
+  #sizeMax = 0
 
   constructor(socket: Socket | number, options: ConnectionOptions, agreed?: Agreed) {
     this.#options = options
@@ -123,7 +131,11 @@ export class Connection {
     fd: number,
     { awake, region, details }: { awake: Awake; region: RegionDoor; details: ExportDetails },
   ): Connection {
-    const options: ConnectionOptions = { awake, exports: [{ details, region }], tls: { mode: 'none', options: {} } }
+    const options: ConnectionOptions = {
+      awake,
+      exports: [{ details, region, users: 0 }],
+      tls: { mode: 'none', options: {} },
+    }
     return new Connection(fd, options, { details, style: 'simple', contextId: null })
   }
 
@@ -164,8 +176,9 @@ export class Connection {
       }))
     clearTimeout(this.#timer)
     if (!agreed) return
-    const { region } = exports.find(({ details }) => details.name === agreed.details.name)!
-    yield* this.#serve(region, agreed)
+    this.#export = exports.find(({ details }) => details.name === agreed.details.name)!
+    this.#export.users++
+    yield* this.#serve(this.#export.region, agreed)
   }
 
   #startTls(): void {
@@ -263,7 +276,7 @@ export class Connection {
   #check(region: RegionDoor, agreed: Agreed, request: AskedRequest, payload: Uint8Array | null): void {
     const { type, flags, at, length } = request
     const { details, style, contextId } = agreed
-    const refuse = (code: 'INVALID' | 'NO_SPACE' | 'READ_ONLY' | 'CLOSED', detail: string) => {
+    const refuse = (code: 'INVALID' | 'NO_SPACE' | 'NOT_PERMITTED' | 'READ_ONLY' | 'CLOSED', detail: string) => {
       throw new FerryError(code, { detail })
     }
     if (this.#isEnding) refuse('CLOSED', 'the server is ending')
@@ -277,8 +290,18 @@ export class Connection {
     if (type === Command.FLUSH) return
     if (changing.has(type) && (region.readOnly || details.flags & TransmissionFlag.READ_ONLY))
       refuse('READ_ONLY', 'the export is read-only')
-    if (at + length > details.size)
-      refuse(changing.has(type) ? 'NO_SPACE' : 'INVALID', `${length} bytes at ${at} of ${details.size}`)
+    this.#sizeMax = Math.max(this.#sizeMax, region.size)
+    if (type === Command.RESIZE) {
+      if (!(details.flags & TransmissionFlag.SEND_RESIZE))
+        refuse('NOT_PERMITTED', 'the size is not for clients to change')
+      if (at < region.size && this.#export!.users > 1)
+        refuse('NOT_PERMITTED', 'other clients have it, and it would shrink')
+      return
+    }
+    if (at + length > region.size) {
+      const wasThere = at + length <= this.#sizeMax
+      refuse(changing.has(type) || wasThere ? 'NO_SPACE' : 'INVALID', `${length} bytes at ${at} of ${region.size}`)
+    }
     const { minimum, maximum } = details.blockSize
     if (at % minimum || length % minimum) refuse('INVALID', `${length} bytes at ${at}: not multiples of ${minimum}`)
     if (type === Command.READ && length > maximum) refuse('INVALID', `more than ${maximum} bytes at once`)
@@ -327,6 +350,9 @@ function perform(
     case Command.TRIM:
     case Command.WRITE_ZEROES:
       return durably(region.trim(at, length))
+    case Command.RESIZE:
+      // The offset is the size that is asked for.
+      return after(region.resize!(at), ok)
     case Command.CACHE:
       return after(region.prefetch(at, length), ok)
     default: {

@@ -35,6 +35,8 @@ export interface NbdOptions {
   tls: { mode: 'none' | 'offered' | 'required'; options: TLSSocketOptions }
   /** At once; others are not let in. */
   connectionsMax: number
+  /** Clients may change the size of a region that is not read-only. */
+  resizable: boolean
 }
 
 /** A server that listens. */
@@ -42,8 +44,8 @@ export type NbdServer = Listener
 
 /** @throws USAGE: nobody can listen there, or the names do not go */
 export async function listenNbd(regions: readonly NamedRegion[], options: NbdOptions): Promise<NbdServer> {
-  const exports = exportsOf(regions)
-  const { listen, tls, connectionsMax } = options
+  const { listen, tls, connectionsMax, resizable } = options
+  const exports = exportsOf(regions, resizable)
   const connections = new Set<Connection>()
   const awake = new Awake()
   const how = { noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEPALIVE_MS, pauseOnConnect: true }
@@ -75,7 +77,7 @@ export async function listenNbd(regions: readonly NamedRegion[], options: NbdOpt
   return listenerOf(address, connections, close)
 }
 
-function exportsOf(regions: readonly NamedRegion[]): Export[] {
+function exportsOf(regions: readonly NamedRegion[], resizable: boolean): Export[] {
   const names = new Set<string>()
   return regions.map(({ region, name = '', description, readOnly = region.readOnly, blockSize }) => {
     const bytes = Buffer.from(name)
@@ -87,16 +89,19 @@ function exportsOf(regions: readonly NamedRegion[]): Export[] {
     names.add(name)
     const { HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, SEND_FAST_ZERO } =
       TransmissionFlag
-    const { SEND_CACHE, CAN_MULTI_CONN } = TransmissionFlag
-    const changes = SEND_FUA | SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO
+    const { SEND_CACHE, CAN_MULTI_CONN, SEND_RESIZE } = TransmissionFlag
+    const resize = resizable && region.resize ? SEND_RESIZE : 0
+    const changes = SEND_FUA | SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO | resize
     const flags = HAS_FLAGS | SEND_FLUSH | SEND_CACHE | CAN_MULTI_CONN | (readOnly ? READ_ONLY : changes)
     const details = {
       name: bytes.toString('latin1'),
       ...(description !== undefined && { description: Buffer.from(description).toString('latin1') }),
-      size: region.size,
+      get size() {
+        return region.size
+      },
       flags,
       blockSize: { minimum: 1, preferred: PREFERRED_BYTES, maximum: PAYLOAD_BYTES_MAX, ...blockSize },
     }
-    return { details, region }
+    return { details, region, users: 0 }
   })
 }

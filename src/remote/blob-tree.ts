@@ -17,7 +17,6 @@ export function blobTree(
   blob: Blob & Commits<BlobChange>,
   contract: TreeCapabilities['contract'] = 'remote',
 ): Tree & Commits<TreeChange> {
-  const { size } = blob
   const owner = { uid: process.geteuid?.() ?? 0, gid: process.getegid?.() ?? 0 }
   const times = { atimeNs: 0n, mtimeNs: 0n, ctimeNs: 0n }
   /** What is read is of this version, as far as anybody knows. */
@@ -34,8 +33,9 @@ export function blobTree(
     xattrBytesMax: 0,
     nameBytesMax: BLOB_FILE.length,
     pathBytesMax: BLOB_FILE.length,
-    fileBytesMax: size,
+    fileBytesMax: blob.resize ? Number.MAX_SAFE_INTEGER : blob.size,
     patch: true,
+    fixedSize: blob.resize === undefined,
     unversioned: blob.version === undefined,
   }
 
@@ -50,7 +50,16 @@ export function blobTree(
   }
 
   const entry = async (signal?: AbortSignal): Promise<Entry> => ({
-    ...{ name: BLOB_FILE, mode: MODE.file, ...owner, ...times, size, allocated: size, rdev: 0, nlink: 1 },
+    ...{
+      name: BLOB_FILE,
+      mode: MODE.file,
+      ...owner,
+      ...times,
+      size: blob.size,
+      allocated: blob.size,
+      rdev: 0,
+      nlink: 1,
+    },
     version: await look(signal),
   })
 
@@ -75,7 +84,7 @@ export function blobTree(
     async read(path, { at, length, version: wanted }, signal) {
       isThere(path)
       if (isOld(wanted)) throw new FerryError('STALE', { detail: blob.url })
-      return blob.read(at, Math.min(length, Math.max(0, size - at)), signal)
+      return blob.read(at, Math.min(length, Math.max(0, blob.size - at)), signal)
     },
     close: () => blob.close(),
   })
@@ -109,20 +118,22 @@ export function blobTree(
         const detail = `${blob.url} was changed by somebody else; what was not sent stays in the journal`
         throw new FerryError('STALE', { detail })
       }
-      await blob.commit({ ...batch, changes: batch.changes.flatMap(change => changesOf(change, size)) }, signal)
+      await blob.commit({ ...batch, changes: batch.changes.flatMap(change => changesOf(change, blob)) }, signal)
     },
     settle: async signal => told(await blob.settle(signal), signal),
   }
 }
 
 /** Of the file's bytes: everything else is the engine's own. UNSUPPORTED for what a file alone has not. */
-export function changesOf(change: TreeChange, sizeFixed: number): BlobChange[] {
+export function changesOf(change: TreeChange, { size: sizeNow, resize }: Pick<Blob, 'size' | 'resize'>): BlobChange[] {
   if (change.do === 'attributes') return []
-  if ((change.do !== 'put' && change.do !== 'patch') || change.path !== BLOB_FILE || change.size !== sizeFixed)
-    throw new FerryError('UNSUPPORTED', { detail: `${change.do} in what is one run of ${sizeFixed} bytes` })
-  const { content } = change
+  if ((change.do !== 'put' && change.do !== 'patch') || change.path !== BLOB_FILE)
+    throw new FerryError('UNSUPPORTED', { detail: `${change.do} in what is one run of bytes` })
+  const { content, size } = change
+  if (size !== sizeNow && !resize)
+    throw new FerryError('UNSUPPORTED', { detail: `${size} bytes for what has ${sizeNow}` })
   const written = new Intervals()
-  const changes: BlobChange[] = []
+  const changes: BlobChange[] = size === sizeNow ? [] : [{ do: 'resize', size }]
   for (const extent of 'inline' in content ? content.inline : content.extents) {
     const length = 'bytes' in extent ? extent.bytes.byteLength : extent.length
     if (length === 0) continue
@@ -131,9 +142,11 @@ export function changesOf(change: TreeChange, sizeFixed: number): BlobChange[] {
     else if ('staged' in content) changes.push({ do: 'write', at: extent.at, length, staged: content.staged })
   }
   const zeros = new Intervals()
-  if (change.do === 'put') zeros.add(0, change.size)
+  // What it is extended by are zeros already.
+  const end = Math.min(size, sizeNow)
+  if (change.do === 'put') zeros.add(0, end)
   else {
-    zeros.add(change.floor, change.size)
+    zeros.add(change.floor, end)
     for (const { at, length } of change.zeros ?? []) zeros.add(at, at + length)
   }
   for (const [from, to] of zeros)

@@ -103,7 +103,8 @@ interface Opened {
   attempt: <T>(work: () => Promise<T>) => Promise<T>
 }
 
-function blobOf({ fd, write, real, size, stats, attempt }: Opened): Blob {
+function blobOf({ fd, write, real, size: opened, stats, attempt }: Opened): Blob {
+  let size = opened
   let closed = false
 
   const check = (range: { at: number; length: number }, signal: AbortSignal | undefined) => {
@@ -117,7 +118,9 @@ function blobOf({ fd, write, real, size, stats, attempt }: Opened): Blob {
   return {
     shape: 'blob',
     url: fileUrl(real),
-    size,
+    get size() {
+      return size
+    },
     capabilities: { write, trim: write, alignment: 1, requestBytesMax: REQUEST_BYTES_MAX },
 
     async read(at, length, signal) {
@@ -163,8 +166,15 @@ function blobOf({ fd, write, real, size, stats, attempt }: Opened): Blob {
       })
     },
 
-    /** A disk says nothing of when it was written. */
     ...(stats.isFile() && {
+      async resize(to: number, signal?: AbortSignal) {
+        check({ at: 0, length: 0 }, signal)
+        checkWritable()
+        await attempt(() => ftruncate(fd, to))
+        size = to
+      },
+
+      /** A disk says nothing of when it was written. */
       async version(signal?: AbortSignal) {
         check({ at: 0, length: 0 }, signal)
         const { ino, mtimeNs, ctimeNs } = await attempt(() => fstat(fd))

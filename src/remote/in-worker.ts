@@ -83,13 +83,21 @@ class Line {
       },
     ])
     const { methods: _, ...properties } = described
-    return {
+    const { resize } = Object.fromEntries(calls)
+    const remote = {
       ...properties,
       ...Object.fromEntries(calls),
       ...(described.shape === 'tree' && { giveBack: (bytes: Uint8Array) => this.#giveBack(bytes) }),
       ...(described.hidden && { hidden: this.remote(described.hidden, true) }),
+      ...(resize && {
+        async resize(size: number, signal?: AbortSignal) {
+          await resize(size, signal)
+          remote.size = size
+        },
+      }),
       close: hidden ? async () => {} : () => (this.#closing ??= this.#close()),
     }
+    return remote
   }
 
   async #call(

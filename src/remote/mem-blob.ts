@@ -35,19 +35,21 @@ export function memBlob({ name, size }: MemBlobOptions = {}): MemBlob {
   return {
     shape: 'blob',
     url: `mem:${name ?? ''}`,
-    size: wanted,
+    get size() {
+      return state.bytes.size
+    },
     capabilities: { write: true, trim: true, alignment: 1, requestBytesMax: REQUEST_BYTES_MAX },
     snapshot: () => state.bytes.clone(),
     restore: snapshot => {
       state.bytes = snapshot.clone()
     },
     async read(at, length, signal) {
-      checkWithin({ at, length }, wanted, signal)
+      checkWithin({ at, length }, state.bytes.size, signal)
       checkRequest(length, REQUEST_BYTES_MAX)
       return state.bytes.read(at, length)
     },
     async write(at, from, signal) {
-      checkWithin({ at, length: from.byteLength }, wanted, signal)
+      checkWithin({ at, length: from.byteLength }, state.bytes.size, signal)
       checkRequest(from.byteLength, REQUEST_BYTES_MAX)
       state.bytes.write(at, from)
     },
@@ -55,8 +57,13 @@ export function memBlob({ name, size }: MemBlobOptions = {}): MemBlob {
       throwIfAborted(signal)
     },
     async trim(at, length, signal) {
-      checkWithin({ at, length }, wanted, signal)
+      checkWithin({ at, length }, state.bytes.size, signal)
       state.bytes.punch(at, length)
+    },
+    async resize(size, signal) {
+      throwIfAborted(signal)
+      checkRange({ at: 0, length: size })
+      state.bytes.truncate(size)
     },
     async close() {},
   }

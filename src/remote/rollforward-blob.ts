@@ -19,9 +19,9 @@ const WRITE_BYTES_MAX = 4 * 1024 * 1024
 export class RollforwardBlob extends Committing<BlobChange> implements Blob {
   readonly shape = 'blob'
   readonly url: string
-  readonly size: number
   readonly capabilities: BlobCapabilities
   readonly trim?: (at: number, length: number, signal?: AbortSignal) => Promise<void>
+  readonly resize?: (size: number, signal?: AbortSignal) => Promise<void>
   readonly version?: (signal?: AbortSignal) => Promise<string>
   readonly #blob: Blob
   readonly #commitStore: Store
@@ -32,8 +32,8 @@ export class RollforwardBlob extends Committing<BlobChange> implements Blob {
     this.#blob = blob
     this.#commitStore = commitStore
     this.url = blob.url
-    this.size = blob.size
     this.capabilities = blob.capabilities
+    if (blob.resize) this.resize = (size, signal) => blob.resize!(size, signal)
     if (blob.trim) this.trim = (at, length, signal) => blob.trim!(at, length, signal)
     if (blob.version)
       this.version = signal =>
@@ -46,6 +46,10 @@ export class RollforwardBlob extends Committing<BlobChange> implements Blob {
       (intent, stillPending) => new ThroughBlob(blob, commitStore, intent, stillPending),
       options,
     )
+  }
+
+  get size(): number {
+    return this.#blob.size
   }
 
   async read(at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
@@ -99,15 +103,18 @@ class BlobShape implements Shape<BlobChange> {
   async apply({ changes, packed }: IntentRecord<BlobChange>, turn: Turn): Promise<Outcome> {
     const unpacker = new Unpacker(this.#store, packed)
     const refused: Outcome['refused'] = []
-    await inParallel(changes, this.#options.parallel, async change => {
+    const attempt = async (change: BlobChange) => {
       try {
         await this.#change(change, unpacker, turn)
       } catch (error) {
         if (!isPermanent(error)) throw error
         const { code, message } = error as FerryError
-        refused.push({ path: '', code, detail: `${lengthOf(change)} bytes at ${change.at}: ${message}` })
+        refused.push({ path: '', code, detail: `${shown(change)}: ${message}` })
       }
-    })
+    }
+    for (const change of changes) if (change.do === 'resize') await attempt(change)
+    const others = changes.filter(change => change.do !== 'resize')
+    await inParallel(others, this.#options.parallel, attempt)
     await this.#blob.flush(turn.signal)
     return { versions: [], conflicts: [], refused }
   }
@@ -119,6 +126,10 @@ class BlobShape implements Shape<BlobChange> {
 
   async #change(change: BlobChange, unpacker: Unpacker, { guard, signal }: Turn): Promise<void> {
     const blob = this.#blob
+    if (change.do === 'resize') {
+      await guard()
+      return blob.resize!(change.size, signal)
+    }
     if (change.do === 'trim' && blob.trim) {
       await guard()
       return blob.trim(change.at, change.length, signal)
@@ -137,19 +148,24 @@ class BlobShape implements Shape<BlobChange> {
   }
 }
 
-const lengthOf = (change: BlobChange) => ('bytes' in change ? change.bytes.byteLength : change.length)
+type RangeChange = Exclude<BlobChange, { do: 'resize' }>
+
+const lengthOf = (change: RangeChange) => ('bytes' in change ? change.bytes.byteLength : change.length)
+
+const shown = (change: BlobChange) =>
+  change.do === 'resize' ? `a size of ${change.size}` : `${lengthOf(change)} bytes at ${change.at}`
 
 /** Reading a blob through a batch that is committed but not applied. */
 class ThroughBlob {
   readonly #blob: Blob
-  readonly #changes: BlobChange[]
+  readonly #changes: RangeChange[]
   readonly #unpacker: Unpacker
   readonly #stillPending: StillPending
 
   constructor(blob: Blob, store: Store, { changes, packed }: IntentRecord<BlobChange>, stillPending: StillPending) {
     this.#blob = blob
     this.#stillPending = stillPending
-    this.#changes = changes
+    this.#changes = changes.filter((change): change is RangeChange => change.do !== 'resize')
     this.#unpacker = new Unpacker(store, packed)
   }
 

@@ -69,6 +69,8 @@ export interface TreeCapabilities {
   fileBytesMax: number
   /** Part of a file can be changed in place. Otherwise every change sends the file whole. */
   patch: boolean
+  /** Its files keep the size that they have. Default false. */
+  fixedSize?: boolean
   /** Versions of different openers say nothing of each other: what was read before may have been another. Default false. */
   unversioned?: boolean
 }

@@ -58,7 +58,15 @@ const commits: Record<string, Method> = {
 
 /** Every method that reaches out to the remote. `flush` and `sync` change nothing that can be seen. */
 export const methods: Record<Shape, Record<string, Method>> = {
-  blob: { read: reads(2), write: sets(2, 1), flush: reads(0), trim: sets(2), version: reads(0), ...commits },
+  blob: {
+    read: reads(2),
+    write: sets(2, 1),
+    flush: reads(0),
+    trim: sets(2),
+    resize: sets(1),
+    version: reads(0),
+    ...commits,
+  },
   store: {
     get: reads(2),
     head: reads(1),

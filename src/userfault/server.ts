@@ -51,6 +51,7 @@ export interface MemoryServerOptions extends Pick<FaultOptions, 'onFault'> {
 export async function listenMemory(
   door: RegionDoor,
   { socket: path, onFault, share, resident = Math.floor(totalmem() / 2) }: MemoryServerOptions,
+  onClosed = () => {},
 ): Promise<MemoryServer> {
   const processes = new Set<Process>()
   const gone: FaultCounts = { faults: 0, bytes: 0, poisoned: 0 }
@@ -93,6 +94,7 @@ export async function listenMemory(
     await closed
     await keeper.close()
     shared?.close()
+    onClosed()
   }
   const listener = listenerOf(address, processes, close)
   return Object.defineProperties(listener, {

@@ -165,13 +165,16 @@ await run('sh', ['-c', 'printf "%-4096s" "by the device." | dd of=' + device.pat
 const into = Buffer.alloc(14)
 await region.read(0, into)
 console.log(into.toString())
+const resized = () => region.resize(4096).then(() => region.size, error => error.code)
+console.log(await resized())
 await device.close()
+console.log(await resized())
 await device.close()
 await server.close()
 await region.close()
 `,
       )
-      expect(await works(process.execPath, script)).toBe('by the program\nAAAAAAAAAAAAAA\nby the device.\n')
+      expect(await works(process.execPath, script)).toBe('by the program\nAAAAAAAAAAAAAA\nby the device.\nBUSY\n4096\n')
     },
     TEST_MS,
   )

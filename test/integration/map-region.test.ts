@@ -88,6 +88,19 @@ describe(`a region as memory (SEED=${SEED})`, () => {
     TEST_MS,
   )
 
+  test(
+    'has the size that it has until it is unmapped',
+    async () => {
+      sourceOf(MiB)
+      expect(await says('sized')).toEqual({
+        ...{ end: 0, stderr: '' },
+        lines: [['in use: the region is mapped as memory', 4096]],
+      })
+      expect(statSync(at('source')).size).toBe(4096)
+    },
+    TEST_MS,
+  )
+
   test.each(['grpc', 'nbd', 'redis'])(
     'of a remote by %s, in any order',
     async kind => {

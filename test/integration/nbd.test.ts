@@ -387,12 +387,15 @@ class Client {
     })
   }
 
-  static async open(path: string): Promise<Client> {
+  /** Of the export. */
+  flags = 0
+
+  static async open(path: string, name = ''): Promise<Client> {
     const client = new Client(connect(path))
     await client.take(wire.Greeting.size)
     client.socket.write(wire.ClientFlags.toBytes({ flags: 3 }))
-    client.socket.write(wire.option(wire.Option.EXPORT_NAME))
-    await client.take(wire.ExportReply.size)
+    client.socket.write(wire.option(wire.Option.EXPORT_NAME, Buffer.from(name)))
+    client.flags = wire.ExportReply.decode(viewOf(await client.take(wire.ExportReply.size))).flags
     return client
   }
 
@@ -463,12 +466,79 @@ describe('extended headers', () => {
     expect(await ask(Command.BLOCK_STATUS, PAYLOAD_LEN, 0, 12, Buffer.alloc(12))).toMatchObject(isInvalid)
     expect(await ask(Command.WRITE, 0, 0, 10)).toMatchObject(isInvalid)
     expect(await ask(Command.READ, 0, 2 ** 63 + 2 ** 40, 1)).toMatchObject(isInvalid)
-    expect(await ask(Command.RESIZE, 0, 2 ** 30, 0)).toMatchObject(isInvalid)
+    // Not offered, and so not for clients to ask for.
+    const isNotPermitted = { type: wire.ChunkType.ERROR, data: expect.objectContaining({ 3: wire.NbdError.EPERM }) }
+    expect(await ask(Command.RESIZE, 0, 2 ** 30, 0)).toMatchObject(isNotPermitted)
     const status = await ask(Command.BLOCK_STATUS, 0, 0, 5 * 2 ** 30)
     expect(status.type).toBe(wire.ChunkType.BLOCK_STATUS_EXT)
     const { context, count } = wire.ExtendedBlockStatus.decode(viewOf(status.data))
     expect([context, status.data.length]).toEqual([1, 8 + 16 * count])
     client.socket.destroy()
+  })
+})
+
+describe('RESIZE', () => {
+  // As doc/proto.md of the branch extension-resize has it: the offset of the request is the new size, and there is no more to it.
+  const OFFERED = 1 << 9
+  const MAGIC = { request: '25609513', reply: '67446698' }
+  const frame = (type: string, offset: string, length = '00000000') =>
+    Buffer.from([MAGIC.request, '0000', type, '0102030405060708', offset, length].join(''), 'hex')
+  const golden = {
+    grow: frame('0008', '0000000000300000'),
+    shrink: frame('0008', '0000000000000200'),
+    readPast: frame('0000', '0000000000000200', '00000001'),
+    readBeyondAll: frame('0000', '0000000000300000', '00000001'),
+    readLast: frame('0000', '00000000002fffff', '00000001'),
+  }
+  const answered = (error: string) => `${MAGIC.reply}${error}0102030405060708`
+  const [OK, EPERM, EINVAL, ENOSPC] = ['00000000', '00000001', '00000016', '0000001c'].map(answered)
+  const says = async (client: Client, bytes: Buffer) => {
+    client.socket.write(bytes)
+    return (await client.take(16)).toString('hex')
+  }
+
+  test('makes the region larger and smaller, for all who have it', async () => {
+    const path = file('disk', Buffer.alloc(MiB, 'x'))
+    const one = await region(path)
+    const { path: socket, uri } = await serving(one, { resizable: true })
+    const client = await Client.open(socket)
+    expect(await says(client, golden.readLast)).toBe(EINVAL)
+    expect(await says(client, golden.grow)).toBe(OK)
+    expect(await says(client, golden.readLast)).toBe(OK)
+    expect(await client.take(1)).toEqual(Buffer.alloc(1))
+    expect(await works('nbdinfo', '--size', uri())).toBe('3145728\n')
+    const other = await Client.open(socket)
+    // What another client has does not shrink under it.
+    expect(await says(client, golden.shrink)).toBe(EPERM)
+    other.socket.destroy()
+    while ((await says(client, golden.shrink)) !== OK) await sleep(10)
+    expect(one.size).toBe(512)
+    // What was there and is not any more is no space; what never was is no place.
+    expect(await says(client, golden.readPast)).toBe(ENOSPC)
+    expect(await says(client, golden.readBeyondAll)).toBe(EINVAL)
+    await one.sync()
+    expect(readFileSync(path)).toEqual(Buffer.alloc(512, 'x'))
+    client.socket.destroy()
+  })
+
+  test('is offered where it was said that clients may, and the region is to be written', async () => {
+    const path = file('disk', Buffer.alloc(MiB))
+    const regions = [await region(path), await region(`mem:read?size=1M`, { readOnly: true })]
+    const flagsOf = async (options: Partial<ServeNbdOptions>) => {
+      const named = regions.map((each, n) => ({ name: `${n}`, region: each }))
+      const { path: socket } = await serving(named, options)
+      return Promise.all(
+        named.map(async ({ name }) => {
+          const client = await Client.open(socket, name)
+          client.socket.destroy()
+          return client.flags & OFFERED
+        }),
+      )
+    }
+    expect(await flagsOf({})).toEqual([0, 0])
+    expect(await flagsOf({ resizable: true })).toEqual([OFFERED, 0])
+    const { path: socket } = await serving(regions[1], { resizable: true })
+    expect(await says(await Client.open(socket), golden.grow)).toBe(EPERM)
   })
 })
 

@@ -374,6 +374,83 @@ describe('a region that is kept chunk by chunk', () => {
   })
 })
 
+describe('a region gets another size', () => {
+  test(
+    `and is what was written, here and at the remote, through crashes and sizes of all kinds (SEED=${SEED})`,
+    async () => {
+      const random = randomOf(SEED)
+      const path = join(directory, 'disk.img')
+      let model = Buffer.from(random.bytes(3 * MiB + 77))
+      writeFileSync(path, model)
+      let region = await open(path)
+      for (let round = 0; round < 30; round++) {
+        const size = random.pick([0, 1, 4096, 65_536, MiB - 1, 2 * MiB, 5 * MiB + 4321, random.below(6 * MiB)])
+        const after = Buffer.alloc(size)
+        model.copy(after)
+        model = after
+        await region.resize(size)
+        expect(region.size).toBe(size)
+        if (size > 0) await scribble(region, model, random, 3)
+        await expect(Promise.resolve().then(() => region.read(size, Buffer.alloc(1)))).rejects.toMatchObject({
+          code: 'INVALID',
+        })
+        if (random.chance(0.3)) expect((await bytesOf(region)).equals(model)).toBe(true)
+        if (random.chance(0.3)) {
+          await region.sync()
+          expect(readFileSync(path).equals(model)).toBe(true)
+        }
+        if (random.chance(0.3)) {
+          await region.close()
+          region = await open(path)
+          expect((await bytesOf(region)).equals(model)).toBe(true)
+        }
+      }
+      await region.sync()
+      expect(region.status()).toMatchObject({ size: model.length, problems: [] })
+      await region.close()
+      const fresh = await open(path, { cacheDir: join(directory, 'fresh') })
+      expect([fresh.size, (await bytesOf(fresh)).equals(model)]).toEqual([model.length, true])
+    },
+    TEST_MS,
+  )
+
+  test('by its file, and in a thread of its own; a terabyte more costs nothing', async () => {
+    const path = join(directory, 'disk.img')
+    writeFileSync(path, 'first')
+    const region = await open(path, { ownThread: true })
+    const file = region.file()
+    await file.truncate(2 ** 40)
+    expect(await file.stat()).toMatchObject({ size: 2 ** 40 })
+    await file.write('last', 2 ** 40 - 4)
+    await region.sync()
+    expect(statSync(path)).toMatchObject({ size: 2 ** 40 })
+    expect(statSync(path).blocks).toBeLessThan(64)
+    await file.truncate(3)
+    await region.sync()
+    expect(readFileSync(path, 'latin1')).toBe('fir')
+  })
+
+  test('but not where it is not to be written, or what it stands on has one size', async () => {
+    const path = join(directory, 'disk.img')
+    writeFileSync(path, Buffer.alloc(8192))
+    const region = await open(path)
+    for (const size of [-1, 0.5, Number.NaN])
+      await expect(region.resize(size)).rejects.toThrow(/invalid argument: a size of/)
+    await region.close()
+    await expect(region.resize(1)).rejects.toMatchObject({ code: 'CLOSED' })
+
+    const readOnly = await open(path, { readOnly: true })
+    await expect(readOnly.resize(1)).rejects.toMatchObject({ code: 'READ_ONLY' })
+    const mapped = await open('mem:?size=8K', { cacheDir: join(directory, 'mem') })
+    await mapped.resize(3)
+    expect(mapped.size).toBe(3)
+    const chunks = `file://${directory}/store?layout=chunks&size=1M`
+    const kept = await open(chunks, { cacheDir: join(directory, 'kept') })
+    await expect(kept.resize(1)).rejects.toThrow(/what has 1048576 bytes at the remote keeps that size/)
+    expect(kept.size).toBe(MiB)
+  })
+})
+
 test('a region of memory needs nothing', async () => {
   const region = await open('mem:?size=1M')
   await region.write(5, Buffer.from('hello'))
@@ -430,6 +507,24 @@ rgw.describe('a region of an object in a bucket', () => {
       const tree = rollforward(await openRemote(urlOf('images'), { shape: 'objects' }))
       expect((await tree.list('')).entries.map(({ name }) => name)).toEqual(['disk.img', 'disk.img2'])
       await tree.close()
+    },
+    TEST_MS,
+  )
+
+  rgw.test(
+    'gets another size with the next batch',
+    async () => {
+      const model = Buffer.from(randomOf(SEED).bytes(7 * MiB + 5))
+      await kept.put('images/sized.img', model)
+      const region = await open(urlOf('images/sized.img'))
+      await region.resize(MiB + 1)
+      await region.resize(9 * MiB)
+      await region.write(9 * MiB - 3, Buffer.from('end'))
+      await region.sync()
+      const expected = Buffer.alloc(9 * MiB)
+      model.copy(expected, 0, 0, MiB + 1)
+      expected.write('end', 9 * MiB - 3)
+      expect(Buffer.from(await kept.get('images/sized.img')).equals(expected)).toBe(true)
     },
     TEST_MS,
   )

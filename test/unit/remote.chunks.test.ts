@@ -202,18 +202,31 @@ test("a file's changes are a blob's: bytes, and zeros where no bytes are", () =>
   const attributes = { mode: 0o100600, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 0n }
   const common = { path: 'blob', size: 100, attributes, otherwise: 'blob.ours' }
   const bytes = new Uint8Array(10)
-  expect(changesOf({ do: 'put', ...common, content: { inline: [{ at: 20, bytes }] } }, 100)).toEqual([
+  const blob = { size: 100 }
+  expect(changesOf({ do: 'put', ...common, content: { inline: [{ at: 20, bytes }] } }, blob)).toEqual([
     { do: 'write', at: 20, bytes },
     { do: 'trim', at: 0, length: 20 },
     { do: 'trim', at: 30, length: 70 },
   ])
   const patch = { ...common, floor: 95, content: { staged: 'f', extents: [{ at: 40, length: 10 }] } }
-  expect(changesOf({ do: 'patch', ...patch, zeros: [{ at: 35, length: 10 }] }, 100)).toEqual([
+  expect(changesOf({ do: 'patch', ...patch, zeros: [{ at: 35, length: 10 }] }, blob)).toEqual([
     { do: 'write', at: 40, length: 10, staged: 'f' },
     { do: 'trim', at: 35, length: 5 },
     { do: 'trim', at: 95, length: 5 },
   ])
-  expect(changesOf({ do: 'attributes', path: 'blob', attributes }, 100)).toEqual([])
+  expect(changesOf({ do: 'attributes', path: 'blob', attributes }, blob)).toEqual([])
   for (const change of [{ do: 'remove', path: 'blob' } as const, { do: 'patch', ...patch, size: 99 } as const])
-    expect(() => changesOf(change, 100)).toThrow(expect.objectContaining({ code: 'UNSUPPORTED' }))
+    expect(() => changesOf(change, blob)).toThrow(expect.objectContaining({ code: 'UNSUPPORTED' }))
+
+  // Of another size, where it may have one: what it is extended by are zeros already.
+  const flexible = { size: 80, resize: async () => {} }
+  expect(changesOf({ do: 'patch', ...patch, floor: 60 }, flexible)).toEqual([
+    { do: 'resize', size: 100 },
+    { do: 'write', at: 40, length: 10, staged: 'f' },
+    { do: 'trim', at: 60, length: 20 },
+  ])
+  expect(changesOf({ do: 'patch', ...patch, size: 50, floor: 50 }, flexible)).toEqual([
+    { do: 'resize', size: 50 },
+    { do: 'write', at: 40, length: 10, staged: 'f' },
+  ])
 })
