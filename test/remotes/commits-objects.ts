@@ -6,6 +6,7 @@ import { ObjectFiles } from '../../src/remote/object-files.js'
 import { directoryKey, keyOf } from '../../src/remote/object-keys.js'
 import { objectStore } from '../../src/remote/object-store.js'
 import type { Objects } from '../../src/remote/objects.js'
+import { parentPath } from '../../src/remote/path.js'
 import { rollforward } from '../../src/remote/rollforward.js'
 import type { RollforwardOptions } from '../../src/remote/rollforward-options.js'
 import { prefixed } from '../../src/remote/rollforward-prefix.js'
@@ -94,15 +95,18 @@ export const committing = (tree: Tree, options?: Partial<RollforwardOptions>): T
 
 /**
  * Where a request to a bucket that was on its way when the lease was lost may still be met by the conditions that it expects: a name
- * that was free and is free again, and what was empty and is empty again. (Directories are always.)
+ * that was free and is free again, and bytes that are again what they were. (Directories are always empty; files get other bytes here,
+ * symlinks do not.)
  */
 export function loose(steps: string[], seen: Picture): Set<string> {
-  const empty = new Set<string>()
+  /** A file and a directory of one name are two keys. */
   const there = new Set<string>()
+  const same = new Set<string>()
   for (const line of seen.filter(one => one.startsWith('['))) {
-    const [path, , , , , content] = JSON.parse(line)
-    there.add(path)
-    if (content === '') empty.add(path)
+    const [path, mode, , , , content] = JSON.parse(line)
+    const key = isDirectory(mode) ? `${path}/` : path
+    there.add(key)
+    if (content === '' || isSymlink(mode)) same.add(key)
   }
   const paths = new Set<string>()
   for (const step of steps) {
@@ -111,13 +115,15 @@ export function loose(steps: string[], seen: Picture): Set<string> {
     const key = name === 'copy' ? keys[1] : keys[0]
     const path = key === '.pageferry/root' ? '' : key.replace(/\/$/, '')
     if (path.startsWith('.pageferry/')) continue
-    for (let at = path; ; at = at.slice(0, Math.max(0, at.lastIndexOf('/')))) {
-      if (!there.has(at) || (at === path && empty.has(at))) paths.add(at)
-      if (!at.includes('/')) break
-    }
+    if (!there.has(key) || same.has(key)) paths.add(path)
+    for (let at = parentPath(path); at !== ''; at = parentPath(at)) if (!there.has(`${at}/`)) paths.add(at)
   }
   return paths
 }
+
+/** Modes in octal. */
+const isDirectory = (mode: string) => mode.startsWith('40')
+const isSymlink = (mode: string) => mode.startsWith('120')
 
 export const without = (picture: Picture, paths: Set<string>): Picture =>
   paths.size === 0 ? picture : picture.filter(line => !line.startsWith('[') || !paths.has(JSON.parse(line)[0]))
