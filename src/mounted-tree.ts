@@ -266,15 +266,27 @@ export class MountedTree implements AsyncDisposable {
       throw new FerryError('BUSY', { detail: `${this.mountpoint} was detached, and programs still use files of it` })
     }
     try {
-      await this.#parts.door.unmount()
+      await this.#unmountInTime()
     } catch (error) {
-      if (isFerryError(error, 'BUSY')) await this.#refuseIfBusy(error)
       // Somebody was faster, if it really is gone.
       if (!isFerryError(error, 'INVALID', 'NOT_FOUND')) throw error
       await orAfter(this.ended, HIDDEN_MS)
       if (!this.hidden) throw error
     }
     await this.ended
+  }
+
+  /** What uses it and cannot be named is on its way out: a helper of ours, or a file that the kernel is closing. */
+  async #unmountInTime(): Promise<void> {
+    for (const until = performance.now() + LEAVING_MS; ; await sleep(LOOK_MS)) {
+      try {
+        return await this.#parts.door.unmount()
+      } catch (error) {
+        if (!isFerryError(error, 'BUSY')) throw error
+        await this.#refuseIfBusy(error)
+        if (performance.now() > until) throw error
+      }
+    }
   }
 
   async #takeAway(): Promise<void> {
@@ -294,6 +306,9 @@ export class MountedTree implements AsyncDisposable {
 
 /** How long the end of the connection may come after the mount is out of sight. */
 const HIDDEN_MS = 1000
+/** How long whatever cannot be named may still use a mount that ends, and how often to look. */
+const LEAVING_MS = 1000
+const LOOK_MS = 20
 /** How long the kernel may take to hand over what it holds, when an unmount follows that makes it do so anyway. */
 const FLUSH_MS_MAX = 30_000
 
