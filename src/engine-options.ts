@@ -37,6 +37,7 @@ export type EngineSettings = Omit<
   | 'driver'
   | 'mode'
   | 'acl'
+  | 'shared'
 > & {
   pullOrder: PullOrder
   /** Bytes the kernel may hold dirty. */
@@ -45,6 +46,7 @@ export type EngineSettings = Omit<
   /** Default: regions have none. */
   mode?: MountSettings['mode']
   acl?: boolean
+  shared?: boolean
   /** Of a connection to the kernel that outlives this process, and whether an earlier one has served it. Default: of none. */
   connection?: number
   outlived?: boolean
@@ -59,6 +61,7 @@ export function engineOptions(settings: EngineSettings, { path: cacheDir, writer
     readOnly: settings.readOnly,
     isRegion: settings.isRegion,
     takeOver: settings.takeOver,
+    shared: settings.shared ?? false,
     cacheBytesMax: settings.cacheSize,
     cacheBytesFreeMin: settings.cacheMinFree ?? freeBytesMin(cacheDir),
     memoryBytesMax: settings.memory,

@@ -195,6 +195,12 @@ const mountTable = {
     'the right to write is lost after this long without renewal',
   ),
   takeOver: defaulted('remote', toggle(), false, 'take the right to write from whoever has it'),
+  shared: defaulted(
+    'remote',
+    toggle(),
+    false,
+    'write in turns with others who say so too, batch by batch, instead of alone',
+  ),
   simulate: optional(
     'remote',
     parsed('SPEC', parseSimulation),
@@ -322,6 +328,7 @@ const {
   acl: _acl,
   driver: _driver,
   maxDelay: _maxDelay,
+  shared: _shared,
   ...common
 } = rest
 const regionTable = {
@@ -609,6 +616,7 @@ interface Dependent {
   dirtyLimit?: number | undefined
   readOnly: boolean
   takeOver: boolean
+  shared?: boolean
   mode?: MountSettings['mode']
   acl?: boolean
   driver?: MountSettings['driver']
@@ -623,6 +631,9 @@ function settle<T extends Dependent>(settings: T, called: (name: string) => stri
     )
   if (readOnly && takeOver)
     throw usage(`${called('takeOver')}: a mount with ${called('readOnly')} has nothing to take over`)
+  const other = readOnly ? 'readOnly' : takeOver ? 'takeOver' : undefined
+  if (settings.shared && other)
+    throw usage(`${called('shared')}: of those who write in turns; not allowed with ${called(other)}`)
   if (settings.mode === 'passthrough' && !readOnly)
     throw usage(
       `${called('mode')}: got passthrough; allowed with ${called('readOnly')}: writers have the writeback cache`,

@@ -4,7 +4,7 @@ import type { Content as RemoteContent, TreeCapabilities, TreeChange } from '../
 import type { Row } from './chunk-table.js'
 import type { Ino } from './filesystem.js'
 import { Changed, type Inode } from './inode.js'
-import { type Changes, join, orphanPath, type TreeState, UNKNOWN_VERSION } from './state.js'
+import { type Changes, join, type TreeState, UNKNOWN_VERSION } from './state.js'
 
 /** Content up to this size travels inside the intent. */
 const INLINE_BYTES_MAX = 64 * 1024
@@ -41,7 +41,7 @@ export function planBatch(state: TreeState, flight: Changes, context: PlanContex
   const names = new NameDiff(state, flight, context)
   names.plan(plan)
   for (const ino of flight.inodes) planInode(state, state.inode(ino), names.created, context, plan)
-  for (const ino of flight.orphans) plan.changes.push({ do: 'remove', path: orphanPath(ino) })
+  for (const ino of flight.orphans) plan.changes.push({ do: 'remove', path: state.orphanPath(ino) })
   return plan
 }
 
@@ -108,7 +108,12 @@ class NameDiff {
     if (open && inode.version !== null && !this.context.complete(inode)) {
       // Somebody still reads it, and its bytes are not all here.
       inode.flightParent = -1
-      plan.changes.push({ do: 'move', from: path, to: orphanPath(inode.ino), otherwise: orphanPath(inode.ino) })
+      plan.changes.push({
+        do: 'move',
+        from: path,
+        to: this.state.orphanPath(inode.ino),
+        otherwise: this.state.orphanPath(inode.ino),
+      })
       return
     }
     if (open) this.state.keepHere(inode)

@@ -164,14 +164,10 @@ class Engine implements TreeCache {
       ns: options.nowNs,
       second: () => Math.floor((performance.now() - started) / 1000),
     }
-    this.state = new TreeState(
-      this.#journal,
-      this.#slots,
-      this.#database,
-      globs(options.localOnly),
-      clock,
-      options.connection,
-    )
+    this.state = new TreeState(this.#journal, this.#slots, this.#database, globs(options.localOnly), clock, {
+      connection: options.connection,
+      writer: options.identity.writer,
+    })
     this.names = new Names(this.state)
     this.#memory = new MemoryBudget(options.memoryBytesMax)
     this.backing = options.wholes ? this.#openWholes() : undefined
@@ -213,14 +209,19 @@ class Engine implements TreeCache {
       this.state,
       {
         flushIntervalMs: options.flushIntervalMs,
-        delayMsMax: options.delayMsMax,
+        // A turn is no time to wait for the end of a file.
+        delayMsMax: options.shared ? 0 : options.delayMsMax,
         dirtyBytesMax: options.dirtyBytesMax,
         dirtyOperationsMax: options.dirtyOperationsMax,
         workers: options.pushWorkers,
         leaseMs: options.leaseMs,
+        shared: options.shared,
       },
       {
-        claim: { ...options.identity, leaseMs: options.leaseMs, takeOver: options.takeOver },
+        claim: {
+          ...options.identity,
+          ...{ leaseMs: options.leaseMs, takeOver: options.takeOver, shared: options.shared },
+        },
         plan: {
           capabilities: remote.capabilities,
           get conflictSuffix() {
@@ -303,7 +304,7 @@ class Engine implements TreeCache {
     this.replayed.catch(() => {}) // whoever goes on with us asks for it
     const root = this.#lookAtRoot()
     if (this.readOnly) await root
-    else await Promise.all([root, this.#claim()])
+    else await Promise.all([root, this.#claim().finally(() => this.push.opened())])
     this.#background = this.replayed.then(() => this.#subtrees.pullAhead()).catch(error => this.#problem('pull', error))
   }
 
@@ -392,6 +393,8 @@ class Engine implements TreeCache {
         const error = toFerryError(caught)
         if (error.code === 'LEASE_HELD') {
           const holder = await this.remote.holder(this.#stop.signal)
+          // Each batch takes its turn.
+          if (holder?.shared && this.options.shared) return
           if (!holder || (holder.host !== this.options.identity.host && performance.now() < until)) {
             await new Promise(resolve => setTimeout(resolve, Math.min(1_000, this.options.leaseMs / 4)))
             continue
@@ -412,6 +415,7 @@ class Engine implements TreeCache {
           !['UNREACHABLE', 'DEADLINE', 'IO', 'NO_SPACE', 'READ_ONLY', 'FORBIDDEN'].includes(error.code)
         )
           throw error
+        if (this.options.shared) return
         this.#claimProblem = error
         this.#claimLater()
         return

@@ -11,7 +11,7 @@ export const S_IFLNK = 0o120000
 /** What changed since the remote's state. `times`: somebody said which mtime it has. */
 export const Changed = { new: 1, attributes: 2, data: 4, xattrs: 8, names: 16, times: 32 } as const
 
-/** Where the remote keeps a file that lost its last name while it is still open: `.pageferry/orphans/INO`. */
+/** Where the remote keeps a file that lost its last name while it is still open: `.pageferry/orphans/WRITER-INO`. */
 export const ORPHANS: Ino = -1
 
 export interface Dentry {

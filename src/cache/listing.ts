@@ -38,6 +38,10 @@ export interface ListingHooks {
 /** Not of what a batch is about to give another version: nobody may hear of that one, and this would be taken for it. */
 const mayLearn = ({ flight }: Inode) => flight === 0
 
+/** Changed, rather than replaced by another one; where the remote tells no births, what has grown is taken for that. */
+const isSameFile = ({ btimeNs, size }: Inode, entry: Entry) =>
+  btimeNs === undefined || entry.btimeNs === undefined ? entry.size > size : entry.btimeNs === btimeNs
+
 /** A listing that is under way. */
 interface Run {
   done: Promise<void>
@@ -328,7 +332,12 @@ export class Listing {
       return known
     }
     if (known && (known.changed || known.flight)) return known
-    if (known && (known.mode & S_IFMT) === (entry.mode & S_IFMT) && !known.isDirectory && this.#mayReplace(known)) {
+    if (
+      known &&
+      (known.mode & S_IFMT) === (entry.mode & S_IFMT) &&
+      !known.isDirectory &&
+      this.#mayReplace(known, entry)
+    ) {
       this.#replace(known, entry)
       return known
     }
@@ -398,9 +407,10 @@ export class Listing {
     if (this.state.isHeld(inode)) this.hooks.kernel().invalidateInode(inode.ino)
   }
 
-  /** A reader's inode grows with the file, and a region is one; a writer's that somebody holds open keeps its version. */
-  #mayReplace(inode: Inode): boolean {
-    return this.options.readOnly || this.options.isRegion || !this.state.isHeld(inode)
+  /** A region is one; a writer's inode that somebody holds keeps its version, and so does a reader's that is open, unless the file is the same. */
+  #mayReplace(inode: Inode, entry: Entry): boolean {
+    if (this.options.isRegion) return true
+    return this.options.readOnly ? inode.opens === 0 || isSameFile(inode, entry) : !this.state.isHeld(inode)
   }
 
   #replace(inode: Inode, entry: Entry) {

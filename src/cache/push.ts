@@ -16,6 +16,9 @@ import type { CommittingTree, Progress } from './tree-cache.js'
 const STAGE_BYTES_MAX = 4 * 1024 * 1024
 const BACKOFF_MS_FIRST = 200
 const BACKOFF_MS_MAX = 15_000
+/** Who shares the lease looks so often whether it is free, and leaves it to others for longer than that before its next turn. */
+const TURN_LOOK_MS = 100
+const TURN_PAUSE_MS = 3 * TURN_LOOK_MS
 
 const isPassing = ({ code }: FerryError) => code === 'UNREACHABLE' || code === 'DEADLINE' || code === 'ABORTED'
 
@@ -26,6 +29,8 @@ export interface PushOptions {
   dirtyOperationsMax: number
   workers: number
   leaseMs: number
+  /** The lease is held for one batch at a time. */
+  shared: boolean
 }
 
 export interface PushHooks {
@@ -87,6 +92,9 @@ export class Push {
   #growing = new Set<Ino>()
   /** Unsent when somebody last asked for everything to be sent. */
   #operationsAtStart = 0
+  /** When the lease that is shared may be taken again. */
+  #turnAtMs = 0
+  readonly #opened = deferred()
   #progress = { bytesDone: 0, bytesTotal: 0 }
 
   constructor(
@@ -100,14 +108,32 @@ export class Push {
     this.#ahead = new Ahead(remote, state, memory)
   }
 
-  /** Take the lease now. LEASE_HELD and the like are the caller's to deal with. */
-  async claim(signal?: AbortSignal): Promise<Claimed> {
+  /** Take the lease now, or (shared, until `opened`) see that it may be had. LEASE_HELD and the like are the caller's to deal with. */
+  async claim(signal?: AbortSignal): Promise<void> {
+    const claimed = await this.#take(signal)
+    if (this.options.shared) await this.#leave()
+    else void this.#caught(claimed).catch(() => {})
+  }
+
+  /** What is shared is taken for each batch from now on. */
+  opened(): void {
+    this.#opened.resolve()
+  }
+
+  async #take(signal?: AbortSignal): Promise<Claimed> {
     const claimed = await this.remote.claim(this.hooks.claim, signal)
     this.lease = { state: 'held', epoch: claimed.epoch }
     this.exclusive = claimed.exclusive ?? true
-    void this.#caught(claimed).catch(() => {})
     this.#renewTimer ??= setInterval(() => void this.#renew(), this.options.leaseMs / 3).unref()
     return claimed
+  }
+
+  /** Others have their turn. */
+  async #leave(): Promise<void> {
+    if (this.lease.state !== 'held') return
+    this.lease = { state: 'none' }
+    await this.remote.release(AbortSignal.timeout(this.options.leaseMs)).catch(error => this.#failed(error))
+    this.#turnAtMs = performance.now() + TURN_PAUSE_MS
   }
 
   /** Ends when it is done, the engine closes, or the lease is lost: nothing is sent before. */
@@ -116,20 +142,22 @@ export class Push {
     await this.#insist(async () => this.#catchUp(claimed))
   }
 
-  /** The batch that was on its way when an earlier process ended: committed, or part of the next one. */
+  /** The batch that was on its way when an earlier process, or an earlier turn, ended: committed, or part of the next one. */
   #catchUp(claimed: Claimed) {
     const { state } = this
-    if (this.#caughtUp) return
+    if (this.#caughtUp && !this.options.shared) return
     if (state.flight) {
       if ((claimed.batch ?? 0) >= state.flightBatch)
         this.#finish(withUnknown(state, claimed.outcome ?? NOTHING), flightPaths(state))
       else {
         state.append(Kind.merged, [state.flightBatch])
         state.merged()
+        // Somebody may wait for what it had.
+        this.#hurried = true
       }
     }
     state.batch = Math.max(state.batch, claimed.batch ?? 0)
-    if (state.quarantine.size) {
+    if (!this.#caughtUp && state.quarantine.size) {
       state.append(Kind.allowed, [])
       state.quarantine.clear()
       // What was refused is open without having been counted again.
@@ -229,30 +257,52 @@ export class Push {
     if (this.#renewTimer) clearInterval(this.#renewTimer)
     this.#abort.abort()
     this.#wake.resolve()
+    this.#opened.resolve()
     await this.#loop
     for (const waiter of this.#waiters) waiter.done.reject(new FerryError('CLOSED'))
-    if (this.lease.state === 'held') {
-      this.lease = { state: 'none' }
-      await this.#ahead.close(AbortSignal.timeout(this.options.leaseMs))
-      await this.remote.release(AbortSignal.timeout(this.options.leaseMs)).catch(error => this.#failed(error))
-    }
+    if (this.lease.state === 'held') await this.#ahead.close(AbortSignal.timeout(this.options.leaseMs))
+    await this.#leave()
   }
 
   async #run(): Promise<void> {
+    const { state, options } = this
+    if (options.shared) {
+      await this.#opened.promise
+      // What an earlier process has left is the first turn's.
+      this.#due ||= state.flight !== null || state.open.operations + state.quarantine.size > 0
+    }
     while (!this.#closing) {
-      if (!this.#due || this.lease.state !== 'held' || !this.#caughtUp) {
+      const isReady = options.shared || (this.lease.state === 'held' && this.#caughtUp)
+      if (!this.#due || !isReady) {
         await this.#wake.promise
         this.#wake = deferred()
         continue
       }
       this.#due = false
       try {
-        await this.#batch()
-        if (this.#held.growing) await this.#ahead.send(this.#growing, this.#abort.signal)
+        if (options.shared) await this.#inTurn()
+        else {
+          await this.#batch()
+          if (this.#held.growing) await this.#ahead.send(this.#growing, this.#abort.signal)
+        }
       } catch (error) {
         this.#failed(error)
+        // What one turn did not bring to its end is for the next one.
+        this.#due ||= options.shared && state.flight !== null
       }
       this.poke()
+    }
+  }
+
+  /** One batch under a lease that others have between our batches. */
+  async #inTurn(): Promise<void> {
+    await this.#sleep(Math.max(0, this.#turnAtMs - performance.now()))
+    const claimed = await this.#insist(() => this.#take(this.#abort.signal))
+    try {
+      this.#catchUp(claimed)
+      await this.#batch()
+    } finally {
+      await this.#leave()
     }
   }
 
@@ -303,8 +353,9 @@ export class Push {
     this.#held = { operations: state.open.operations, growing: growing.size > 0 }
   }
 
-  /** Tries until it works, or the lease is lost, or the engine closes. */
+  /** Tries until it works, or the lease is lost, or the engine closes; or others have waited for the lease for as long as it is valid. */
   async #insist<T>(step: () => Promise<T>): Promise<T> {
+    const begunMs = performance.now()
     for (let tries = 0; ; tries++) {
       const startedMs = performance.now()
       try {
@@ -314,8 +365,15 @@ export class Push {
       } catch (caught) {
         const error = toFerryError(caught)
         if (this.#closing) throw new FerryError('CLOSED', { cause: error })
+        const isLong = performance.now() - begunMs > this.options.leaseMs
+        // It is somebody else's turn.
+        if (error.code === 'LEASE_HELD') {
+          if (isLong) this.#failed(error)
+          await this.#sleep(TURN_LOOK_MS * (0.5 + this.hooks.random()))
+          continue
+        }
         this.#failed(error)
-        if (error.code === 'LEASE_LOST') throw error
+        if (error.code === 'LEASE_LOST' || (this.options.shared && this.lease.state === 'held' && isLong)) throw error
         // Of many calls one failed, perhaps: those before it are not made again.
         const gotSomewhere = performance.now() - startedMs > BACKOFF_MS_FIRST / 4
         if (gotSomewhere && isPassing(error)) tries = 0
@@ -344,6 +402,10 @@ export class Push {
     this.lastError = error
     this.failures++
     if (error.code !== 'LEASE_LOST' || this.lease.state === 'lost') return
+    if (this.options.shared) {
+      this.lease = { state: 'none' }
+      return
+    }
     this.lease = { state: 'lost', why: error.message }
     for (const waiter of this.#waiters) waiter.done.reject(error)
   }
@@ -404,7 +466,8 @@ export class Push {
   #finish(outcome: Outcome, inodes: Map<string, Ino>) {
     const { state } = this
     const ino = (path: string) => inodes.get(path) ?? 0
-    for (const [path] of outcome.versions) {
+    const moved = outcome.moved ?? []
+    for (const [path] of [...outcome.versions, ...moved]) {
       const inode = inodes.has(path) ? null : state.atFlightPath(path)
       if (!inode) continue
       state.ensureKnown(inode)
@@ -412,16 +475,21 @@ export class Push {
     }
     const atMs = state.now.ms()
     const conflicts: CommittedRecord[2] = []
-    for (const { path, keptAs } of outcome.conflicts) {
+    // Of two at one path the last is ours: before it, theirs came there with what we had moved.
+    for (const [path, keptAs] of new Map(outcome.conflicts.map(({ path, keptAs }) => [path, keptAs]))) {
       const inode = state.find(ino(path))
       if (inode) inodes.set(keptAs, inode.ino)
       if (inode?.flightParent) conflicts.push([inode.ino, inode.flightParent, inode.flightName, keptAs, atMs])
     }
     const record: CommittedRecord = [
       state.flightBatch,
-      outcome.versions.map(([path, version]) => [ino(path), version]),
+      [...outcome.versions, ...moved.filter(([path, , was]) => state.find(ino(path))?.version === was)].map(
+        ([path, version]) => [ino(path), version],
+      ),
       conflicts,
-      outcome.refused.map(({ path, code, detail }) => [ino(path), path, code, detail]),
+      outcome.refused.flatMap(({ path, code, detail }) =>
+        code === 'NOT_FOUND' && this.#isTheirs(ino(path)) ? [] : [[ino(path), path, code, detail]],
+      ),
     ]
     state.append(Kind.committed, record)
     settle(state, record)
@@ -435,6 +503,16 @@ export class Push {
     this.#answer('settled', this.#cuts)
   }
 
+  /** Somebody removed a file that only has another name or other attributes here: it is gone here too, when its directory is listed again. */
+  #isTheirs(ino: Ino): boolean {
+    const { state } = this
+    const inode = state.find(ino)
+    if (!inode || inode.isDirectory || inode.flight & (Changed.new | Changed.data)) return false
+    const directory = inode.flightParent ? state.find(inode.flightParent) : undefined
+    if (directory) directory.listedAtMs = -Infinity
+    return true
+  }
+
   #answer(what: Waiter['what'], cut: number) {
     for (const waiter of this.#waiters) if (waiter.what === what && waiter.cut <= cut) waiter.done.resolve()
     if (this.#waiters.some(waiter => waiter.cut > this.#cuts)) this.#cutNow()
@@ -445,7 +523,7 @@ const NOTHING: Outcome = { versions: [], conflicts: [], refused: [] }
 
 /** Who applied the batch may not have heard which versions its attributes made: they are not compared with what we knew before. */
 function withUnknown(state: TreeState, outcome: Outcome): Outcome {
-  const told = new Set(outcome.versions.map(([path]) => path))
+  const told = new Set([...outcome.versions, ...(outcome.moved ?? [])].map(([path]) => path))
   const untold = [...flightPaths(state)].filter(([path, ino]) => {
     const inode = state.inode(ino)
     return inode.isFile && inode.flight & (Changed.attributes | Changed.data) && !told.has(path)

@@ -102,9 +102,10 @@ export class TreeState {
     readonly database: Database,
     readonly isLocalOnly: (name: string) => boolean,
     readonly now: { ms: () => number; ns: () => bigint; second: () => number },
-    connection = 0,
+    /** `writer`: what the remote knows this cache directory by. */
+    readonly options: { connection: number; writer: string },
   ) {
-    this.outcomes = new Outcomes(connection)
+    this.outcomes = new Outcomes(options.connection)
     this.clean = new CleanChunks(this.chunks, row => this.dropRow(row))
   }
 
@@ -620,11 +621,16 @@ export class TreeState {
 
   // --- where the remote has it
 
+  /** Where the remote keeps a file without a name: numbers are this writer's own. */
+  orphanPath(ino: Ino): string {
+    return `.pageferry/orphans/${this.options.writer}-${ino}`
+  }
+
   /** The path at the remote as of the last committed batch; null: it has none of it. */
   remotePath(inode: Inode): string | null {
     if (inode.ino === ROOT) return ''
     if (inode.remoteParent === 0) return null
-    if (inode.remoteParent === -1) return orphanPath(inode.ino)
+    if (inode.remoteParent === -1) return this.orphanPath(inode.ino)
     const parent = this.remotePath(this.inode(inode.remoteParent))
     return parent === null ? null : join(parent, inode.remoteName)
   }
@@ -710,7 +716,6 @@ export class TreeState {
 
 /** A version that the remote gave while nobody here listened: not compared, learned at the next look. */
 export const UNKNOWN_VERSION = '?'
-export const orphanPath = (ino: Ino) => `.pageferry/orphans/${ino}`
 export const join = (parent: string, name: string) => (parent ? `${parent}/${name}` : name)
 
 export const rootInode = (nowNs: bigint): Inode => {

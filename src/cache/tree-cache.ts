@@ -13,11 +13,13 @@ export interface TreeCacheOptions {
   cacheDir: string
   storage: Storage
   /** Who this is, for the remote's lease; `writer` is stable for the cache directory. */
-  identity: Omit<Claim, 'leaseMs' | 'takeOver'>
+  identity: Omit<Claim, 'leaseMs' | 'takeOver' | 'shared'>
   readOnly: boolean
   /** Of one file, which whoever has it open sees change when it is looked at again. */
   isRegion: boolean
   takeOver: boolean
+  /** The lease is held for one batch at a time: see Claim. */
+  shared: boolean
   /** Clean and dirty bytes on the local disk, at most. Default 10 GiB. */
   cacheBytesMax: number
   /** Kept free on the cache's disk. Default 1 GiB, at most a tenth of the disk. */

@@ -13,6 +13,8 @@ export interface Claim {
   leaseMs: number
   /** Take the lease from a live holder. */
   takeOver: boolean
+  /** It is held for one batch at a time, in turns with others who say so too. Absent: false. */
+  shared?: boolean
 }
 
 export interface Claimed {
@@ -32,7 +34,13 @@ export interface Holder {
   pid: number
   epoch: number
   sinceMs: number
+  /** It will have released it soon: see Claim. */
+  shared: boolean
 }
+
+/** Whether files without a name, which the holder before us has kept for those who have them open, are still wanted. */
+export const keepsOrphans = ({ writer, shared }: Claim, previous: Claim | null): boolean =>
+  previous?.writer === writer || Boolean(shared && previous?.shared)
 
 /** The net state at one moment. Numbers grow by one per writer; a batch that failed is tried again with the same number. */
 export interface Batch<Change> {
@@ -46,10 +54,11 @@ export interface Batch<Change> {
 /** What became of a batch when it was applied. Paths are those after the batch. */
 export interface Outcome {
   /**
-   * The versions that files have now which were put or patched, or got attributes while they were what was expected. Where a move
-   * makes another version: also of what was moved, and of what lies in it.
+   * The versions that files have now which were put or patched, or got attributes while they were what was expected.
    */
   versions: [path: string, version: string][]
+  /** Where a move makes another version: of what was moved, and of what lies in it; and the version until then, which may be somebody else's. */
+  moved?: [path: string, version: string, was: string][]
   /** Somebody else had changed these: theirs kept the name, ours is at `keptAs`. */
   conflicts: { path: string; keptAs: string }[]
   /** What the remote will not take, now or later. */

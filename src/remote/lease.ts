@@ -159,8 +159,8 @@ export class Lease<Change> {
   async holder(signal?: AbortSignal): Promise<Holder | null> {
     const { head, lease } = await this.read(signal)
     if (!lease || head?.record.kind === 'release') return null
-    const { host, pid } = lease.claim
-    return { host, pid, epoch: lease.epoch, sinceMs: lease.atMs }
+    const { host, pid, shared = false } = lease.claim
+    return { host, pid, epoch: lease.epoch, sinceMs: lease.atMs, shared }
   }
 
   /**

@@ -66,6 +66,7 @@ const PLACED = 'placed'
 interface Placed {
   stays: Key[]
   versions: [Path, Version][]
+  moved?: NonNullable<Outcome['moved']>
   conflicts: Outcome['conflicts']
   refused: [index: number, Outcome['refused'][number]][]
 }
@@ -80,6 +81,7 @@ class Application {
   readonly #lines: Lines
   readonly #content: ObjectContent
   readonly #versions = new Map<Path, Version>()
+  readonly #moved: NonNullable<Outcome['moved']> = []
   readonly #conflicts: Outcome['conflicts'] = []
   readonly #refused = new Map<number, Outcome['refused'][number]>()
   /** Keys of what could not be moved: it stays. */
@@ -134,7 +136,10 @@ class Application {
     }
     await this.#removeMany(plan.leavers)
     for (const subtree of plan.subtrees) await this.#removeSubtree(subtree)
-    return { versions: [...this.#versions], conflicts: this.#conflicts, refused: [...this.#refused.values()] }
+    return {
+      ...{ versions: [...this.#versions], moved: this.#moved },
+      ...{ conflicts: this.#conflicts, refused: [...this.#refused.values()] },
+    }
   }
 
   #each<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
@@ -160,6 +165,7 @@ class Application {
     const placed: Placed = {
       stays: [...this.#stays],
       versions: [...this.#versions],
+      moved: this.#moved,
       conflicts: this.#conflicts,
       refused: [...this.#refused],
     }
@@ -172,6 +178,7 @@ class Application {
     if (!placed) return false
     for (const key of placed.stays) this.#stays.add(key)
     for (const [path, version] of placed.versions) this.#versions.set(path, version)
+    this.#moved.push(...(placed.moved ?? []))
     this.#conflicts.splice(0, this.#conflicts.length, ...placed.conflicts)
     for (const [index, refusal] of placed.refused) this.#refused.set(index, refusal)
     return true
@@ -349,12 +356,9 @@ class Application {
     const { path, directory, source, expected } = target
     if (directory) return
     if (source && source.etag !== etag) this.#options.onReplace(path, source.etag)
-    const tells =
-      change.do === 'put' ||
-      change.do === 'patch' ||
-      (change.do === 'attributes' && expected) ||
-      (change.do === 'move' && source?.etag !== etag)
-    if (tells) this.#versions.set(path, etag)
+    if (change.do === 'move' && source && source.etag !== etag) this.#moved.push([path, etag, source.etag])
+    const isOurs = change.do === 'put' || change.do === 'patch' || (change.do === 'attributes' && expected)
+    if (isOurs) this.#versions.set(path, etag)
   }
 
   // --- directories

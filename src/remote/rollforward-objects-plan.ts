@@ -237,15 +237,16 @@ class Planner {
       this.#files.head(directoryKey(path), this.#signal),
     ])
     const source = this.#sourceOf(found.head, change.from)
-    if ((there || marker) && !this.#isLeaving(path)) {
-      await this.#placeElsewhere({ ...target, index: over?.index ?? index, path: change.to }, source)
-      return this.#leave(found.head, change.from)
-    }
     this.#leave(found.head, change.from)
+    const { expect } = (over?.change ?? {}) as { expect?: string | null }
+    const isTheirs = over && over.change.do !== 'attributes' && expect !== undefined && expect !== source.etag
+    if ((there || marker) && !this.#isLeaving(path)) {
+      if (isTheirs) await this.#moveTheirsElsewhere({ ...target, path: change.to }, source)
+      return this.#placeElsewhere({ ...target, index: over?.index ?? index, path: change.to }, source)
+    }
     const replaces = there?.etag ?? null
     if (!over) return this.#target({ ...target, replaces, source })
-    const { expect } = over.change as { expect?: string | null }
-    if (over.change.do === 'attributes' || expect === undefined || expect === source.etag)
+    if (!isTheirs)
       // Attributes of what moves are given to what came, in one step.
       return this.#target({ ...target, index: over.index, replaces, source, expected: expect === source.etag })
     // Theirs moves; ours is beside it.
@@ -381,6 +382,13 @@ class Planner {
 
   #target(target: NewTarget): void {
     this.#plan.targets.push({ replaces: null, source: null, expected: false, placed: null, ...target })
+  }
+
+  /** Neither has the name that ours was moved to: somebody else's is there. */
+  async #moveTheirsElsewhere({ index, path, directory, otherwise }: NewTarget, source: Source): Promise<void> {
+    const at = await this.#names.free({ path, otherwise, index })
+    const there = await this.#files.head(keyOf(at), this.#signal)
+    this.#target({ index, path: at, directory, otherwise, source, placed: there?.etag ?? null })
   }
 
   async #placeElsewhere({ index, path, directory, otherwise }: NewTarget, source: Source | null): Promise<void> {

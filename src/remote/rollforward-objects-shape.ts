@@ -2,7 +2,7 @@
 
 import { inParallel } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
-import type { Batch, Claim, Outcome } from './commits.js'
+import { type Batch, type Claim, keepsOrphans, type Outcome } from './commits.js'
 import type { IntentRecord, Packed, Refusal } from './intent.js'
 import type { ObjectFiles } from './object-files.js'
 import { keyOf } from './object-keys.js'
@@ -61,8 +61,7 @@ export class ObjectsShape implements Shape<TreeChange> {
   }
 
   async sweep({ epoch, guard, signal }: Turn, claim: Claim, previous: Claim | null): Promise<void> {
-    // Nobody has open any more what another writer kept for those who had.
-    if (previous?.writer !== claim.writer) await this.#sweepOrphans(guard, signal)
+    if (!keepsOrphans(claim, previous)) await this.#sweepOrphans(guard, signal)
     await clearObjects(this.#files.objects, { epoch, batch: 0 }, signal)
     await abortStaged(this.#files.objects, epoch, signal)
     this.#others = false

@@ -2,7 +2,7 @@
 import { constants } from 'node:fs'
 import { inParallel } from '../base/async.js'
 import { type FerryError, isPermanent } from '../base/errors.js'
-import type { Batch, Claim, Outcome } from './commits.js'
+import { type Batch, type Claim, keepsOrphans, type Outcome } from './commits.js'
 import type { IntentRecord, Refusal } from './intent.js'
 import { applyTree, clearStage, finishPut } from './rollforward-apply.js'
 import type { Shape, Turn } from './rollforward-commits.js'
@@ -59,8 +59,7 @@ export class TreeShape implements Shape<TreeChange> {
   }
 
   async sweep({ epoch, guard, signal }: Turn, claim: Claim, previous: Claim | null): Promise<void> {
-    // Nobody has open any more what another writer kept for those who had.
-    if (previous?.writer !== claim.writer) await sweepOrphans(this.#tree, guard, signal)
+    if (!keepsOrphans(claim, previous)) await sweepOrphans(this.#tree, guard, signal)
     await sweepStages(this.#tree, epoch, signal)
   }
 

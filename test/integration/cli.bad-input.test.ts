@@ -55,7 +55,7 @@ const cases: [string, RegExp][] = [
   ['mount $R $M --log-file /nowhere/at/all', /^--log-file: .* cannot be written/],
   ['mount $R $M --config $F/wrong.toml', /^fetchsize in .*wrong.toml: there is no such option$/],
   ['mount $R $M --config $F/none.toml', /^--config: .*none.toml cannot be read/],
-  ['mount $R $M --shared', /unknown option '--shared'/],
+  ['mount $R $M --shared --read-only', /--shared: of those who write in turns; not allowed with --read-only/],
   ['mount $R', /missing required argument 'mountpoint'/],
   ['mount $R $M extra', /too many arguments/],
   ['mount --daemon /nowhere/at/all $M', /^\/nowhere\/at\/all: no such directory$/],
@@ -114,7 +114,7 @@ describe('without a command', () => {
     })
     const help = await place.pageferry('mount', '--help')
     expect(help).toMatchObject({ status: 0, stdout: expect.stringContaining('--fetch-size <SIZE>') })
-    for (const absent of ['--shared', '--commit-store']) expect(help.stdout).not.toContain(absent)
+    for (const absent of ['--commit-store', '--resizable']) expect(help.stdout).not.toContain(absent)
   })
 })
 

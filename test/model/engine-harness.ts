@@ -18,6 +18,7 @@ export const engineOptions = (cacheDir: string, changes: Partial<TreeCacheOption
   readOnly: false,
   isRegion: false,
   takeOver: true,
+  shared: false,
   cacheBytesMax: 1024 ** 3,
   cacheBytesFreeMin: 0,
   memoryBytesMax: 64 * 1024 * 1024,

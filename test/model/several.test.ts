@@ -1,0 +1,337 @@
+// One directory and several who use it at once: writers who share the lease, readers, and a program that knows nothing of us. Each write of
+// a file is a token, all over the file. No read finds two of them in one file; and none that somebody wrote is gone, unless somebody who had
+// it before his eyes has replaced or removed it.
+import fs from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { afterEach, expect, test } from '@jest/globals'
+import { type FerryError, isFerryError } from '../../src/base/errors.js'
+import { freshSeed, type Random, random as randomOf } from '../../src/base/random.js'
+import { openTreeCache } from '../../src/cache/engine.js'
+import type { Ino } from '../../src/cache/filesystem.js'
+import type { TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
+import { memObjects } from '../../src/remote/mem-objects.js'
+import { memTree } from '../../src/remote/mem-tree.js'
+import type { Objects } from '../../src/remote/objects.js'
+import { rollforward } from '../../src/remote/rollforward.js'
+import type { Tree } from '../../src/remote/tree.js'
+import { long } from '../fixtures/requires.js'
+import { engineOptions, settled, temporaryDirectory } from './engine-harness.js'
+
+const SEED = Number(process.env.SEED ?? freshSeed())
+const ROUNDS = long ? 60 : 4
+const STEPS = 150
+const ROUND_MS = 30_000
+const ROOT = 1
+const FILE = { mode: 0o100644, uid: 0, gid: 0, rdev: 0 }
+const DIRECTORY = { mode: 0o40755, uid: 0, gid: 0, rdev: 0 }
+const NAMES = ['a', 'b', 'c', 'd', 'e']
+const DIRECTORIES = ['x', 'y']
+/** In the journal itself, in one chunk, in several. */
+const SIZES = [16, 5_000, 70_000, 300_000]
+
+const undone: (() => unknown)[] = []
+afterEach(async () => {
+  for (const undo of undone.splice(0).reverse()) await undo()
+})
+
+const WORD = 16
+const wordOf = (token: number) => `${String(token).padStart(WORD - 1, '0')}\n`
+const contentOf = (token: number, size: number) =>
+  Buffer.from(wordOf(token).repeat(Math.ceil(size / WORD))).subarray(0, size)
+
+/** null: nothing is in it. @throws there is more than one */
+function tokenIn(bytes: Buffer, where: string): number | null {
+  if (bytes.length === 0) return null
+  const token = Number(bytes.toString('latin1', 0, WORD))
+  if (bytes.equals(contentOf(token, bytes.length))) return token
+  const others = new Set(bytes.toString('latin1').split('\n'))
+  throw new Error(`${where}: more than one in ${bytes.length} bytes: ${[...others].slice(0, 5).join(' ')}`)
+}
+
+class World {
+  readonly #sizes = new Map<number, number>()
+  /** Replaced or removed by somebody who saw them. */
+  readonly gone = new Set<number>()
+  readonly log: string[] = []
+
+  constructor(readonly random: Random) {}
+
+  write(): { token: number; bytes: Buffer } {
+    const token = this.#sizes.size + 1
+    const size = this.random.pick(SIZES)
+    this.#sizes.set(token, size)
+    return { token, bytes: contentOf(token, size) }
+  }
+
+  /** The same length, other content. */
+  rewrite(size: number): { token: number; bytes: Buffer } {
+    const token = this.#sizes.size + 1
+    this.#sizes.set(token, size)
+    return { token, bytes: contentOf(token, size) }
+  }
+
+  tell(line: string): void {
+    this.log.push(`${Math.round(performance.now())} ${line}`)
+  }
+
+  check(bytes: Buffer, where: string): number | null {
+    const token = tokenIn(bytes, where)
+    if (token !== null) expect([where, token, bytes.length]).toEqual([where, token, this.#sizes.get(token)])
+    return token
+  }
+
+  get living(): number[] {
+    return [...this.#sizes.keys()].filter(token => !this.gone.has(token))
+  }
+}
+
+/** One who has it mounted. */
+class Side {
+  constructor(
+    readonly name: string,
+    readonly cache: TreeCache,
+    readonly world: World,
+  ) {}
+
+  async path(): Promise<{ parent: Ino; name: string; shown: string } | null> {
+    const { random } = this.world
+    const name = random.pick(NAMES)
+    if (random.chance(0.5)) return { parent: ROOT, name, shown: name }
+    const directory = random.pick(DIRECTORIES)
+    const found = await this.cache.lookup(ROOT, directory)
+    return found && { parent: found.ino, name, shown: `${directory}/${name}` }
+  }
+
+  async content(ino: Ino, where: string): Promise<Buffer> {
+    const { size } = await settled(this.cache.attributes(ino))
+    const bytes = Buffer.alloc(size)
+    for (let done = 0; done < size; ) {
+      const read = await this.cache.read(ino, done, bytes.subarray(done))
+      if (read === 0) return bytes.subarray(0, done)
+      done += read
+    }
+    this.world.check(bytes, `${this.name}: ${where}`)
+    return bytes
+  }
+
+  /** What has this name, held open, with its token. */
+  async held<T>(
+    { parent, name, shown }: { parent: Ino; name: string; shown: string },
+    work: (there: { ino: Ino; bytes: Buffer; token: number | null } | null) => Promise<T>,
+  ): Promise<T | undefined> {
+    const { cache } = this
+    const found = await cache.lookup(parent, name)
+    if (!found) return work(null)
+    cache.remember(found.ino)
+    cache.opened(found.ino, true)
+    try {
+      const bytes = await this.content(found.ino, shown)
+      // Whatever it is by now, it is not this any more.
+      const now = cache.lookup(parent, name)
+      if (now instanceof Promise || now?.ino !== found.ino) return
+      return await work({ ino: found.ino, bytes, token: tokenIn(bytes, shown) })
+    } finally {
+      cache.released(found.ino, true)
+      cache.forget(found.ino, 1)
+    }
+  }
+
+  async step(): Promise<void> {
+    const { random } = this.world
+    const where = await this.path()
+    if (!where) return
+    try {
+      await random
+        .pick([this.#read, this.#replace, this.#replace, this.#overwrite, this.#remove, this.#move])
+        .call(this, where)
+    } catch (error) {
+      // Nobody has those pages any more, or a name went while it was used.
+      if (!isFerryError(error, 'STALE', 'NOT_FOUND')) throw error
+      this.world.tell(`${this.name}: ${(error as FerryError).message}`)
+    }
+  }
+
+  async #read(where: { parent: Ino; name: string; shown: string }) {
+    await this.held(where, async there => this.world.tell(`${this.name} reads ${where.shown}: ${there?.token}`))
+  }
+
+  async #replace(where: { parent: Ino; name: string; shown: string }) {
+    const { cache, world } = this
+    const { token, bytes } = world.write()
+    const temporary = `new-${token}`
+    const { ino } = await settled(cache.make(where.parent, temporary, FILE))
+    cache.remember(ino)
+    await cache.write(ino, 0, bytes)
+    await this.held(where, async there => {
+      world.tell(`${this.name} puts ${token} (${bytes.length} bytes) at ${where.shown} over ${there?.token}`)
+      if (there?.token) world.gone.add(there.token)
+      await cache.rename({ parent: where.parent, name: temporary }, where, 'replace')
+    })
+    cache.forget(ino, 1)
+  }
+
+  async #overwrite(where: { parent: Ino; name: string; shown: string }) {
+    await this.held(where, async there => {
+      if (!there?.token) return
+      const { token, bytes } = this.world.rewrite(there.bytes.length)
+      this.world.tell(
+        `${this.name} writes ${token} (${there.bytes.length} bytes) into ${where.shown} over ${there.token}`,
+      )
+      this.world.gone.add(there.token)
+      await this.cache.write(there.ino, 0, bytes)
+    })
+  }
+
+  async #remove(where: { parent: Ino; name: string; shown: string }) {
+    await this.held(where, async there => {
+      if (!there) return
+      this.world.tell(`${this.name} removes ${where.shown}: ${there.token}`)
+      if (there.token) this.world.gone.add(there.token)
+      await this.cache.unlink(where.parent, where.name)
+    })
+  }
+
+  async #move(from: { parent: Ino; name: string; shown: string }) {
+    const to = await this.path()
+    if (!to || to.shown === from.shown) return
+    await this.held(from, async source => {
+      if (!source) return
+      await this.held(to, async there => {
+        this.world.tell(`${this.name} moves ${from.shown} to ${to.shown} over ${there?.token}`)
+        if (there?.token) this.world.gone.add(there.token)
+        await this.cache.rename(from, to, 'replace')
+      })
+    })
+  }
+
+  /** Everything there is. */
+  async picture(): Promise<Map<string, number | null>> {
+    const { cache } = this
+    await cache.refresh('')
+    const all = new Map<string, number | null>()
+    const below = async (parent: Ino, at: string): Promise<void> => {
+      for (let after = 0; ; ) {
+        const entries = await cache.entries(parent, after, 100)
+        if (entries.length === 0) return
+        for (const entry of entries) {
+          after = entry.cookie
+          const node = await cache.lookup(parent, entry.name)
+          if (!node) continue
+          const path = `${at}${entry.name}`
+          if ((node.mode & 0o170000) === 0o40000) await below(node.ino, `${path}/`)
+          else all.set(path, this.world.check(await this.content(node.ino, path), path))
+        }
+      }
+    }
+    await below(ROOT, '')
+    return new Map([...all].sort(([a], [b]) => (a < b ? -1 : 1)))
+  }
+}
+
+/** A program that changes the directory itself, and knows nothing of us. Each of its changes is made in one turn: nobody comes between. */
+async function plain(world: World, tree: Tree, isIdle: () => boolean): Promise<void> {
+  const { random } = world
+  for (let n = 0; n < STEPS / 3; n++) {
+    await sleep(random.below(30))
+    if (!isIdle()) continue
+    const path = `${random.pick(['', ...DIRECTORIES.map(name => `${name}/`)])}${random.pick(NAMES)}`
+    const before = tree.read(path, { at: 0, length: 2 ** 20 }).catch(() => Buffer.alloc(0))
+    const told: string[] = []
+    const work: Promise<void>[] = []
+    if (random.chance(0.7)) {
+      const { token, bytes } = world.write()
+      told.push(`puts ${token} (${bytes.length} bytes) at ${path}`)
+      work.push(tree.make('plain', { ...FILE, atimeNs: 0n, mtimeNs: BigInt(n) }))
+      work.push(tree.write('plain', 0, bytes), tree.rename('plain', path))
+    } else {
+      told.push(`removes ${path}`)
+      work.push(tree.remove(path).catch(() => {}))
+    }
+    const token = world.check(Buffer.from(await before), `plain: ${path}`)
+    if (token !== null) world.gone.add(token)
+    world.tell(`plain ${told} over ${token}`)
+    await Promise.all(work)
+  }
+}
+
+async function mounted(world: World, name: string, remote: Tree | Objects, changes: Partial<TreeCacheOptions>) {
+  const cacheDir = temporaryDirectory()
+  undone.push(() => fs.rmSync(cacheDir, { recursive: true, force: true }))
+  const options = { refreshMs: 0 }
+  const committing = remote.shape === 'objects' ? rollforward(remote, options) : rollforward(remote, options)
+  const cache = await openTreeCache(committing, engineOptions(cacheDir, { takeOver: false, dirTtlMs: 20, ...changes }))
+  undone.push(() => cache.close())
+  return new Side(name, cache, world)
+}
+
+async function until(isSo: () => boolean, told: () => string): Promise<void> {
+  for (const giveUpMs = Date.now() + 10_000; !isSo(); await sleep(5))
+    if (Date.now() > giveUpMs) throw new Error(`waited in vain: ${told()}`)
+}
+
+async function round(seed: number, remote: Tree | Objects): Promise<void> {
+  const world = new World(randomOf(seed))
+  const { random } = world
+  const writers: Side[] = []
+  try {
+    const writing = { shared: true, flushIntervalMs: random.pick([1, 20, 100]) }
+    for (const name of ['one', 'other']) writers.push(await mounted(world, name, remote, writing))
+    const reader = await mounted(world, 'reader', remote, { readOnly: true })
+    for (const directory of DIRECTORIES) await settled(writers[0].cache.make(ROOT, directory, DIRECTORY))
+    await writers[0].cache.sync()
+    const run = async (side: Side, steps: number) => {
+      for (let n = 0; n < steps; n++) {
+        await side.step()
+        if (random.chance(0.2)) await sleep(random.below(30))
+        if (random.chance(0.03)) await side.cache.sync()
+        if (random.chance(0.1)) await side.cache.refresh('')
+      }
+    }
+    const reads = async () => {
+      for (let n = 0; n < STEPS / 4; n++) {
+        await reader.picture().catch(error => {
+          if (!isFerryError(error, 'STALE', 'NOT_FOUND')) throw error
+        })
+        await sleep(random.below(20))
+      }
+    }
+    const isIdle = () => writers.every(({ cache }) => cache.status().batches.inFlight === null)
+    const others = remote.shape === 'tree' && random.chance(0.5) ? [plain(world, remote, isIdle)] : []
+    await Promise.all([...writers.map(side => run(side, STEPS)), reads(), ...others])
+    for (let n = 0; n < 2; n++) for (const { cache } of writers) await cache.sync()
+    const isRefused = ({ cache }: Side) => cache.status().quarantine.length > 0
+    const isAllSent = () => writers.every(side => side.cache.status().lag.operations === 0 || isRefused(side))
+    await until(isAllSent, () => JSON.stringify(writers.map(({ cache }) => cache.status())))
+    const fresh = await mounted(world, 'fresh', remote, { readOnly: true })
+    const there = await fresh.picture()
+    const tokens = new Set(there.values())
+    for (const side of [...writers, reader]) {
+      const picture = await side.picture()
+      if (isRefused(side)) for (const token of picture.values()) tokens.add(token)
+      else expect([side.name, picture]).toEqual([side.name, there])
+    }
+    expect(world.living.filter(token => !tokens.has(token))).toEqual([])
+  } catch (error) {
+    for (const { name, cache } of writers) {
+      const { conflicts, quarantine } = cache.status()
+      world.tell(`${name}: ${JSON.stringify({ conflicts, quarantine })}`)
+    }
+    if (error instanceof Error)
+      error.message = `SEED=${seed}\n${world.log.slice(process.env.TELL ? 0 : -60).join('\n')}\n${error.message}`
+    throw error
+  }
+}
+
+test.each([
+  ['a directory', () => memTree()],
+  ['a bucket', () => memObjects({ capabilities: { partBytesMin: 4_096 } })],
+])(
+  `two who write by turns to %s lose nothing and mix nothing (SEED=${SEED})`,
+  async (_, open) => {
+    for (let n = 0; n < ROUNDS; n++) {
+      await round(SEED + n, open())
+      for (const undo of undone.splice(0).reverse()) await undo()
+    }
+  },
+  ROUNDS * ROUND_MS,
+)
