@@ -31,6 +31,8 @@ export interface PlanContext {
   capabilities: TreeCapabilities
   /** Appended to the name of what meets somebody else's change: `.conflict-HOST-YYYYMMDDTHHMMSSZ`. */
   conflictSuffix: string
+  /** Of a file that is not known to be as we left it: undefined is to say that nobody else writes. */
+  unknownVersion: string | undefined
   /** Every byte of the file is here. */
   complete(inode: Inode): boolean
 }
@@ -117,7 +119,7 @@ class NameDiff {
       return
     }
     if (open) this.state.keepHere(inode)
-    const expect = inode?.isFile ? known(inode) : undefined
+    const expect = inode?.isFile ? known(inode, this.context) : undefined
     plan.changes.push(expect === undefined ? { do: 'remove', path } : { do: 'remove', path, expect })
   }
 
@@ -149,7 +151,7 @@ function planInode(state: TreeState, inode: Inode, created: Map<Ino, string>, co
   }
   if (!isNew && (inode.flight & Changed.data) === 0) {
     if (inode.flight & (Changed.attributes | Changed.xattrs))
-      plan.changes.push({ do: 'attributes', path, attributes, xattrs, expect: known(inode) })
+      plan.changes.push({ do: 'attributes', path, attributes, xattrs, expect: known(inode, context) })
     return
   }
   const { size } = inode
@@ -158,7 +160,7 @@ function planInode(state: TreeState, inode: Inode, created: Map<Ino, string>, co
   const whole = isNew || (inode.baseSize === 0 && inode.nlink === 1) || small
   if (whole) {
     const content = contentOf(state, inode, small ? 'valid' : 'flight', plan)
-    plan.changes.push({ do: 'put', ...common, content, expect: isNew ? null : known(inode) })
+    plan.changes.push({ do: 'put', ...common, content, expect: isNew ? null : known(inode, context) })
     return
   }
   // The kernel has not said yet when it was, if it ever does: under its old mtime the file would pass for what it was before.
@@ -170,19 +172,19 @@ function planInode(state: TreeState, inode: Inode, created: Map<Ino, string>, co
     floor: inode.flightFloor,
     content: contentOf(state, inode, 'flight', plan),
     zeros: zerosOf(inode),
-    expect: known(inode),
+    expect: known(inode, context),
   })
 }
+
+/** The version to expect. */
+const known = ({ version }: Inode, { unknownVersion }: PlanContext) =>
+  version === UNKNOWN_VERSION ? unknownVersion : (version ?? undefined)
 
 /** Runs that became zeros. What was written since has been taken out of them. */
 function zerosOf({ zeros, size }: Inode): { at: number; length: number }[] {
   const runs = [...(zeros?.flight ?? [])].filter(([from]) => from < size)
   return runs.map(([from, to]) => ({ at: from, length: Math.min(to, size) - from }))
 }
-
-/** The version to expect; undefined: it is ours, but nobody heard the remote say which. */
-const known = (inode: Inode) =>
-  inode.version === null || inode.version === UNKNOWN_VERSION ? undefined : inode.version
 
 function contentOf(state: TreeState, inode: Inode, which: 'valid' | 'flight', plan: Plan): RemoteContent {
   const { chunks } = state

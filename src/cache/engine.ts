@@ -38,7 +38,7 @@ import { Kind } from './records.js'
 import { replayRecord } from './replay.js'
 import { Room } from './room.js'
 import { Slots } from './slots.js'
-import { join, rootInode, TreeState } from './state.js'
+import { join, rootInode, TreeState, UNKNOWN_VERSION } from './state.js'
 import { Subtrees } from './subtrees.js'
 import type { CommittingTree, Conflict, Progress, TreeCache, TreeCacheOptions, TreeCacheStatus } from './tree-cache.js'
 import { Wholes } from './wholes.js'
@@ -224,6 +224,7 @@ class Engine implements TreeCache {
         },
         plan: {
           capabilities: remote.capabilities,
+          unknownVersion: options.shared ? UNKNOWN_VERSION : undefined,
           get conflictSuffix() {
             return `.conflict-${options.identity.host}-${new Date().toISOString().replace(/[-:]|\.\d+/g, '')}`
           },

@@ -16,6 +16,8 @@ const TRIES_MAX = 5
 const LISTING_TTL = 10
 /** Of a directory that was never listed, so many names are asked for one by one before it is. */
 const NAMES_ASKED_MAX = 8
+/** As coarse as times are anywhere: those of FAT. */
+const MTIME_NS_MAX = 2_000_000_000n
 /** Directories of which that is counted. */
 const ASKED_MAX = 10_000
 
@@ -41,6 +43,10 @@ const mayLearn = ({ flight }: Inode) => flight === 0
 /** Changed, rather than replaced by another one; where the remote tells no births, what has grown is taken for that. */
 const isSameFile = ({ btimeNs, size }: Inode, entry: Entry) =>
   btimeNs === undefined || entry.btimeNs === undefined ? entry.size > size : entry.btimeNs === btimeNs
+
+/** It has the time that we gave it, as exactly as the remote keeps it: nobody has changed it since. What has changed here has another. */
+const isOurs = ({ size, mtimeNs, changed }: Inode, entry: Entry) =>
+  size === entry.size && (changed !== 0 || (entry.mtimeNs <= mtimeNs && mtimeNs - entry.mtimeNs < MTIME_NS_MAX))
 
 /** A listing that is under way. */
 interface Run {
@@ -357,7 +363,11 @@ export class Listing {
     if (entry.partial && !inode.isDirectory && inode.version === entry.version) return true
     if ((inode.mode & S_IFMT) !== (entry.mode & S_IFMT)) return false
     if (inode.isDirectory) return true
-    if (inode.version === UNKNOWN_VERSION && inode.size === entry.size && mayLearn(inode)) inode.version = entry.version
+    if (inode.version === UNKNOWN_VERSION) {
+      // Its time is asked for first.
+      if (entry.partial) return inode.size === entry.size
+      if (isOurs(inode, entry) && mayLearn(inode)) inode.version = entry.version
+    }
     return inode.version === entry.version || (!inode.isFile && inode.link === (entry.link ?? ''))
   }
 
@@ -518,7 +528,11 @@ export class Listing {
     const serial = this.hooks.serial()
     const entry = await this.remote.stat(path, this.#abort.signal)
     if (serial !== this.hooks.serial() || this.hooks.settled()) return
-    if (entry && (entry.version === inode.version || inode.version === UNKNOWN_VERSION)) {
+    const isUnknown = inode.version === UNKNOWN_VERSION
+    const isSame = isUnknown
+      ? inode.changed || inode.flight || (entry && isOurs(inode, entry))
+      : entry?.version === inode.version
+    if (entry && isSame) {
       if (mayLearn(inode)) inode.version = entry.version
       return
     }

@@ -324,9 +324,12 @@ export class Names {
     const known = state.inodes.get(ino) ?? (state.database.inode(ino) ? state.inode(ino) : null)
     const inode = known ?? new Inode(ino)
     state.nextIno = Math.max(state.nextIno, ino + 1)
+    const { version } = inode
     inode.takeRecord(record)
     inode.durable = true
     state.inodes.set(ino, inode)
+    // Another file had come in its place, which no record tells: what was here of the old one is not of this one.
+    if (known && version !== inode.version) state.dropClean(inode)
     // Its other names are not in the journal: the next listing finds them to be the same file.
     if (inode.id !== null) state.byId.set(inode.id, ino)
     state.persist(inode)

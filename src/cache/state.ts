@@ -343,6 +343,12 @@ export class TreeState {
     for (const row of this.chunks.rowsOf(inode.ino)) this.clean.delete(row)
   }
 
+  /** What the remote has as well of its pages. */
+  dropClean(inode: Inode): void {
+    const { chunks } = this
+    for (const row of chunks.rowsOf(inode.ino)) if (!chunks.dirty[row] && !chunks.flight[row]) this.dropRow(row)
+  }
+
   /** A file that lost its name before the remote heard of it, and is open: there is no other copy. */
   #isOnlyHere(ino: Ino): boolean {
     const inode = this.inodes.get(ino)

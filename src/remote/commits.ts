@@ -22,7 +22,7 @@ export interface Claimed {
   epoch: number
   /** The newest batch of this writer that is committed (and by now applied), or null if it has none here. */
   batch: number | null
-  /** What became of that batch, if it was this claim that applied it. */
+  /** What became of that batch, if anybody has noted it. */
   outcome?: Outcome
   /** False: the remote was tried, and does not refuse to put what is there already. Two who claim at once may both succeed. */
   exclusive?: boolean

@@ -3,7 +3,7 @@
 import { crc32 } from 'node:zlib'
 import { Packr } from 'msgpackr'
 import { FerryError } from '../base/errors.js'
-import type { Claim } from './commits.js'
+import type { Claim, Outcome } from './commits.js'
 
 /** What is true of every record: whose it is. `lease` is the number of the record with which its epoch began. */
 interface OfEpoch {
@@ -57,6 +57,8 @@ export interface DoneRecord extends OfEpoch {
   kind: 'done'
   writer: string
   batch: number
+  /** For its writer, should it end before it has noted that. Absent: of an earlier version. */
+  outcome?: Outcome
 }
 
 /** The writer of this epoch writes no more. */

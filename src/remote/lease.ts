@@ -4,7 +4,7 @@ import { randomUUID } from 'node:crypto'
 import { inParallel } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
-import type { Claim, Holder } from './commits.js'
+import type { Claim, Holder, Outcome } from './commits.js'
 import { isDead, runs } from './holder.js'
 import {
   type Committed,
@@ -39,6 +39,8 @@ const PRUNE_BYTES = 8 * 1024 ** 2
 const REMOVED_AT_ONCE = 8
 /** Of one request. */
 const REMOVES_MAX = 1_000
+/** Of an outcome that is kept for its writer, versions: without them, they are unknown until they are asked for. */
+const VERSIONS_MAX = 5_000
 
 export interface LeaseOptions {
   /** Monotonic, ms. */
@@ -91,6 +93,8 @@ export class Lease<Change> {
   previous: Claim | null = null
   /** While held: whether the store really refuses to put what is there already; null: it did not answer when it was tried. */
   exclusive: boolean | null = null
+  /** While held: what became of this writer's newest batch, if somebody has noted it. */
+  outcome: Outcome | null = null
   /** While held: so long the one before may go on until it looks whether the lease is still its own. */
   graceMs = 0
   /** While held: the committed batch that is not applied yet. */
@@ -188,6 +192,10 @@ export class Lease<Change> {
         committed,
         barriers: barriers.slice(-BARRIERS_MAX),
       }
+      const last = before.head?.record
+      // Its writer has ended, and the record goes.
+      if (last?.kind === 'done' && last.writer !== claim.writer)
+        await this.keep(last.writer, last.batch, last.outcome, signal)
       const checkedAtMs = this.#options.now()
       if (!(await this.#put(number, lease, signal))) {
         const theirs = await this.#get(number, signal).catch(unlessMissing)
@@ -205,9 +213,28 @@ export class Lease<Change> {
       this.#watched = null
       log.debug('lease taken', { epoch: lease.epoch, from: before.lease?.claim.host, pending: lease.pending })
       await Promise.all([this.#beat(signal), this.#probe(number, lease, signal)])
-      return new Map(committed).get(claim.writer) ?? null
+      const batch = new Map(committed).get(claim.writer) ?? null
+      const isOurs = last?.kind === 'done' && last.writer === claim.writer
+      this.outcome = isOurs
+        ? (last.outcome ?? null)
+        : batch === null
+          ? null
+          : await this.#kept(claim.writer, batch, signal)
+      return batch
     }
     throw new FerryError('LEASE_HELD', { detail: 'it changed hands too often' })
+  }
+
+  /** What became of another writer's batch, for when it is back. */
+  async keep(writer: string, batch: number, outcome: Outcome | undefined, signal?: AbortSignal): Promise<void> {
+    if (outcome) await this.#store.put(outcomeName(writer), encode({ batch, outcome }), undefined, signal)
+  }
+
+  async #kept(writer: string, batch: number, signal?: AbortSignal): Promise<Outcome | null> {
+    const bytes = await this.#store.get(outcomeName(writer), undefined, signal).catch(unlessMissing)
+    if (!bytes) return null
+    const kept = decode<{ batch: number; outcome: Outcome }>(bytes, outcomeName(writer))
+    return kept.batch === batch ? kept.outcome : null
   }
 
   /** Our own record once more: who does not look at the condition puts the same bytes again, which does no harm. */
@@ -397,6 +424,13 @@ export class Lease<Change> {
 
 const nameOf = (number: number) => LOG + String(number).padStart(DIGITS, '0')
 const heartbeatName = (epoch: number) => `heartbeat-${epoch}`
+const outcomeName = (writer: string) => `outcome-${writer}`
+
+/** As much of it as is kept. */
+export const keptOf = ({ versions, ...rest }: Outcome): Outcome => ({
+  ...rest,
+  versions: versions.length > VERSIONS_MAX ? [] : versions,
+})
 
 const unlessMissing = (error: unknown): null => {
   if (isFerryError(error, 'NOT_FOUND')) return null

@@ -4,7 +4,7 @@ import { FerryError, isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
 import type { Batch, Claim, Claimed, Commits, Holder, Outcome } from './commits.js'
 import type { IntentRecord, Packed, Refusal } from './intent.js'
-import { Lease } from './lease.js'
+import { keptOf, Lease } from './lease.js'
 import type { RollforwardOptions } from './rollforward-options.js'
 import type { Store } from './store.js'
 
@@ -52,6 +52,7 @@ export class ChainCommits<Change> implements Commits<Change> {
   readonly lease: Lease<Change>
   readonly #sleep: RollforwardOptions['sleep']
   readonly #turns = new KeyedMutex()
+  #writer = ''
   /** The newest batch of the writer that was committed when it claimed. */
   #claimed: { writer: string; batch: number } | null = null
   #settled: { batch: string; outcome: Outcome } | null = null
@@ -67,6 +68,7 @@ export class ChainCommits<Change> implements Commits<Change> {
   claim(claim: Claim, signal?: AbortSignal): Promise<Claimed> {
     return this.#turns.run('', async () => {
       const batch = await this.lease.take(claim, signal)
+      this.#writer = claim.writer
       this.#settled = null
       this.#unswept = null
       this.#claimed = batch === null ? null : { writer: claim.writer, batch }
@@ -81,7 +83,7 @@ export class ChainCommits<Change> implements Commits<Change> {
           await this.#shape
             .dropLinks?.(this.#turn(signal))
             .catch(error => log.debug('links in the stage of a former epoch stay', { error }))
-        return pending?.record.writer === claim.writer ? done : null
+        return pending?.record.writer === claim.writer ? done : this.lease.outcome
       }, signal)
       const exclusive = this.lease.exclusive ?? true
       return outcome ? { epoch, batch, exclusive, outcome } : { epoch, batch, exclusive }
@@ -177,7 +179,9 @@ export class ChainCommits<Change> implements Commits<Change> {
     return this.#unlessLost(async () => {
       const outcome = await this.#shape.apply(intent, this.#turn(signal))
       this.#settled = { batch: batchKey(writer, batch), outcome }
-      while (this.lease.pending) await this.lease.append({ kind: 'done', writer, batch }, signal)
+      const kept = keptOf(outcome)
+      if (writer !== this.#writer) await this.lease.keep(writer, batch, kept, signal)
+      while (this.lease.pending) await this.lease.append({ kind: 'done', writer, batch, outcome: kept }, signal)
       // Only tidiness from here on: what fails now goes with a later batch.
       await this.#shape.clear(intent, signal).catch(error => log.debug('stage not cleared', { error }))
       await this.lease.prune({ now: false }, signal)

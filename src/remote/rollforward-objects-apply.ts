@@ -137,7 +137,8 @@ class Application {
     await this.#removeMany(plan.leavers)
     for (const subtree of plan.subtrees) await this.#removeSubtree(subtree)
     return {
-      ...{ versions: [...this.#versions], moved: this.#moved },
+      versions: [...this.#versions],
+      ...(this.#moved.length > 0 && { moved: this.#moved }),
       ...{ conflicts: this.#conflicts, refused: [...this.#refused.values()] },
     }
   }

@@ -186,3 +186,27 @@ test('a list that follows the mode is there after a kill, though only the remote
   undone.push(() => next.close())
   expect(Buffer.from(await next.getXattr(ino, acl)).toString('hex')).toBe(Buffer.from(list(4)).toString('hex'))
 })
+
+test('what a crash leaves of a file that another one has replaced is not of the new one', async () => {
+  const remote = memTree()
+  const first = temporaryDirectory()
+  const left = `${first}-killed`
+  undone.push(() => {
+    for (const each of [first, left]) fs.rmSync(each, { recursive: true, force: true })
+  })
+  const cache = await openEngine(remote, first, { dirTtlMs: 0 })
+  undone.push(() => cache.close())
+  const { ino } = await settled(cache.make(1, 'file', { mode: 0o100644, uid: 0, gid: 0, rdev: 0 }))
+  await cache.write(ino, 0, Buffer.alloc(5_000, 'a'))
+  await cache.sync()
+  // Somebody else's comes, of which nothing is here, and gets another name.
+  await remote.write('file', 0, Buffer.alloc(300_000, 'b'))
+  await cache.refresh('')
+  await cache.rename({ parent: 1, name: 'file' }, { parent: 1, name: 'renamed' }, 'replace')
+  fs.cpSync(first, left, { recursive: true })
+
+  const again = await openEngine(remote, left)
+  undone.push(() => again.close())
+  await again.replayed
+  expect((await snapshot(again)).get('renamed')).toBe(`644 ${'b'.repeat(300_000)}`)
+})

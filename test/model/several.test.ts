@@ -4,16 +4,18 @@
 import fs from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterEach, expect, test } from '@jest/globals'
-import { type FerryError, isFerryError } from '../../src/base/errors.js'
+import { FerryError, isFerryError } from '../../src/base/errors.js'
 import { freshSeed, type Random, random as randomOf } from '../../src/base/random.js'
 import { openTreeCache } from '../../src/cache/engine.js'
 import type { Ino } from '../../src/cache/filesystem.js'
 import type { TreeCache, TreeCacheOptions } from '../../src/cache/tree-cache.js'
+import type { Claim } from '../../src/remote/commits.js'
 import { memObjects } from '../../src/remote/mem-objects.js'
 import { memTree } from '../../src/remote/mem-tree.js'
 import type { Objects } from '../../src/remote/objects.js'
 import { rollforward } from '../../src/remote/rollforward.js'
 import type { Tree } from '../../src/remote/tree.js'
+import { wrap } from '../../src/remote/wrap.js'
 import { long } from '../fixtures/requires.js'
 import { engineOptions, settled, temporaryDirectory } from './engine-harness.js'
 
@@ -85,13 +87,66 @@ class World {
   }
 }
 
+/** Processes that live, by their start. */
+const living = new Set<number>()
+let starts = 0
+
 /** One who has it mounted. */
 class Side {
+  cache!: TreeCache
+  #cacheDir = temporaryDirectory()
+  #link = { isCut: false }
+  #start = 0
+
   constructor(
     readonly name: string,
-    readonly cache: TreeCache,
     readonly world: World,
+    readonly remote: Tree | Objects,
+    readonly options: Partial<TreeCacheOptions>,
   ) {}
+
+  async open(): Promise<this> {
+    const [cacheDir, link] = [this.#cacheDir, { isCut: false }]
+    undone.push(() => fs.rmSync(cacheDir, { recursive: true, force: true }))
+    this.#link = link
+    this.#start = ++starts
+    living.add(this.#start)
+    const remote = wrap(this.remote, async (_, next) => {
+      if (link.isCut) throw new FerryError('UNREACHABLE', { detail: 'its process was killed' })
+      return next()
+    })
+    const options = { refreshMs: 0, alive: ({ startTime }: Claim) => living.has(startTime) }
+    const committing = remote.shape === 'objects' ? rollforward(remote, options) : rollforward(remote, options)
+    const identity = { writer: this.name, host: 'here', bootId: 'boot', pid: process.pid, startTime: this.#start }
+    const changes = { identity, takeOver: false, dirTtlMs: 20, ...this.options }
+    const cache = await openTreeCache(committing, engineOptions(cacheDir, changes))
+    undone.push(() => cache.close())
+    this.cache = cache
+    return this
+  }
+
+  /** What it would not do. */
+  get said(): string {
+    try {
+      const { conflicts, quarantine, problems } = this.cache.status()
+      return JSON.stringify({ conflicts, quarantine, problems })
+    } catch (error) {
+      return String(error)
+    }
+  }
+
+  /** kill -9: what it had here is there for the next process, and nothing more of it comes to the remote. */
+  async kill(): Promise<void> {
+    this.#link.isCut = true
+    living.delete(this.#start)
+    const left = temporaryDirectory()
+    fs.cpSync(this.#cacheDir, left, { recursive: true })
+    const killed = this.cache
+    this.#cacheDir = left
+    this.world.tell(`${this.name} is killed`)
+    await killed.close()
+    await this.open()
+  }
 
   async path(): Promise<{ parent: Ino; name: string; shown: string } | null> {
     const { random } = this.world
@@ -254,16 +309,6 @@ async function plain(world: World, tree: Tree, isIdle: () => boolean): Promise<v
   }
 }
 
-async function mounted(world: World, name: string, remote: Tree | Objects, changes: Partial<TreeCacheOptions>) {
-  const cacheDir = temporaryDirectory()
-  undone.push(() => fs.rmSync(cacheDir, { recursive: true, force: true }))
-  const options = { refreshMs: 0 }
-  const committing = remote.shape === 'objects' ? rollforward(remote, options) : rollforward(remote, options)
-  const cache = await openTreeCache(committing, engineOptions(cacheDir, { takeOver: false, dirTtlMs: 20, ...changes }))
-  undone.push(() => cache.close())
-  return new Side(name, cache, world)
-}
-
 async function until(isSo: () => boolean, told: () => string): Promise<void> {
   for (const giveUpMs = Date.now() + 10_000; !isSo(); await sleep(5))
     if (Date.now() > giveUpMs) throw new Error(`waited in vain: ${told()}`)
@@ -275,8 +320,8 @@ async function round(seed: number, remote: Tree | Objects): Promise<void> {
   const writers: Side[] = []
   try {
     const writing = { shared: true, flushIntervalMs: random.pick([1, 20, 100]) }
-    for (const name of ['one', 'other']) writers.push(await mounted(world, name, remote, writing))
-    const reader = await mounted(world, 'reader', remote, { readOnly: true })
+    for (const name of ['one', 'other']) writers.push(await new Side(name, world, remote, writing).open())
+    const reader = await new Side('reader', world, remote, { readOnly: true }).open()
     for (const directory of DIRECTORIES) await settled(writers[0].cache.make(ROOT, directory, DIRECTORY))
     await writers[0].cache.sync()
     const run = async (side: Side, steps: number) => {
@@ -285,6 +330,7 @@ async function round(seed: number, remote: Tree | Objects): Promise<void> {
         if (random.chance(0.2)) await sleep(random.below(30))
         if (random.chance(0.03)) await side.cache.sync()
         if (random.chance(0.1)) await side.cache.refresh('')
+        if (random.chance(0.01)) await side.kill()
       }
     }
     const reads = async () => {
@@ -302,7 +348,7 @@ async function round(seed: number, remote: Tree | Objects): Promise<void> {
     const isRefused = ({ cache }: Side) => cache.status().quarantine.length > 0
     const isAllSent = () => writers.every(side => side.cache.status().lag.operations === 0 || isRefused(side))
     await until(isAllSent, () => JSON.stringify(writers.map(({ cache }) => cache.status())))
-    const fresh = await mounted(world, 'fresh', remote, { readOnly: true })
+    const fresh = await new Side('fresh', world, remote, { readOnly: true }).open()
     const there = await fresh.picture()
     const tokens = new Set(there.values())
     for (const side of [...writers, reader]) {
@@ -312,10 +358,7 @@ async function round(seed: number, remote: Tree | Objects): Promise<void> {
     }
     expect(world.living.filter(token => !tokens.has(token))).toEqual([])
   } catch (error) {
-    for (const { name, cache } of writers) {
-      const { conflicts, quarantine } = cache.status()
-      world.tell(`${name}: ${JSON.stringify({ conflicts, quarantine })}`)
-    }
+    for (const { name, said } of writers) world.tell(`${name}: ${said}`)
     if (error instanceof Error)
       error.message = `SEED=${seed}\n${world.log.slice(process.env.TELL ? 0 : -60).join('\n')}\n${error.message}`
     throw error

@@ -180,7 +180,7 @@ export function flatSuite<R extends Store | Blob, Change>(
 
   async function tidy({ hidden, hiddenPrefix }: Flat<R>) {
     const left = (await hidden.list(hiddenPrefix)).map(one => one.name.slice(hiddenPrefix.length))
-    return left.filter(one => !/^(log\/\d+|heartbeat-\d+)$/.test(one))
+    return left.filter(one => !/^(log\/\d+|heartbeat-\d+|outcome-\w)$/.test(one))
   }
 
   /** A first batch is committed, a second is to come. */

@@ -37,7 +37,7 @@ describe('the lease', () => {
     const { lease: one } = opener(store)
     expect(await one.holder()).toBeNull()
     expect(await one.take(claimOf('w'))).toBeNull()
-    expect(await one.holder()).toEqual({ host: 'here', pid: 1, epoch: 1, sinceMs: 1_000 })
+    expect(await one.holder()).toEqual({ host: 'here', pid: 1, epoch: 1, sinceMs: 1_000, shared: false })
     const { lease: other } = opener(store)
     await expect(other.take(claimOf('x', { pid: 2 }))).rejects.toMatchObject({
       code: 'LEASE_HELD',
