@@ -94,6 +94,8 @@ let starts = 0
 /** One who has it mounted. */
 class Side {
   cache!: TreeCache
+  /** Not while one process follows another. */
+  isUp = false
   #cacheDir = temporaryDirectory()
   #link = { isCut: false }
   #start = 0
@@ -122,6 +124,7 @@ class Side {
     const cache = await openTreeCache(committing, engineOptions(cacheDir, changes))
     undone.push(() => cache.close())
     this.cache = cache
+    this.isUp = true
     return this
   }
 
@@ -137,6 +140,7 @@ class Side {
 
   /** kill -9: what it had here is there for the next process, and nothing more of it comes to the remote. */
   async kill(): Promise<void> {
+    this.isUp = false
     this.#link.isCut = true
     living.delete(this.#start)
     const left = temporaryDirectory()
@@ -341,7 +345,7 @@ async function round(seed: number, remote: Tree | Objects): Promise<void> {
         await sleep(random.below(20))
       }
     }
-    const isIdle = () => writers.every(({ cache }) => cache.status().batches.inFlight === null)
+    const isIdle = () => writers.every(({ isUp, cache }) => isUp && cache.status().batches.inFlight === null)
     const others = remote.shape === 'tree' && random.chance(0.5) ? [plain(world, remote, isIdle)] : []
     await Promise.all([...writers.map(side => run(side, STEPS)), reads(), ...others])
     for (let n = 0; n < 2; n++) for (const { cache } of writers) await cache.sync()

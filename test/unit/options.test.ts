@@ -1,5 +1,5 @@
 // Options: what they may be, where they may come from, and what is said of a wrong one.
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
@@ -187,4 +187,10 @@ describe('what is wrong is said with its name, what was given and what is allowe
     expect(refusal(() => mountSettings({ readOnly: 'perhaps' }))).toBe('readOnly: got "perhaps"; allowed: yes or no')
     expect(refusal(() => mountSettings({ cacheDir: 7 as never }))).toBe('cacheDir: got 7; allowed: a path')
   })
+})
+
+test('SEMANTICS says of each option what it means', () => {
+  const text = readFileSync('docs/SEMANTICS.md', 'utf8')
+  const table = text.slice(text.indexOf('## Options'), text.indexOf('## The command line'))
+  for (const { flag } of mountOptionRows) expect(table).toMatch(new RegExp(`^\\|.*\`--${flag}\`.*\\|.*\\|`, 'm'))
 })
