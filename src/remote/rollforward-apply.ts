@@ -567,8 +567,13 @@ class Application {
         if (isPermanent(error)) return null
         throw error
       })
-      if (entry && isFile(entry) && (altered === undefined || altered === entry.version))
-        versions.push([name, entry.version])
+      if (altered !== undefined) {
+        if (entry && isFile(entry) && altered === entry.version) versions.push([name, altered])
+        return
+      }
+      // Somebody may have put another one there since: none that we know.
+      const change = this.#changes[index] as Extract<TreeChange, { do: 'put' | 'patch' }>
+      versions.push([name, entry && isFile(entry) && isAsSent(entry, change) ? entry.version : ''])
     })
     return versions
   }
@@ -584,6 +589,15 @@ class Application {
   #mergedName(index: number) {
     return ownName(this.#batch, `merged-${index}`)
   }
+}
+
+/** As coarse as times are anywhere: those of FAT. */
+const MTIME_NS_MAX = 2_000_000_000n
+
+/** It has the size and the time that the batch has given it. */
+function isAsSent({ size, mtimeNs }: Entry, change: Extract<TreeChange, { do: 'put' | 'patch' }>): boolean {
+  const earlier = change.attributes.mtimeNs - mtimeNs
+  return size === change.size && earlier >= 0n && earlier < MTIME_NS_MAX
 }
 
 /** The name that a change is reported under. */

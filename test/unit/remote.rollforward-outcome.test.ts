@@ -3,6 +3,7 @@ import { expect, test } from '@jest/globals'
 import { memTree } from '../../src/remote/mem-tree.js'
 import { rollforward } from '../../src/remote/rollforward.js'
 import type { Tree, TreeChange } from '../../src/remote/tree.js'
+import { wrap } from '../../src/remote/wrap.js'
 import { claimOf } from '../remotes/commits.js'
 
 const attributes = { mode: 0o100600, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 0n }
@@ -58,4 +59,33 @@ test.each([
   await others(tree, 1)
   const later = await opened(tree).claim(claimOf('w', { pid: 3 }))
   expect([later.batch, later.outcome?.conflicts]).toEqual([2, []])
+})
+
+test('what somebody puts at a name right after us is not taken for ours', async () => {
+  const tree = memTree()
+  let theirs = async () => {}
+  const writer = opened(
+    wrap(tree, async (call, next) => {
+      const done = await next()
+      if (call.method === 'sync') await theirs()
+      return done
+    }),
+  )
+  await writer.claim(claimOf('w'))
+  theirs = async () => {
+    if ((await tree.stat('file')) === null) return
+    theirs = async () => {}
+    await tree.make('plain', { ...attributes, mtimeNs: 5n, rdev: 0 })
+    await tree.write('plain', 0, Buffer.from('THEM'))
+    await tree.rename('plain', 'file')
+  }
+  await writer.commit({ writer: 'w', number: 1, cutAtMs: 0, changes: [put('file', 'ours'), put('other', 'ours')] })
+  const { versions } = await writer.settle()
+  expect(Buffer.from(await tree.read('file', { at: 0, length: 9 })).toString()).toBe('THEM')
+  expect(new Map(versions)).toEqual(
+    new Map([
+      ['file', ''],
+      ['other', (await tree.stat('other'))!.version],
+    ]),
+  )
 })
