@@ -420,7 +420,9 @@ export class Listing {
   /** A region is one; a writer's inode that somebody holds keeps its version, and so does a reader's that is open, unless the file is the same. */
   #mayReplace(inode: Inode, entry: Entry): boolean {
     if (this.options.isRegion) return true
-    return this.options.readOnly ? inode.opens === 0 || isSameFile(inode, entry) : !this.state.isHeld(inode)
+    if (!this.options.readOnly) return !this.state.isHeld(inode)
+    const mayBeOpen = inode.opens > 0 || this.state.isOutlived(inode.ino)
+    return !mayBeOpen || isSameFile(inode, entry)
   }
 
   #replace(inode: Inode, entry: Entry) {

@@ -164,10 +164,12 @@ export class Wholes implements Backing {
   /** Nobody has it open any more. */
   unused(ino: Ino): void {
     const whole = this.#known.get(ino)
-    if (!whole || whole.holders > 0 || whole.fd === null) return
-    if ((this.state.inodes.get(ino)?.opens ?? 0) > 0) return
-    fs.closeSync(whole.fd)
+    const inode = this.state.find(ino)
+    if (!whole || whole.holders > 0 || (inode?.opens ?? 0) > 0 || this.noted.has(ino)) return
+    if (whole.fd !== null) fs.closeSync(whole.fd)
     whole.fd = null
+    // Replaced or removed: nobody opens it again.
+    if (!inode || inode.parent === 0) this.#remove(ino, whole)
   }
 
   /** It may have become complete: it gets a file of its own when there is time. */

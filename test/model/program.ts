@@ -152,7 +152,8 @@ export class Program {
       const left = held.get(node)
       if (!left) continue
       const line = found.get(path)
-      if (!left.some(one => line === (one ? lineOf(path, one, [path]) : undefined))) return false
+      const names = [...this.#paths[count]].filter(([, one]) => one === node).map(([name]) => name)
+      if (!left.some(one => line === (one ? lineOf(path, one, names) : undefined))) return false
       found.delete(path)
       lines.delete(path)
     }
