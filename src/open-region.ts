@@ -164,7 +164,8 @@ function refuseThread({ url, options }: RegionOrigin): void {
   if (isHere) throw new FerryError('UNSUPPORTED', { detail: `${isHere} cannot be taken to another thread` })
 }
 
-/** Set by Region, whose insides they need. */
+// Set by Region, whose insides they need.
+
 /** As long as a device, or memory of others, has the size that the region has now. @returns a function that ends that */
 export let keepSize: (region: Region) => () => void
 export let fileSystemOf: (region: Region) => RegionCache['fileSystem']

@@ -110,12 +110,8 @@ class NameDiff {
     if (open && inode.version !== null && !this.context.complete(inode)) {
       // Somebody still reads it, and its bytes are not all here.
       inode.flightParent = -1
-      plan.changes.push({
-        do: 'move',
-        from: path,
-        to: this.state.orphanPath(inode.ino),
-        otherwise: this.state.orphanPath(inode.ino),
-      })
+      const orphan = this.state.orphanPath(inode.ino)
+      plan.changes.push({ do: 'move', from: path, to: orphan, otherwise: orphan })
       return
     }
     if (open) this.state.keepHere(inode)

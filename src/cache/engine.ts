@@ -58,7 +58,6 @@ const CLAIM_RETRY_MS = 2_000
 /** With nothing at hand to go on with, a remote that fails is tried until the deadline, with so long between the tries at most. */
 const CLAIM_PAUSE_MS_MAX = 1_000
 const XATTR_NAME_BYTES_MAX = 255
-/** What remotes keep (see tree.ts). */
 const LISTINGS_OPEN_MAX = 64
 /** Directory of the database, in the cache directory. */
 const NAMES = 'names'

@@ -3,7 +3,7 @@ import { LRUCache } from 'lru-cache'
 import { type Deferred, deferred, lasting, orAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
-import type { Entry, Tree } from '../remote/tree.js'
+import { type Entry, isAsGiven, type Tree } from '../remote/tree.js'
 import type { Ino, KernelCache, Maybe } from './filesystem.js'
 import { Changed, Inode, S_IFDIR, S_IFMT } from './inode.js'
 import { join, nameKey, type TreeState, UNKNOWN_VERSION } from './state.js'
@@ -16,8 +16,6 @@ const TRIES_MAX = 5
 const LISTING_TTL = 10
 /** Of a directory that was never listed, so many names are asked for one by one before it is. */
 const NAMES_ASKED_MAX = 8
-/** As coarse as times are anywhere: those of FAT. */
-const MTIME_NS_MAX = 2_000_000_000n
 /** Directories of which that is counted. */
 const ASKED_MAX = 10_000
 
@@ -44,9 +42,9 @@ const mayLearn = ({ flight }: Inode) => flight === 0
 const isSameFile = ({ btimeNs, size }: Inode, entry: Entry) =>
   btimeNs === undefined || entry.btimeNs === undefined ? entry.size > size : entry.btimeNs === btimeNs
 
-/** It has the time that we gave it, as exactly as the remote keeps it: nobody has changed it since. What has changed here has another. */
-const isOurs = ({ size, mtimeNs, changed }: Inode, entry: Entry) =>
-  size === entry.size && (changed !== 0 || (entry.mtimeNs <= mtimeNs && mtimeNs - entry.mtimeNs < MTIME_NS_MAX))
+/** As we left it. What has changed here has another time. */
+const isOurs = (inode: Inode, entry: Entry) =>
+  inode.changed !== 0 ? inode.size === entry.size : isAsGiven(entry, inode)
 
 /** A listing that is under way. */
 interface Run {

@@ -26,7 +26,17 @@ import {
   stagedName,
 } from './rollforward-plan.js'
 import { bareNode, isDirectory, isFile, orIf, type Stage } from './rollforward-stage.js'
-import type { Attributes, Content, Entry, Path, Tree, TreeChange, Version, Xattrs } from './tree.js'
+import {
+  type Attributes,
+  type Content,
+  type Entry,
+  isAsGiven,
+  type Path,
+  type Tree,
+  type TreeChange,
+  type Version,
+  type Xattrs,
+} from './tree.js'
 
 const { S_IFREG } = constants
 
@@ -572,8 +582,11 @@ class Application {
         return
       }
       // Somebody may have put another one there since: none that we know.
-      const change = this.#changes[index] as Extract<TreeChange, { do: 'put' | 'patch' }>
-      versions.push([name, entry && isFile(entry) && isAsSent(entry, change) ? entry.version : ''])
+      const { size, attributes } = this.#changes[index] as Extract<TreeChange, { do: 'put' | 'patch' }>
+      versions.push([
+        name,
+        entry && isFile(entry) && isAsGiven(entry, { size, mtimeNs: attributes.mtimeNs }) ? entry.version : '',
+      ])
     })
     return versions
   }
@@ -589,15 +602,6 @@ class Application {
   #mergedName(index: number) {
     return ownName(this.#batch, `merged-${index}`)
   }
-}
-
-/** As coarse as times are anywhere: those of FAT. */
-const MTIME_NS_MAX = 2_000_000_000n
-
-/** It has the size and the time that the batch has given it. */
-function isAsSent({ size, mtimeNs }: Entry, change: Extract<TreeChange, { do: 'put' | 'patch' }>): boolean {
-  const earlier = change.attributes.mtimeNs - mtimeNs
-  return size === change.size && earlier >= 0n && earlier < MTIME_NS_MAX
 }
 
 /** The name that a change is reported under. */

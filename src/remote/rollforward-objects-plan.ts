@@ -241,7 +241,8 @@ class Planner {
     const { expect } = (over?.change ?? {}) as { expect?: string | null }
     const isTheirs = over && over.change.do !== 'attributes' && expect !== undefined && expect !== source.etag
     if ((there || marker) && !this.#isLeaving(path)) {
-      if (isTheirs) await this.#moveTheirsElsewhere({ ...target, path: change.to }, source)
+      // Neither theirs, which moves with it, nor ours has the name.
+      if (isTheirs) await this.#targetElsewhere({ ...target, path: change.to }, source)
       return this.#placeElsewhere({ ...target, index: over?.index ?? index, path: change.to }, source)
     }
     const replaces = there?.etag ?? null
@@ -384,18 +385,16 @@ class Planner {
     this.#plan.targets.push({ replaces: null, source: null, expected: false, placed: null, ...target })
   }
 
-  /** Neither has the name that ours was moved to: somebody else's is there. */
-  async #moveTheirsElsewhere({ index, path, directory, otherwise }: NewTarget, source: Source): Promise<void> {
-    const at = await this.#names.free({ path, otherwise, index })
-    const there = await this.#files.head(keyOf(at), this.#signal)
-    this.#target({ index, path: at, directory, otherwise, source, placed: there?.etag ?? null })
+  async #placeElsewhere(target: NewTarget, source: Source | null): Promise<void> {
+    this.#names.settle(target.path, await this.#targetElsewhere(target, source))
   }
 
-  async #placeElsewhere({ index, path, directory, otherwise }: NewTarget, source: Source | null): Promise<void> {
+  /** Under a free name: what somebody else's keeps its own from. @returns which */
+  async #targetElsewhere({ index, path, directory, otherwise }: NewTarget, source: Source | null): Promise<Path> {
     const at = await this.#names.free({ path, otherwise, index })
     const there = await this.#files.head(keyOfTarget({ path: at, directory }), this.#signal)
-    this.#names.settle(path, at)
     this.#target({ index, path: at, directory, otherwise, source, placed: there?.etag ?? null })
+    return at
   }
 
   #isOurs(head: Known | null): boolean {

@@ -154,6 +154,15 @@ export interface Tree {
   sync(paths: Path[], signal?: AbortSignal): Promise<void>
 }
 
+/** As coarse as times are anywhere: those of FAT. */
+const MTIME_NS_MAX = 2_000_000_000n
+
+/** It has the size and the time that it was given, as exactly as the remote keeps them: nobody has changed it since. */
+export function isAsGiven(entry: Entry, { size, mtimeNs }: Pick<Entry, 'size' | 'mtimeNs'>): boolean {
+  const earlierNs = mtimeNs - entry.mtimeNs
+  return entry.size === size && earlierNs >= 0n && earlierNs < MTIME_NS_MAX
+}
+
 /** The prefix in a tree's root under which everything of ours lies. */
 export const HIDDEN = '.pageferry'
 
