@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { expect } from '@jest/globals'
+import { type FerryError, isFerryError } from '../../src/base/errors.js'
 import { freshSeed, type Random, random as randomOf } from '../../src/base/random.js'
 import { openBeside, openRemote } from '../../src/open.js'
 import { openRegion, type Region } from '../../src/open-region.js'
@@ -19,8 +20,9 @@ const SIZE = 6 * MiB + PAGE
 const ELSE = Buffer.from('somebody else was here')
 /** For a call that its caller has given up. */
 const LATE_MS = 200
-/** How often a read is tried again when the remote is back. */
+/** How often, and after how long, a call is tried again when the remote is back. */
 const AGAIN_MAX = 50
+const AGAIN_MS = 100
 const SEED = Number(process.env.SEED ?? freshSeed())
 const WALKS = long ? 40 : 3
 const STEPS = 40
@@ -153,28 +155,17 @@ class Walk {
       }
       case 'write': {
         const bytes = random.bytes(length)
-        await region.write(at, bytes)
+        expect(await this.#again(() => region.write(at, bytes))).toBe(true)
         this.#model.set(bytes, at)
         return
       }
       case 'trim':
-        await region.trim(at, length)
+        expect(await this.#again(() => region.trim(at, length))).toBe(true)
         this.#model.fill(0, at, at + length)
         return
       case 'read': {
         const into = Buffer.alloc(length)
-        const read = () =>
-          Promise.resolve(region.read(at, into)).then(
-            () => true,
-            error => error,
-          )
-        let outcome = await read()
-        // A connection is made again in its own time, which is longer than the deadline here.
-        for (let n = 0; this.#server && outcome !== true && !this.#isOvertaken && n < AGAIN_MAX; n++) {
-          expect(outcome.code).toMatch(/UNREACHABLE|DEADLINE/)
-          await new Promise(done => setTimeout(done, 100))
-          outcome = await read()
-        }
+        const outcome = await this.#again(() => region.read(at, into))
         // What is not here cannot be read while it is cut off; it is never something else.
         if (outcome === true) expect(into.equals(this.#model.subarray(at, at + length))).toBe(true)
         else if (!this.#isOvertaken)
@@ -217,6 +208,24 @@ class Walk {
         await blob.close()
         this.#isOvertaken = true
       }
+    }
+  }
+
+  /**
+   * True when it is done, else why not. Once the remote is back it is tried again: a connection is made anew in its own time, which is
+   * longer than the deadline here, and the rest of a page that is changed in part has to be fetched.
+   */
+  async #again(call: () => void | Promise<void>): Promise<true | FerryError> {
+    for (let n = 0; ; n++) {
+      try {
+        await call()
+        return true
+      } catch (error) {
+        if (!isFerryError(error)) throw error
+        if (!this.#server || this.#isOvertaken || n === AGAIN_MAX) return error
+        expect(error.code).toMatch(/UNREACHABLE|DEADLINE/)
+      }
+      await sleep(AGAIN_MS)
     }
   }
 
