@@ -23,6 +23,8 @@ const LATE_MS = 200
 /** How often, and after how long, a call is tried again when the remote is back. */
 const AGAIN_MAX = 50
 const AGAIN_MS = 100
+/** What is said of a remote that does not answer. */
+const AWAY = /cannot be reached|deadline/
 const SEED = Number(process.env.SEED ?? freshSeed())
 const WALKS = long ? 40 : 3
 const STEPS = 40
@@ -116,7 +118,9 @@ class Walk {
   #state(): State {
     if (!this.#region) return 'closed'
     const { lag, batches, problems } = this.#region.status()
-    if (problems.some(problem => /somebody else/.test(problem))) return 'stopped'
+    // While it is cut off, and for a moment longer, that is all it says.
+    const isStopped = (problem: string) => /somebody else/.test(problem) || (this.#isOvertaken && AWAY.test(problem))
+    if (problems.some(isStopped)) return 'stopped'
     if (lag.bytes === 0 && lag.operations === 0) return 'clean'
     return batches.inFlight !== null ? 'sending' : 'dirty'
   }
