@@ -148,10 +148,11 @@ class Walk {
       case 'open': {
         const url = `grpc+unix:///?socket=${join(this.#folder, 'socket')}`
         this.#availability = 0
-        this.#region = await openRegion(url, {
-          cacheDir: join(this.#folder, 'cache'),
-          ...{ flushInterval: '30ms', pull: 'all', takeOver: true, deadline: '500ms', lease: '4s' },
-        })
+        const options = { cacheDir: join(this.#folder, 'cache'), pull: 'all', takeOver: true, lease: '4s' } as const
+        const open = async () => {
+          this.#region = await openRegion(url, { ...options, flushInterval: '30ms', deadline: '500ms' })
+        }
+        expect(await this.#again(open)).toBe(true)
         // What the journal has is told once the remote has been asked.
         if (this.#isOvertaken) await until(() => this.#state() === 'stopped' || this.#isMerged())
         if (this.#leftDirty && !this.#isOvertaken) expect(['dirty', 'sending', 'clean']).toContain(this.#state())
@@ -273,7 +274,7 @@ class Walk {
     } else {
       await region.sync()
       expect(readFileSync(this.#file).equals(this.#model)).toBe(true)
-      await region.read(0, into)
+      expect(await this.#again(() => region.read(0, into))).toBe(true)
       expect(into.equals(this.#model)).toBe(true)
       await until(() => region.status().availability === 1)
     }
