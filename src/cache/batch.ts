@@ -1,5 +1,6 @@
 // What a frozen batch has to tell the remote: the net difference between what it has and the tree at the cut.
 import { CHUNK_BYTES, firstRun, PAGE_BYTES, runEnd, runLength, runStart } from '../chunk/geometry.js'
+import type { CopySource } from '../remote/commits.js'
 import type { Content as RemoteContent, TreeCapabilities, TreeChange } from '../remote/tree.js'
 import type { Row } from './chunk-table.js'
 import type { Ino } from './filesystem.js'
@@ -15,8 +16,17 @@ const INTENT_BYTES_MAX = 32 * 1024 * 1024
 export interface Stage {
   ino: Ino
   id: string
-  runs: { at: number; slot: number; offset: number; length: number }[]
+  runs: StagedRun[]
   bytes: number
+}
+
+export interface StagedRun {
+  at: number
+  slot: number
+  offset: number
+  length: number
+  /** The remote has these bytes. */
+  copy?: CopySource
 }
 
 export interface Plan {
@@ -33,6 +43,8 @@ export interface PlanContext {
   conflictSuffix: string
   /** Of a file that is not known to be as we left it: undefined is to say that nobody else writes. */
   unknownVersion: string | undefined
+  /** The remote can make bytes of one file out of those of another. */
+  copies: boolean
   /** Every byte of the file is here. */
   complete(inode: Inode): boolean
 }
@@ -155,7 +167,7 @@ function planInode(state: TreeState, inode: Inode, created: Map<Ino, string>, co
   const small = size <= INLINE_BYTES_MAX && inode.nlink === 1 && context.complete(inode)
   const whole = isNew || (inode.baseSize === 0 && inode.nlink === 1) || small
   if (whole) {
-    const content = contentOf(state, inode, small ? 'valid' : 'flight', plan)
+    const content = contentOf(state, inode, { which: small ? 'valid' : 'flight', context, plan })
     plan.changes.push({ do: 'put', ...common, content, expect: isNew ? null : known(inode, context) })
     return
   }
@@ -166,7 +178,7 @@ function planInode(state: TreeState, inode: Inode, created: Map<Ino, string>, co
     ...common,
     attributes: inode.attributes,
     floor: inode.flightFloor,
-    content: contentOf(state, inode, 'flight', plan),
+    content: contentOf(state, inode, { which: 'flight', context, plan }),
     zeros: zerosOf(inode),
     expect: known(inode, context),
   })
@@ -182,10 +194,14 @@ function zerosOf({ zeros, size }: Inode): { at: number; length: number }[] {
   return runs.map(([from, to]) => ({ at: from, length: Math.min(to, size) - from }))
 }
 
-function contentOf(state: TreeState, inode: Inode, which: 'valid' | 'flight', plan: Plan): RemoteContent {
+function contentOf(
+  state: TreeState,
+  inode: Inode,
+  { which, context, plan }: { which: 'valid' | 'flight'; context: PlanContext; plan: Plan },
+): RemoteContent {
   const { chunks } = state
   const rows = state.chunks.rowsOf(inode.ino).sort((a, b) => chunks.index[a] - chunks.index[b])
-  const all: Stage['runs'] = []
+  const all: StagedRun[] = []
   for (const row of rows) addRuns(state, row, which, inode.size, all)
   const ahead = which === 'flight' ? state.flightAhead.get(inode.ino) : undefined
   const runs = ahead ? all.filter(({ at }) => !ahead.has(at / CHUNK_BYTES)) : all
@@ -200,6 +216,7 @@ function contentOf(state: TreeState, inode: Inode, which: 'valid' | 'flight', pl
       }),
     }
   }
+  if (context.copies) addCopies(state, inode.ino, runs)
   const id = ahead?.id ?? `f${inode.ino}`
   plan.stages.push({ ino: inode.ino, id, runs, bytes })
   const extents: { at: number; length: number }[] = []
@@ -211,7 +228,7 @@ function contentOf(state: TreeState, inode: Inode, which: 'valid' | 'flight', pl
   return { staged: id, extents }
 }
 
-function addRuns(state: TreeState, row: Row, which: 'valid' | 'flight', size: number, runs: Stage['runs']) {
+function addRuns(state: TreeState, row: Row, which: 'valid' | 'flight', size: number, runs: StagedRun[]) {
   const { chunks } = state
   const mask = which === 'flight' ? chunks.flight[row] : chunks.valid[row]
   const slot = which === 'flight' ? chunks.flightSlot[row] : chunks.slot[row]
@@ -220,6 +237,21 @@ function addRuns(state: TreeState, row: Row, which: 'valid' | 'flight', size: nu
     const offset = runStart(run) * PAGE_BYTES
     const length = Math.min(runLength(run) * PAGE_BYTES, size - start - offset)
     if (length > 0) runs.push({ at: start + offset, slot, offset, length })
+  }
+}
+
+/** Chunks that were copied here and not changed since, of what the remote still has as it was. */
+function addCopies(state: TreeState, ino: Ino, runs: StagedRun[]) {
+  const copies = state.copies.get(ino)
+  if (!copies) return
+  const paths = new Map<Ino, string | null>()
+  for (const run of runs) {
+    const copied = copies.get(run.at / CHUNK_BYTES)
+    const source = copied?.slot === run.slot ? state.find(copied.ino) : null
+    if (!copied || source?.version !== copied.version) continue
+    if (!paths.has(source.ino)) paths.set(source.ino, state.remotePath(source))
+    const path = paths.get(source.ino)
+    if (path) run.copy = { path, version: copied.version, at: copied.index * CHUNK_BYTES, length: run.length }
   }
 }
 

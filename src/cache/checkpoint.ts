@@ -162,11 +162,11 @@ export function restore(state: TreeState, meta: Meta): number {
       chunks.sumHigh[row],
     ] = chunk
     chunks.written[row] = FULL_MASK
-    if (chunks.slot[row]) slots.markUsed(chunks.slot[row])
+    if (chunks.slot[row]) slots.markHeld(chunks.slot[row])
     state.pages += popcount(chunks.valid[row])
     state.dirtyPages += popcount(chunks.dirty[row]) + popcount(chunks.flight[row])
     if (chunks.flight[row] && chunks.flightSlot[row] !== chunks.slot[row]) {
-      slots.markUsed(chunks.flightSlot[row])
+      slots.markHeld(chunks.flightSlot[row])
       state.pages += popcount(chunks.flight[row])
     }
     if (chunks.dirty[row]) state.open.rows.add(row)

@@ -98,7 +98,7 @@ export class Content {
       const row = chunks.find(inode.ino, index)
       const need = maskCovering(offset, offset + part)
       if (row && (need & ~chunks.valid[row]) === 0) {
-        if ((chunks.flags[row] & (VERIFIED | GUESSED)) !== VERIFIED && !this.#firstTouch(row)) return false
+        if ((chunks.flags[row] & (VERIFIED | GUESSED)) !== VERIFIED && !this.isIntact(row)) return false
         if (slots.readNow(chunks.slot[row], offset, into.subarray(done, done + part)) !== part) return false
         clean.touch(row, now.second())
       } else if (!this.#readHoles(inode, row, index, offset, into.subarray(done, done + part))) return false
@@ -131,7 +131,7 @@ export class Content {
   }
 
   /** Once per process: the chunk that an earlier one left is what it was. */
-  #firstTouch(row: Row): boolean {
+  isIntact(row: Row): boolean {
     const { chunks, state } = { chunks: this.state.chunks, state: this.state }
     if (chunks.flags[row] & GUESSED) {
       this.guessedBytesUsed += popcount(chunks.valid[row]) * PAGE_BYTES
@@ -252,6 +252,22 @@ export class Content {
     }
   }
 
+  /** Whole chunks, whose bytes are those of another file's. */
+  writeShared(inode: Inode, { at, length }: { at: number; length: number }, pieces: Piece[], stamped: Stamped = 'now') {
+    const { state } = this
+    const end = at + length
+    if (end > this.fileBytesMax) throw new FerryError('TOO_LARGE', { detail: `${end} bytes` })
+    state.ensureKnown(inode)
+    const size = Math.max(inode.size, end)
+    this.#grow(inode, at)
+    this.durability.extentWritten()
+    const timeNs = nowNs(state)
+    const { parts, bytes } = packWrite({ ino: inode.ino, size, timeNs, pieces })
+    state.journal.append(Kind.share, parts, bytes)
+    for (const { index, slot } of pieces) state.shareSlot(state.needRow(inode, index), slot)
+    this.#wrote(inode, size, pieces, stamped === 'now' ? timeNs : null)
+  }
+
   /** Only pages from the last one on are written by who appends. */
   #grow(inode: Inode, at: number) {
     if (!inode.growing) return
@@ -356,8 +372,8 @@ export class Content {
     this.#stamp(inode, timeNs, Changed.data)
   }
 
-  /** false: the bytes that the record names are not there. */
-  replayWrite(body: Uint8Array): boolean {
+  /** `shared`: its slots are those of other rows as well. false: the bytes that the record names are not there. */
+  replayWrite(body: Uint8Array, shared = false): boolean {
     const { state } = this
     const { slots } = state
     const record = unpackWrite(body)
@@ -370,9 +386,10 @@ export class Content {
       if (sum.low !== piece.sumLow || sum.high !== piece.sumHigh) return false
     }
     for (const piece of record.pieces) {
-      state.adopt(piece.slot)
-      if (!piece.inline) continue
       const row = state.needRow(inode, piece.index)
+      if (shared) state.shareSlot(row, piece.slot)
+      else state.adopt(piece.slot)
+      if (!piece.inline) continue
       state.moveTo(row, piece.slot, true)
       const bytes = new Uint8Array(piece.pages * PAGE_BYTES)
       bytes.set(piece.inline)

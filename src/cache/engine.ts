@@ -4,7 +4,7 @@ import path from 'node:path'
 import { lasting, throwIfAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { MemoryBudget } from '../base/memory-budget.js'
-import { PAGE_BYTES, popcount } from '../chunk/geometry.js'
+import { CHUNK_BYTES, PAGE_BYTES, popcount } from '../chunk/geometry.js'
 import { ACCESS_ACL, DEFAULT_ACL, HIDDEN, HIDDEN_BESIDE, isAcl, isCarried, type Usage } from '../remote/tree.js'
 import { aclWithMode, inheritAcl, setAcl } from './acl.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
@@ -37,6 +37,7 @@ import { Push } from './push.js'
 import { Kind } from './records.js'
 import { replayRecord } from './replay.js'
 import { Room } from './room.js'
+import { type CopyRange, Sharing, unshared } from './sharing.js'
 import { Slots } from './slots.js'
 import { join, rootInode, TreeState, UNKNOWN_VERSION } from './state.js'
 import { Subtrees } from './subtrees.js'
@@ -51,8 +52,10 @@ const CHECKPOINT_ITEMS = 8_192
 const CHECKPOINT_JOURNAL_BYTES = 64 * 1024 * 1024
 /** Inodes kept in memory although nobody refers to them. */
 const INODES_MAX = 100_000
-/** Bytes that one copy_file_range answers at once. */
+/** Bytes that one copy_file_range answers at once, if it cannot share them. */
 const COPY_BYTES_MAX = 1024 * 1024
+/** Copies that share chunks fit the dirty limit so often. */
+const SHARES_MIN = 4
 const USAGE_TTL_MS = 10_000
 const CLAIM_RETRY_MS = 2_000
 /** With nothing at hand to go on with, a remote that fails is tried until the deadline, with so long between the tries at most. */
@@ -109,6 +112,7 @@ class Engine implements TreeCache {
   readonly state: TreeState
   readonly names: Names
   readonly content: Content
+  readonly #sharing: Sharing
   readonly pullQueue: Pull
   readonly push: Push
   readonly listing: Listing
@@ -203,6 +207,7 @@ class Engine implements TreeCache {
       this.#durability,
       Math.min(FILE_BYTES_MAX, remote.capabilities.fileBytesMax),
     )
+    this.#sharing = new Sharing(this.state, this.content)
     this.push = new Push(
       remote,
       this.state,
@@ -227,6 +232,7 @@ class Engine implements TreeCache {
           get conflictSuffix() {
             return `.conflict-${options.identity.host}-${new Date().toISOString().replace(/[-:]|\.\d+/g, '')}`
           },
+          copies: remote.stageCopy !== undefined,
           complete: inode => this.pullQueue.complete(inode),
         },
         settled: conflicts => this.#settled(conflicts),
@@ -1015,14 +1021,44 @@ class Engine implements TreeCache {
   ): Maybe<number> {
     this.#writable()
     const inode = this.state.inode(source.ino)
-    const bytes = new Uint8Array(Math.max(0, Math.min(length, COPY_BYTES_MAX, inode.size - source.at)))
-    if (bytes.length === 0) return 0
+    const range = { source: inode, at: source.at, target: this.state.inode(target.ino), to: target.at, length }
+    const rest = (shared: number) => shared || this.#copyBytes(range, stamped)
+    const shared = this.#share(range, stamped)
+    return shared instanceof Promise ? shared.then(rest) : rest(shared)
+  }
+
+  /** What is not here, or not clean, or no whole chunk. What is fetched for it can be shared then. */
+  #copyBytes(range: CopyRange, stamped?: Stamped): Maybe<number> {
+    const { source, target } = range
+    const length = Math.min(unshared(range), COPY_BYTES_MAX, source.size - range.at)
+    if (length <= 0) return 0
+    const bytes = new Uint8Array(length)
     const write = (count: number): Maybe<number> => {
-      const written = this.write(target.ino, target.at, bytes.subarray(0, count), stamped)
+      const written = this.write(target.ino, range.to, bytes.subarray(0, count), stamped)
       return written instanceof Promise ? written.then(() => count) : count
     }
-    const read = this.read(source.ino, source.at, bytes)
-    return read instanceof Promise ? read.then(write) : write(read)
+    const read = this.read(source.ino, range.at, bytes)
+    return read instanceof Promise
+      ? read.then(async count => (await this.#share(range, stamped)) || write(count))
+      : write(read)
+  }
+
+  /** Chunks at the start of the range that are clean change hands without being read. 0: there is none. */
+  #share(range: CopyRange, stamped?: Stamped): Maybe<number> {
+    const most = Math.max(CHUNK_BYTES, Math.floor(this.options.dirtyBytesMax / SHARES_MIN / CHUNK_BYTES) * CHUNK_BYTES)
+    const some = { ...range, length: Math.min(range.length, most) }
+    const bytes = this.#sharing.bytes(some)
+    if (bytes === 0) return 0
+    const share = (): Maybe<number> => {
+      let shared = 0
+      const done = this.#untilRoom(() => {
+        shared = this.#sharing.share(some, stamped)
+        return this.#done(undefined)
+      })
+      return done instanceof Promise ? done.then(() => shared) : shared
+    }
+    const wait = this.#room.forChange(bytes)
+    return wait ? wait.then(share) : share()
   }
 
   space(): Maybe<Space> {
@@ -1126,6 +1162,7 @@ class Engine implements TreeCache {
       hedged: { asked: this.pullQueue.hedge.asked, won: this.pullQueue.hedge.won },
       batches: {
         committed: push.committedCount,
+        copiedBytes: push.copiedBytes,
         inFlight: state.flight ? state.flightBatch : null,
         lastError: push.lastError?.message ?? null,
       },

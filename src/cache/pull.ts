@@ -454,7 +454,7 @@ export class Pull {
       const mask = (maskCovering(at - start, to - start) & ~newer) >>> 0
       at = start + CHUNK_BYTES
       if (mask === 0) continue
-      if (!chunks.slot[row]) state.moveTo(row, slots.take(), false)
+      if (!chunks.slot[row] || slots.isShared(chunks.slot[row])) state.moveTo(row, slots.take(), true)
       for (let run = firstRun(mask, 0); run >= 0; run = firstRun(mask, runEnd(run))) {
         const first = start + runStart(run) * PAGE_BYTES
         const last = first + runLength(run) * PAGE_BYTES

@@ -1,11 +1,11 @@
 // Changes to the remote: cuts, staging, commits, one batch at a time and in order, under the writer's lease; tried again for ever.
 import PQueue from 'p-queue'
 import { type Deferred, deferred, lasting } from '../base/async.js'
-import { FerryError, isPermanent, toFerryError } from '../base/errors.js'
+import { FerryError, isFerryError, isPermanent, toFerryError } from '../base/errors.js'
 import type { MemoryBudget } from '../base/memory-budget.js'
-import type { Claim, Claimed, Outcome } from '../remote/commits.js'
+import type { Claim, Claimed, CopySource, Outcome } from '../remote/commits.js'
 import { Ahead } from './ahead.js'
-import { type Plan, type PlanContext, planBatch, type Stage } from './batch.js'
+import { type Plan, type PlanContext, planBatch, type Stage, type StagedRun } from './batch.js'
 import type { Ino } from './filesystem.js'
 import { Changed } from './inode.js'
 import { type CommittedRecord, type CutRecord, Kind } from './records.js'
@@ -14,6 +14,8 @@ import type { CommittingTree, Progress } from './tree-cache.js'
 
 /** Staged in one call at most. */
 const STAGE_BYTES_MAX = 4 * 1024 * 1024
+/** Made by the remote in one call at most, out of what it has. */
+const STAGE_COPY_BYTES_MAX = 256 * 1024 * 1024
 const BACKOFF_MS_FIRST = 200
 const BACKOFF_MS_MAX = 15_000
 /** Who shares the lease looks so often whether it is free, and leaves it to others for longer than that before its next turn. */
@@ -63,6 +65,8 @@ export class Push {
   exclusive = true
   /** Batches that are settled since this process began. */
   committedCount = 0
+  /** Bytes that the remote has made out of what it had. */
+  copiedBytes = 0
   lastError: FerryError | null = null
   failures = 0
   /** Grows with each settled batch: who lists the remote meanwhile must look again. */
@@ -429,36 +433,51 @@ export class Push {
   }
 
   async #stage(plan: Plan, stage: Stage, refused: Outcome['refused']): Promise<void> {
-    const { state } = this
     while (stage.runs.length) {
-      const first = stage.runs[0]
-      let bytes = 0
-      let count = 0
-      for (const run of stage.runs) {
-        if (run.at !== first.at + bytes || bytes + run.length > STAGE_BYTES_MAX) break
-        bytes += run.length
-        count++
-      }
-      await this.memory.take(bytes, false)
-      const buffer = new Uint8Array(bytes)
+      const runs = nextRuns(stage.runs)
+      const bytes = runs.reduce((sum, { length }) => sum + length, 0)
       try {
-        let at = 0
-        for (const run of stage.runs.slice(0, count)) {
-          await state.slots.read(run.slot, run.offset, buffer.subarray(at, at + run.length))
-          at += run.length
-        }
-        await this.remote.stage(state.flightBatch, stage.id, first.at, buffer, this.#abort.signal)
+        if (runs[0].copy && !(await this.#stageCopy(stage.id, runs, bytes))) continue
+        if (!runs[0].copy) await this.#stageBytes(stage.id, runs, bytes)
       } catch (error) {
         if (!isPermanent(error)) throw error
         const path = [...plan.inodes].find(([, ino]) => ino === stage.ino)?.[0] ?? ''
         const { code, message } = toFerryError(error)
         refused.push({ path, code, detail: message })
         return
-      } finally {
-        this.memory.give(bytes)
       }
-      stage.runs.splice(0, count)
+      stage.runs.splice(0, runs.length)
       this.#progress.bytesDone += bytes
+    }
+  }
+
+  /** false: the remote has not what it had, or it would be no quicker. Then they are sent. */
+  async #stageCopy(id: string, runs: StagedRun[], length: number): Promise<boolean> {
+    const [{ at, copy }] = runs
+    try {
+      await this.remote.stageCopy!(this.state.flightBatch, id, at, { ...copy!, length }, this.#abort.signal)
+      this.copiedBytes += length
+      return true
+    } catch (error) {
+      if (!isPermanent(error) && !isFerryError(error, 'STALE', 'NOT_FOUND', 'SHORT_READ', 'IS_DIRECTORY')) throw error
+      for (const run of runs) run.copy = undefined
+      return false
+    }
+  }
+
+  async #stageBytes(id: string, runs: StagedRun[], length: number): Promise<void> {
+    const { state } = this
+    await this.memory.take(length, false)
+    try {
+      const buffer = new Uint8Array(length)
+      let at = 0
+      for (const run of runs) {
+        await state.slots.read(run.slot, run.offset, buffer.subarray(at, at + run.length))
+        at += run.length
+      }
+      await this.remote.stage(state.flightBatch, id, runs[0].at, buffer, this.#abort.signal)
+    } finally {
+      this.memory.give(length)
     }
   }
 
@@ -544,6 +563,23 @@ function flightPaths(state: TreeState): Map<string, Ino> {
   }
   return paths
 }
+
+/** Those at the start that go in one call: bytes in a row, or a copy of bytes in a row. */
+function nextRuns(runs: StagedRun[]): StagedRun[] {
+  const [first] = runs
+  const most = first.copy ? STAGE_COPY_BYTES_MAX : STAGE_BYTES_MAX
+  let bytes = 0
+  let count = 0
+  for (const { at, length, copy } of runs) {
+    if (at !== first.at + bytes || (bytes > 0 && bytes + length > most) || !goesOn(first.copy, copy, bytes)) break
+    bytes += length
+    count++
+  }
+  return runs.slice(0, count)
+}
+
+const goesOn = (first: CopySource | undefined, copy: CopySource | undefined, bytes: number): boolean =>
+  first?.path === copy?.path && first?.version === copy?.version && (!first || first.at + bytes === copy?.at)
 
 /** What became of the flight, in memory; replay does it again. */
 export function settle(state: TreeState, [, versions, conflicts, refused]: CommittedRecord): void {

@@ -22,6 +22,8 @@ export const Kind = {
   allowed: 14,
   /** Like `write`, and part of one that is whole with the next record. */
   part: 15,
+  /** Like `write`: all pieces are named by their checksums, and their slots may be those of another file's chunks. */
+  share: 16,
 } as const
 
 /** A chunk whose bytes are at another slot from this record on (copied aside, since a batch or a checksum needs the old ones). */

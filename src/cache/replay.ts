@@ -17,6 +17,8 @@ export function replayRecord(
     case Kind.write:
     case Kind.part:
       return content.replayWrite(body)
+    case Kind.share:
+      return content.replayWrite(body, true)
     case Kind.known:
       names.replayKnown(unpackRecord(body))
       return true

@@ -49,6 +49,11 @@ export class Slots {
   readonly #warm = new Map<number, number>()
   #warmPages = 0
   readonly #warmPagesMax: number
+  /** How many rows have a slot that several have, or had since a checkpoint: its bytes stay as they are. */
+  readonly #shared = new Map<number, number>()
+  /** Of these, with one row left: how many checkpoints had begun by then. */
+  readonly #sole = new Map<number, number>()
+  #checkpoints = 0
   #punching: Promise<void> | undefined
   /** Runs of slots whose hole is due, as first slot and count. */
   readonly #holes: number[] = []
@@ -149,9 +154,44 @@ export class Slots {
     return this.#punchDue()
   }
 
+  /** At the start: the database has a row with this slot, and perhaps another one. */
+  markHeld(slot: number): void {
+    if (this.isUsed(slot)) this.share(slot)
+    else this.markUsed(slot)
+  }
+
   isUsed(slot: number): boolean {
     const word = Math.floor(slot / WORD_BITS)
     return word < this.#taken.length && (this.#taken[word] & (1 << (slot % WORD_BITS))) !== 0
+  }
+
+  /** One more row has it. */
+  share(slot: number): void {
+    assert(slot > 0 && this.isUsed(slot), 'only what is used can be shared')
+    this.#shared.set(slot, (this.#shared.get(slot) ?? 1) + 1)
+    this.#sole.delete(slot)
+  }
+
+  /**
+   * Its bytes stay as they are: several rows have it, or had since the last checkpoint. (Replay begins with what that one says, and would
+   * change a page of all of them.)
+   */
+  isShared(slot: number): boolean {
+    return this.#shared.has(slot)
+  }
+
+  /** One of several rows lets go of it. false: no other has it. */
+  unshare(slot: number): boolean {
+    const rows = this.#shared.get(slot)
+    if (rows === undefined) return false
+    if (rows === 1) {
+      this.#shared.delete(slot)
+      this.#sole.delete(slot)
+      return false
+    }
+    this.#shared.set(slot, rows - 1)
+    if (rows === 2) this.#sole.set(slot, this.#checkpoints)
+    return true
   }
 
   /**
@@ -173,6 +213,7 @@ export class Slots {
 
   /** A checkpoint begins that will not name what was freed so far. */
   beginCheckpoint(): number {
+    this.#checkpoints++
     return this.#freedBefore + this.#freedTo - this.#freedFrom
   }
 
@@ -182,6 +223,11 @@ export class Slots {
    * @returns when all of it is free. Never rejects
    */
   finishCheckpoint(token: number): Promise<void> {
+    for (const [slot, begun] of this.#sole) {
+      if (begun === this.#checkpoints) continue
+      this.#sole.delete(slot)
+      this.#shared.delete(slot)
+    }
     const count = token - this.#freedBefore
     if (count > 0) {
       const due = this.#freed.slice(this.#freedFrom, this.#freedFrom + count).sort()

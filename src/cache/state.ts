@@ -12,6 +12,7 @@ import { Changed, type Dentry, Inode, S_IFDIR } from './inode.js'
 import type { Journal } from './journal.js'
 import { Outcomes } from './outcomes.js'
 import { Kind, packRecord } from './records.js'
+import type { Copied } from './sharing.js'
 import type { Slots } from './slots.js'
 
 /** A name that changed since a cut, and the inode that it stood for then (0: none). */
@@ -70,6 +71,8 @@ export class TreeState {
   /** What was sent of files that grow, before their batch is cut; and of those that the flight has. */
   readonly ahead = new Map<Ino, AheadRun>()
   readonly flightAhead = new Map<Ino, AheadRun>()
+  /** By file and chunk: dirty chunks whose bytes the remote has in another place. */
+  readonly copies = new Map<Ino, Map<number, Copied>>()
   conflicts: { path: string; keptAs: string; atMs: number }[] = []
   /** Names that batches have settled while directories are being listed; null: none is. */
   settledNames: Set<string> | null = null
@@ -260,12 +263,14 @@ export class TreeState {
     if (before === 0) this.persistRows.add(row)
   }
 
-  /** What was sent ahead of a chunk is not what it has now. */
+  /** What was sent ahead of a chunk, or is elsewhere at the remote, is not what it has now. */
   #touch(row: Row) {
+    if (this.copies.size > 0) this.#forgetCopy(row)
     if (this.ahead.size > 0) this.ahead.get(this.chunks.ino[row])?.touch(this.chunks.index[row])
   }
 
   #free(slot: number, pages: number) {
+    if (this.slots.unshare(slot)) return
     if (this.replaying) this.#freedInReplay.add(slot)
     else this.slots.free(slot, pages)
   }
@@ -274,6 +279,34 @@ export class TreeState {
   adopt(slot: number): void {
     this.slots.markUsed(slot)
     this.#freedInReplay.delete(slot)
+  }
+
+  /** From now on the row has the slot of another one. In replay that one may have let go of it, or not be known. */
+  shareSlot(row: Row, slot: number): void {
+    if (this.chunks.slot[row] === slot) return
+    if (this.slots.isUsed(slot) && !this.#freedInReplay.has(slot)) this.slots.share(slot)
+    else this.adopt(slot)
+    this.moveTo(row, slot, false)
+  }
+
+  /** A record names its slot for another row: whoever lets go of it last frees it as such. Its checksum is kept, by which replay finds it. */
+  wasShared(row: Row): void {
+    this.chunks.flags[row] |= NAMED
+    this.persistRows.add(row)
+  }
+
+  /** The remote has the bytes of this chunk elsewhere. */
+  copied(ino: Ino, index: number, copied: Copied): void {
+    const copies = this.copies.get(ino) ?? new Map<number, Copied>()
+    this.copies.set(ino, copies)
+    copies.set(index, copied)
+  }
+
+  #forgetCopy(row: Row) {
+    const ino = this.chunks.ino[row]
+    const copies = this.copies.get(ino)
+    copies?.delete(this.chunks.index[row])
+    if (copies?.size === 0) this.copies.delete(ino)
   }
 
   /** What replay let go of and nothing took back is free. */
@@ -288,10 +321,11 @@ export class TreeState {
    * lose the record of them: in a page that a checkpoint has as clean nobody would ever find that out.
    */
   mayOverwrite(row: Row, mask: number): boolean {
-    const { chunks } = this
+    const { chunks, slots } = this
     const clean = (mask & chunks.valid[row] & ~chunks.dirty[row]) !== 0
     return (
       (chunks.flags[row] & SEALED) === 0 &&
+      !slots.isShared(chunks.slot[row]) &&
       !(clean && chunks.flags[row] & CHECKPOINTED) &&
       (chunks.flight[row] === 0 || chunks.flightSlot[row] !== chunks.slot[row])
     )
@@ -540,6 +574,7 @@ export class TreeState {
       if (this.chunks.flight[row] === 0) continue
       if (refused.has(this.chunks.ino[row])) continue
       this.#releaseFlight(row)
+      if (this.chunks.dirty[row] === 0) this.#forgetCopy(row)
       if (this.chunks.valid[row] === 0) this.dropRow(row)
       else this.settleRow(row)
     }
@@ -618,6 +653,7 @@ export class TreeState {
     if (inode.remoteParent > 0) return
     if (inode.remoteParent === -1) this.open.orphans.add(inode.ino)
     this.open.inodes.delete(inode.ino)
+    this.copies.delete(inode.ino)
     this.inodes.delete(inode.ino)
     this.persistInodes.delete(inode)
     if (inode.id) this.byId.delete(inode.id)

@@ -93,7 +93,8 @@ export interface TreeCacheStatus {
   prefetch: { bytes: number; usedBytes: number }
   /** Reads that were silent for too long and were asked for a second time; of those, what the second request brought first. */
   hedged: { asked: number; won: number }
-  batches: { committed: number; inFlight: number | null; lastError: string | null }
+  /** `copiedBytes`: of what was committed, what the remote has made itself out of what it had. */
+  batches: { committed: number; copiedBytes: number; inFlight: number | null; lastError: string | null }
   lease: { holder: string; epoch: number } | null
   conflicts: Conflict[]
   quarantine: { path: string; code: string; detail: string }[]

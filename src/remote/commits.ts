@@ -65,6 +65,14 @@ export interface Outcome {
   refused: { path: string; code: string; detail: string }[]
 }
 
+/** Part of a file of this version. */
+export interface CopySource {
+  path: string
+  version: string
+  at: number
+  length: number
+}
+
 /**
  * The commit contract. Lose the host at any instant and open again: the state is exactly that of some batch, not older than the
  * last one whose `commit` resolved. Methods reject with a FerryError:
@@ -88,6 +96,11 @@ export interface Commits<Change> {
    * (chars a-z0-9-); bytes at offset `at` of what is staged under it (for a tree: the file's own offsets).
    */
   stage(batch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
+  /**
+   * The same out of a file as the batches before have left it: nothing travels. STALE or NOT_FOUND: it is not this one any more;
+   * UNSUPPORTED: not so few bytes. Then they are to be staged as above. Absent where the remote cannot.
+   */
+  stageCopy?(batch: number, id: string, at: number, source: CopySource, signal?: AbortSignal): Promise<void>
   /**
    * Bytes of a file that goes on growing, before their batch is known; each call goes on where the last one of this `id` ended. The
    * batch that names the id as staged has them, and what is staged for that batch lies over them. INVALID if they do not go on

@@ -2,8 +2,8 @@
 import fs, { type BigIntStats } from 'node:fs'
 import { mapLimit } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
-import { deviceOf, mknod, punchHole, setTimes, syncFileSystem } from '../linux/files.js'
-import { isMissing } from '../linux/libc.js'
+import { type Copy, copyFileRange, deviceOf, mknod, punchHole, setTimes, syncFileSystem } from '../linux/files.js'
+import { errno, errnoOf, isMissing } from '../linux/libc.js'
 import { mounts } from '../linux/mountinfo.js'
 import { getxattr, listxattr, removexattr, setxattr } from '../linux/xattr.js'
 import { treeCapabilities } from './file-capabilities.js'
@@ -11,6 +11,7 @@ import {
   close,
   errnoName,
   FileRoot,
+  fstat,
   fsync,
   ftruncate,
   link,
@@ -20,6 +21,7 @@ import {
   open,
   readFile,
   readLink,
+  readUpTo,
   rename,
   rmdir,
   syncNearest,
@@ -38,6 +40,7 @@ const LSTATS_AT_ONCE = 32
 const FSYNCS_AT_ONCE = 8
 /** More paths than these are synced by one syncfs(2): 33,000 small files took minutes one by one. */
 const FSYNCS_MAX = 256
+const COPY_PIECE_BYTES = 1 << 20
 const ZEROS = new Uint8Array(1 << 20)
 
 const { O_RDONLY, O_DIRECTORY, O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK } = fs.constants
@@ -148,6 +151,23 @@ export async function fileTree(directory: string | Buffer): Promise<Tree> {
     async write(path, at, from, signal) {
       checkRange({ at, length: from.byteLength })
       await root.change(path, signal, whole => writers.use(whole, fd => writeAll(fd, from, at)))
+    },
+
+    async copy(source, { at, length, to, version }, target, signal) {
+      checkRange({ at, length })
+      checkRange({ at: to, length })
+      await root.change(source, signal, from =>
+        readers.use(from, async (fd, before) => {
+          const stale = () => new FerryError('STALE', { detail: printable(source) })
+          if (version !== undefined && versionOf(before) !== version) throw stale()
+          const copied = await root.reach(target, whole =>
+            writers.use(whole, into => copyRange({ source: fd, sourceAt: at, target: into, targetAt: to, length })),
+          )
+          // As for what is read: mtime changes before the bytes do.
+          if (version !== undefined && versionOf(await fstat(fd)) !== version) throw stale()
+          if (copied < length) throw new FerryError('SHORT_READ', { detail: `${copied} of ${length} bytes` })
+        }),
+      )
     },
 
     async truncate(path, size, signal) {
@@ -287,6 +307,24 @@ function entryOf(name: string, stats: BigIntStats, link: string | undefined): En
     ...(stats.nlink > 1n && !stats.isDirectory() && { id: `${stats.dev}-${stats.ino}` }),
     ...(link !== undefined && { link }),
   }
+}
+
+/** Where the kernel cannot do it (something else is mounted within the tree), piece by piece. @returns bytes copied */
+async function copyRange(copy: Copy): Promise<number> {
+  try {
+    return await copyFileRange(copy)
+  } catch (error) {
+    if (!isMissing(error) && errnoOf(error) !== errno.EXDEV) throw error
+  }
+  const { source, sourceAt, target, targetAt, length } = copy
+  let copied = 0
+  while (copied < length) {
+    const bytes = await readUpTo(source, sourceAt + copied, Math.min(COPY_PIECE_BYTES, length - copied))
+    if (bytes.byteLength === 0) break
+    await writeAll(target, bytes, targetAt + copied)
+    copied += bytes.byteLength
+  }
+  return copied
 }
 
 async function makeNode(path: Buffer, mode: number, { link, rdev }: { link?: string; rdev: number }): Promise<void> {

@@ -196,6 +196,18 @@ export const treeCalls: Record<string, GrpcCall> = {
     toRequest: (path, at, from) => ({ path: pathTo(path), at: rangeTo(at, from.length).at, bytes: viewOf(from) }),
     fromRequest: ({ path, at, bytes }) => [fromBytes(path), at, bounded(bytes)],
   }),
+  copy: call<T['copy']>({
+    name: 'Copy',
+    toRequest: (source, { at, length, to, version }, target) => ({
+      ...{ source: pathTo(source), target: pathTo(target), ...rangeTo(at, length) },
+      ...{ to: rangeTo(to, length).at, version },
+    }),
+    fromRequest: ({ source, target, at, length, to, version }) => [
+      fromBytes(source),
+      { at, length, to, ...given('version', version, same) },
+      fromBytes(target),
+    ],
+  }),
   truncate: call<T['truncate']>({
     name: 'Truncate',
     toRequest: (path, size) => ({ path: pathTo(path), size: rangeTo(0, size).length }),

@@ -11,7 +11,7 @@ export interface Described {
   /** The same for as long as the same is served. */
   id: Buffer
   blob: { size: number; capabilities: BlobCapabilities; hasVersion: boolean } | null
-  tree: { capabilities: TreeCapabilities; completes: boolean } | null
+  tree: { capabilities: TreeCapabilities; completes: boolean; copies: boolean } | null
   store: { capabilities: StoreCapabilities; removesMany: boolean } | null
 }
 
@@ -30,13 +30,15 @@ export function toDescription({
   const write = remote.capabilities.write && !readOnly
   const shape =
     remote.shape === 'tree'
-      ? { tree: { ...remote.capabilities, write, completes: remote.complete !== undefined } }
+      ? { tree: { ...remote.capabilities, write, completes: has(remote.complete), copies: has(remote.copy) } }
       : { blob: { ...blobOf(remote), write } }
   return {
     ...{ version: PROTOCOL_VERSION, url, id, ...shape },
     ...(store && { store: { ...store.capabilities, removesMany: store.removeAll !== undefined } }),
   }
 }
+
+const has = (method: unknown) => method !== undefined
 
 function blobOf({ size, capabilities: { trim, alignment, requestBytesMax }, version }: Blob): Message {
   return { size, blockSize: alignment, requestBytesMax, trim, hasVersion: version !== undefined }
@@ -57,7 +59,7 @@ export function fromDescription({ version, url, id, blob, tree, store }: Message
         requestBytesMax: Math.min(REQUEST_BYTES_MAX, blob.requestBytesMax),
       },
     },
-    tree: tree && { capabilities: capabilitiesOf(tree), completes: tree.completes },
+    tree: tree && { capabilities: capabilitiesOf(tree), completes: tree.completes, copies: tree.copies },
     store: store && {
       removesMany: store.removesMany,
       capabilities: {
@@ -68,4 +70,4 @@ export function fromDescription({ version, url, id, blob, tree, store }: Message
   }
 }
 
-const capabilitiesOf = ({ completes: _, ...capabilities }: Message): TreeCapabilities => capabilities
+const capabilitiesOf = ({ completes: _, copies: __, ...capabilities }: Message): TreeCapabilities => capabilities

@@ -71,7 +71,7 @@ export async function grpcTree(address: GrpcAddress): Promise<Tree> {
     await connection.close()
     throw new FerryError('NOT_DIRECTORY', { detail: address.shown })
   }
-  const { read, write, sync, complete, ...rest } = callsOf(
+  const { read, write, sync, complete, copy, ...rest } = callsOf(
     opened,
     'tree',
     'Tree',
@@ -80,6 +80,7 @@ export async function grpcTree(address: GrpcAddress): Promise<Tree> {
   return {
     ...rest,
     ...(described.tree.completes && { complete }),
+    ...(described.tree.copies && { copy }),
     shape: 'tree',
     url: connection.url,
     capabilities: described.tree.capabilities,

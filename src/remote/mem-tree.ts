@@ -120,6 +120,18 @@ export function memTree({ name, nowNs, capabilities: fewer }: MemTreeOptions = {
       files.change(path, bytes => bytes.write(at, from))
     },
 
+    async copy(source, { at, length, to, version }, target, signal) {
+      checkWritable(signal)
+      checkRange({ at, length })
+      checkSize(to + length)
+      const from = files.file(source)
+      if (version !== undefined && version !== versionOf(from))
+        throw new FerryError('STALE', { detail: printable(source) })
+      const read = from.bytes.read(at, length)
+      if (read.length < length) throw new FerryError('SHORT_READ', { detail: `${read.length} of ${length} bytes` })
+      files.change(target, bytes => bytes.write(to, read))
+    },
+
     async truncate(path, size, signal) {
       checkWritable(signal)
       checkRange({ at: 0, length: size })

@@ -2,7 +2,7 @@
 import { KeyedMutex } from '../base/async.js'
 import { FerryError, isFerryError } from '../base/errors.js'
 import { logger } from '../base/log.js'
-import type { Batch, Claim, Claimed, Commits, Holder, Outcome } from './commits.js'
+import type { Batch, Claim, Claimed, Commits, CopySource, Holder, Outcome } from './commits.js'
 import type { IntentRecord, Packed, Refusal } from './intent.js'
 import { keptOf, Lease } from './lease.js'
 import type { RollforwardOptions } from './rollforward-options.js'
@@ -27,6 +27,14 @@ export interface Turn {
 export interface Shape<Change> {
   /** Bytes of a batch to come, where nobody sees them. */
   stage(epoch: number, batch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
+  stageCopy?(
+    epoch: number,
+    batch: number,
+    id: string,
+    at: number,
+    source: CopySource,
+    signal?: AbortSignal,
+  ): Promise<void>
   stageAhead?(epoch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
   dropAhead?(id: string, signal?: AbortSignal): Promise<void>
   /** All that the batch names is staged, complete and durable. */
@@ -122,6 +130,14 @@ export class ChainCommits<Change> implements Commits<Change> {
   }
 
   /** UNSUPPORTED where the shape cannot. */
+  async stageCopy(batch: number, id: string, at: number, source: CopySource, signal?: AbortSignal): Promise<void> {
+    const { epoch } = this.lease
+    if (!this.#shape.stageCopy) throw new FerryError('UNSUPPORTED', { detail: 'staging by a copy' })
+    await this.lease.guard(signal)
+    await this.#unlessLost(() => this.#shape.stageCopy!(epoch, batch, id, at, source, signal), signal)
+  }
+
+  /** The same. */
   async stageAhead(id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {
     const { epoch } = this.lease
     if (!this.#shape.stageAhead) throw new FerryError('UNSUPPORTED', { detail: 'staging ahead' })

@@ -5,6 +5,9 @@ import type { Content, Path, Tree, TreeChange } from './tree.js'
 /** Bytes copied at once. */
 export const PIECE_BYTES = 1024 * 1024
 
+/** Copied at once by a tree that can do that by itself. */
+export const COPY_BYTES = 16 * 1024 * 1024
+
 /** Does one step that changes something, if it may still be done. */
 export type Step = (work: () => Promise<void>) => Promise<void>
 
@@ -45,6 +48,13 @@ async function copyBytes(
   step: Step,
   signal?: AbortSignal,
 ): Promise<void> {
+  if (tree.copy) {
+    for (let from = at; from < at + length; from += COPY_BYTES) {
+      const range = { at: from, to: from, length: Math.min(COPY_BYTES, at + length - from) }
+      await step(() => tree.copy!(source, range, target, signal))
+    }
+    return
+  }
   for (let from = at; from < at + length; from += PIECE_BYTES) {
     const bytes = await readWhole(tree, source, { at: from, length: Math.min(PIECE_BYTES, at + length - from) }, signal)
     await step(() => tree.write(target, from, bytes, signal))

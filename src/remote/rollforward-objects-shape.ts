@@ -2,7 +2,7 @@
 
 import { inParallel } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
-import { type Batch, type Claim, keepsOrphans, type Outcome } from './commits.js'
+import { type Batch, type Claim, type CopySource, keepsOrphans, type Outcome } from './commits.js'
 import type { IntentRecord, Packed, Refusal } from './intent.js'
 import type { ObjectFiles } from './object-files.js'
 import { keyOf } from './object-keys.js'
@@ -11,13 +11,16 @@ import type { Key } from './objects.js'
 import type { Shape, Turn } from './rollforward-commits.js'
 import { AheadUploads } from './rollforward-objects-ahead.js'
 import { applyObjects } from './rollforward-objects-apply.js'
+import { ObjectContent } from './rollforward-objects-content.js'
 import { StageLedger } from './rollforward-objects-ledger.js'
-import { abortStaged, abortUploadsOf, clearObjects, ObjectPacker } from './rollforward-objects-stage.js'
+import { abortStaged, abortUploadsOf, clearObjects, ObjectPacker, stageKey } from './rollforward-objects-stage.js'
 import type { RollforwardOptions } from './rollforward-options.js'
 import { isHiddenPath, ORPHANS } from './rollforward-plan.js'
-import type { Path, TreeChange, Version } from './tree.js'
+import { HIDDEN, type Path, type TreeChange, type Version } from './tree.js'
 
 const REMOVES_MAX = 1_000
+/** Of less than so many of the smallest parts the file is put together here anyway, or it is no slower to send them. */
+const COPY_PARTS_MIN = 3
 
 export class ObjectsShape implements Shape<TreeChange> {
   readonly #files: ObjectFiles
@@ -25,6 +28,8 @@ export class ObjectsShape implements Shape<TreeChange> {
   readonly #ledger = new StageLedger()
   readonly #packer: ObjectPacker
   readonly #ahead: AheadUploads
+  /** By batch, what was staged by copies, by its file and place there. */
+  readonly #copies = new Map<number, Map<string, Packed>>()
   /** Something may lie in the stage that this process has not put there. */
   #others = true
   /** Versions that files had before the newest batch replaced them by what keeps their bytes. */
@@ -52,6 +57,7 @@ export class ObjectsShape implements Shape<TreeChange> {
   async open(): Promise<boolean> {
     this.#packer.forget()
     this.#ahead.forget()
+    this.#copies.clear()
     this.#ledger.forget()
     this.#others = true
     this.#before.clear()
@@ -80,6 +86,32 @@ export class ObjectsShape implements Shape<TreeChange> {
     return this.#packer.add(epoch, batch, { id, at, bytes: from }, signal)
   }
 
+  /** An object of the stage is made of it, by the server alone: what has the name then may be gone before the batch is applied. */
+  async stageCopy(
+    epoch: number,
+    batch: number,
+    id: string,
+    to: number,
+    { path, version, at, length }: CopySource,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    if (length < COPY_PARTS_MIN * this.#files.objects.capabilities.partBytesMin)
+      throw new FerryError('UNSUPPORTED', { detail: `${length} bytes` })
+    const name = (what: string) => stageKey(epoch, batch, `${what}-${this.#ledger.nextNumber()}`)
+    const onUpload = async (made: Key, upload: string) => {
+      this.#ledger.add(made, { epoch, batch }, { key: made, upload })
+      return () => this.#ledger.ended(made)
+    }
+    const key = name('copy')
+    const joins = { key: () => name('join'), onUpload }
+    const content = new ObjectContent({ objects: this.#files.objects, guard: async () => {}, onUpload, joins, signal })
+    const piece = { key: keyOf(path), at, etag: version }
+    await content.make({ key, metadata: {}, contentType: '' }, [{ at: 0, length, piece }])
+    const copies = this.#copies.get(batch) ?? new Map<string, Packed>()
+    this.#copies.set(batch, copies)
+    copies.set(`${id} ${to}`, [id, to, length, key.slice(HIDDEN.length + 1), 0])
+  }
+
   stageAhead(epoch: number, id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {
     return this.#ahead.add(epoch, id, at, from, signal)
   }
@@ -93,7 +125,8 @@ export class ObjectsShape implements Shape<TreeChange> {
       (change.do === 'put' || change.do === 'patch') && 'staged' in change.content ? [change.content.staged] : [],
     )
     const named = new Set(staged)
-    const packed = (await this.#packer.flush(number, signal)).filter(([id]) => named.has(id))
+    const copied = [...(this.#copies.get(number)?.values() ?? [])]
+    const packed = [...(await this.#packer.flush(number, signal)), ...copied].filter(([id]) => named.has(id))
     await inParallel([...named], this.#options.parallel, async id => {
       const ahead = await this.#ahead.finish(id, { epoch, batch: number }, signal)
       if (ahead) packed.push(ahead)
@@ -139,6 +172,7 @@ export class ObjectsShape implements Shape<TreeChange> {
   async clear({ epoch, batch }: IntentRecord<TreeChange>, signal?: AbortSignal): Promise<void> {
     this.#packer.forget(batch)
     this.#ahead.forget(batch)
+    for (const one of this.#copies.keys()) if (one <= batch) this.#copies.delete(one)
     if (this.#others) await clearObjects(this.#files.objects, { epoch, batch }, signal)
     await this.#ledger.clear(this.#files.objects, { epoch, batch }, signal)
   }

@@ -1,5 +1,6 @@
 // A bucket as a tree that takes whole batches: one file is one object under its own name.
 import { FerryError } from '../base/errors.js'
+import type { CopySource } from './commits.js'
 import { xattrBytesMax } from './object-attributes.js'
 import { ObjectFiles, type ObjectFilesOptions, type Page } from './object-files.js'
 import { NAME_BYTES_MAX } from './object-keys.js'
@@ -104,6 +105,10 @@ export class RollforwardObjects extends Committing<TreeChange> implements Tree {
   async xattrs(path: Path, signal?: AbortSignal): Promise<Xattrs> {
     visible(path)
     return this.#views.read(view => (view ?? this.#files).xattrs(path, signal), signal)
+  }
+
+  stageCopy(batch: number, id: string, at: number, source: CopySource, signal?: AbortSignal): Promise<void> {
+    return this.commits.stageCopy(batch, id, at, source, signal)
   }
 
   stageAhead(id: string, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void> {

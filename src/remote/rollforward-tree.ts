@@ -2,10 +2,11 @@
 import { constants } from 'node:fs'
 import { inParallel } from '../base/async.js'
 import { type FerryError, isPermanent } from '../base/errors.js'
-import { type Batch, type Claim, keepsOrphans, type Outcome } from './commits.js'
+import { type Batch, type Claim, type CopySource, keepsOrphans, type Outcome } from './commits.js'
 import type { IntentRecord, Refusal } from './intent.js'
 import { applyTree, clearStage, finishPut } from './rollforward-apply.js'
 import type { Shape, Turn } from './rollforward-commits.js'
+import { COPY_BYTES } from './rollforward-content.js'
 import { exorcise } from './rollforward-exorcise.js'
 import type { RollforwardOptions } from './rollforward-options.js'
 import { isHiddenPath, stagedName } from './rollforward-plan.js'
@@ -74,6 +75,22 @@ export class TreeShape implements Shape<TreeChange> {
     const path = stagedAt(epoch, batch, id)
     await this.#makeOnce(path, signal)
     await this.#tree.write(path, at, from, signal)
+  }
+
+  async stageCopy(
+    epoch: number,
+    batch: number,
+    id: string,
+    to: number,
+    { path, version, at, length }: CopySource,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const staged = stagedAt(epoch, batch, id)
+    await this.#makeOnce(staged, signal)
+    for (let done = 0; done < length; done += COPY_BYTES) {
+      const range = { at: at + done, to: to + done, length: Math.min(COPY_BYTES, length - done), version }
+      await this.#tree.copy!(path, range, staged, signal)
+    }
   }
 
   /** The staged files that a batch puts get their size and attributes; everything staged that it names is durable. */

@@ -1,5 +1,6 @@
 // A tree that reads through what is committed but not applied, hides what is ours, and takes whole batches.
 import { FerryError } from '../base/errors.js'
+import type { Commits } from './commits.js'
 import { ChainCommits } from './rollforward-commits.js'
 import { Committing } from './rollforward-delegate.js'
 import type { RollforwardOptions } from './rollforward-options.js'
@@ -32,6 +33,8 @@ export class RollforwardTree extends Committing<TreeChange> implements Tree {
   readonly url: string
   readonly capabilities: TreeCapabilities
   readonly hidden: Store
+  readonly stageCopy?: Commits<TreeChange>['stageCopy']
+  readonly copy?: Tree['copy']
   readonly #tree: Tree
   readonly #shape: TreeShape
   readonly #views: Views<TreeChange, Through>
@@ -44,6 +47,10 @@ export class RollforwardTree extends Committing<TreeChange> implements Tree {
     this.url = tree.url
     this.capabilities = tree.capabilities
     this.hidden = tree.hidden
+    if (tree.copy) {
+      this.stageCopy = this.commits.stageCopy.bind(this.commits)
+      this.copy = (source, range, target, signal) => tree.copy!(visible(source), range, visible(target), signal)
+    }
     this.#views = new Views(
       this.commits.lease,
       (intent, stillPending) => new Through(tree, intent, stillPending),

@@ -85,6 +85,14 @@ export interface Usage {
   filesFree: number
 }
 
+/** `length` bytes from `at` of one file go to `to` in another. */
+export interface CopyRange {
+  at: number
+  length: number
+  to: number
+  version?: Version
+}
+
 /** A new thing without content: a directory, symlink, device, FIFO, socket, or an empty file. */
 export interface NewNode extends Attributes {
   rdev: number
@@ -131,6 +139,12 @@ export interface Tree {
   readonly hidden: Store
   /** Bytes into a file that exists; it grows if need be. */
   write(path: Path, at: number, from: Uint8Array, signal?: AbortSignal): Promise<void>
+  /**
+   * Bytes of one file into another one, both of which exist, without a detour by way of the caller; not more than fit into one request's
+   * deadline. `version` as in `read`; SHORT_READ where the source ends before: what it has is there
+   * then. Absent where the remote cannot.
+   */
+  copy?(source: Path, range: CopyRange, target: Path, signal?: AbortSignal): Promise<void>
   /** Cut or extend (with zeros) to `size` bytes. */
   truncate(path: Path, size: number, signal?: AbortSignal): Promise<void>
   /** These bytes read as zeros from now on; the size stays. */

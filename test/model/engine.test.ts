@@ -5,6 +5,7 @@ import { afterAll, describe, expect, jest, test } from '@jest/globals'
 import { Database } from '../../src/cache/database.js'
 import type { Ino } from '../../src/cache/filesystem.js'
 import type { TreeCache } from '../../src/cache/tree-cache.js'
+import { CHUNK_BYTES } from '../../src/chunk/geometry.js'
 import { memObjects } from '../../src/remote/mem-objects.js'
 import { memTree } from '../../src/remote/mem-tree.js'
 import { openEngine, snapshot, temporaryDirectory } from './engine-harness.js'
@@ -78,7 +79,26 @@ async function step(cache: TreeCache, model: Model, random: (below: number) => n
     const name = `n${random(12)}`
     return parent ? `${parent}/${name}` : name
   }
-  const kind = random(14)
+  const kind = random(16)
+  if (kind >= 14) {
+    const [path, into] = [pick(node => 'bytes' in node), pick(node => 'bytes' in node)]
+    if (!path || !into || path === into) return 'nothing'
+    const [source, target] = [path, into].map(each => (model.get(each) as { bytes: Buffer }).bytes)
+    const [at, to] = [source, target].map(({ length }) =>
+      random(4) === 0 ? random(length + 1) : CHUNK_BYTES * random(1 + Math.floor(length / CHUNK_BYTES)),
+    )
+    const length = random(3) === 0 ? random(300_000) : source.length
+    const [from, ino] = [await inoOf(cache, path), await inoOf(cache, into)]
+    let done = 0
+    for (let count = 1; count > 0 && done < length; done += count)
+      count = await cache.copy({ ino: from, at: at + done }, { ino, at: to + done }, length - done)
+    const bytes = Buffer.alloc(Math.max(target.length, done && to + done))
+    target.copy(bytes)
+    source.copy(bytes, to, at, at + done)
+    expect(done).toBe(Math.max(0, Math.min(length, source.length - at)))
+    model.set(into, { bytes })
+    return `copy ${path} ${at}+${length} to ${into} ${to}`
+  }
   if (kind <= 1) {
     const path = fresh()
     if (model.has(path)) return 'nothing'

@@ -4,6 +4,7 @@ import { type Random, random } from '../../src/base/random.js'
 import type { Ino, Maybe } from '../../src/cache/filesystem.js'
 import type { Inode } from '../../src/cache/inode.js'
 import type { CommittingTree, TreeCache } from '../../src/cache/tree-cache.js'
+import { CHUNK_BYTES } from '../../src/chunk/geometry.js'
 
 const TYPE = 0o170000
 const FILE = 0o100000
@@ -177,6 +178,7 @@ export class Program {
     const parent = (path: string) => inoOf(cache, parentOf(path))
 
     const opened = [...tree.values()].filter(node => node.open)
+    if (random.chance(0.06)) return this.#copy(cache, pick)
     const kind = random.below(this.opens ? 27 : 24)
     if (kind === 24) {
       const path = pick(node => isFile(node) && !node.open)
@@ -394,19 +396,53 @@ export class Program {
     )
   }
 
+  /** One call of copy_file_range, which does as much as it can at once. */
+  async #copy(cache: TreeCache, pick: (accept: (node: Node) => boolean) => string | null): Promise<void> {
+    const { random, tree } = this
+    const [path, into] = [
+      pick(({ type, bytes }) => type === FILE && bytes.length > 0),
+      pick(({ type }) => type === FILE),
+    ]
+    if (!path || !into) return
+    const [source, target] = [tree.get(path)!, tree.get(into)!]
+    const aligned = random.chance(0.8)
+    const [at, to] = [source, target].map(({ bytes }) =>
+      aligned ? CHUNK_BYTES * random.below(1 + Math.floor(bytes.length / CHUNK_BYTES)) : random.below(bytes.length + 1),
+    )
+    const length = random.chance(0.7) ? 1_000_000 : 1 + random.below(300_000)
+    // The kernel refuses it.
+    if (source === target && Math.abs(at - to) < length) return
+    const [from, ino] = [await inoOf(cache, path), await inoOf(cache, into)]
+    // None of it must wait for pages: the model would follow too late.
+    await readAll(cache, from)
+    await readAll(cache, ino)
+    return this.#do(
+      `copy ${path} ${at}+${length} to ${into} ${to}`,
+      () => cache.copy({ ino: from, at }, { ino, at: to }, length),
+      count => {
+        const bytes = Buffer.alloc(Math.max(target.bytes.length, count ? to + (count as number) : 0))
+        target.bytes.copy(bytes)
+        source.bytes.copy(bytes, to, at, at + (count as number))
+        if (count && to < target.bytes.length - (target.bytes.length % PAGE)) overwritten(target)
+        target.bytes = bytes
+        target.digest = undefined
+      },
+    )
+  }
+
   /** The model follows in the same turn, so that whoever looks between turns sees both the same. */
-  async #do(what: string, operation: () => Maybe<unknown>, follow: () => unknown): Promise<void> {
+  async #do(what: string, operation: () => Maybe<unknown>, follow: (value: unknown) => unknown): Promise<void> {
     this.log.push(what)
-    const value = operation()
+    let value = operation()
     if (value instanceof Promise) {
       this.busy = true
       try {
-        await value
+        value = await value
       } finally {
         this.busy = false
       }
     }
-    follow()
+    follow(value)
     for (const node of this.#takenLater) node.open?.left.push(copyOf(node))
     this.#takenLater.clear()
     this.#remember()

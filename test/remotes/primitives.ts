@@ -443,6 +443,30 @@ export function treeSuite(name: string, make: () => Promise<Subject<Tree>>): voi
       expect(await content(tree, 'f')).toBe('')
     })
 
+    it('copies from one file into another, if it can at all', async tree => {
+      if (!tree.copy) return
+      await put(tree, 'from', 'x'.repeat(100_000) + 'y'.repeat(100_000))
+      await put(tree, 'to', 'hello')
+      const { version } = await entry(tree, 'from')
+      await tree.copy('from', { at: 99_998, length: 4, to: 7, version }, 'to')
+      expect(await content(tree, 'to')).toBe('hello\0\0xxyy')
+      await tree.copy('from', { at: 0, length: 200_000, to: 1 }, 'to')
+      expect(await content(tree, 'to')).toBe(`h${'x'.repeat(100_000)}${'y'.repeat(100_000)}`)
+      await tree.copy('to', { at: 0, length: 3, to: 200_001 }, 'to')
+      expect((await content(tree, 'to')).slice(-5)).toBe('yyhxx')
+      await tree.copy('from', { at: 0, length: 0, to: 0, version }, 'to')
+      const wrong = (source: string, range: object, target = 'to') =>
+        tree.copy!(source, { at: 0, length: 1, to: 0, ...range }, target)
+      await expect(wrong('from', { at: 199_999, length: 2 })).rejects.toMatchObject({ code: 'SHORT_READ' })
+      await expect(wrong('none', {})).rejects.toMatchObject({ code: 'NOT_FOUND' })
+      await expect(wrong('from', {}, 'none')).rejects.toMatchObject({ code: 'NOT_FOUND' })
+      await expect(wrong('', {})).rejects.toMatchObject({ code: 'IS_DIRECTORY' })
+      await expect(wrong('from', { at: -1 })).rejects.toMatchObject({ code: 'INVALID' })
+      await tree.write('from', 0, bytes('z'))
+      await expect(wrong('from', { version })).rejects.toMatchObject({ code: 'STALE' })
+      expect((await content(tree, 'to')).slice(1, 3)).toBe('xx')
+    })
+
     it('has offsets beyond 4 GiB, sparse', async tree => {
       if (tree.capabilities.fileBytesMax < 2 ** 33) return
       const at = 2 ** 32 + 12_345
