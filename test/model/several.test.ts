@@ -1,5 +1,5 @@
-// One directory and several who use it at once: writers who share the lease, readers, and a program that knows nothing of us. Each write of
-// a file is a token, all over the file. No read finds two of them in one file; and none that somebody wrote is gone, unless somebody who had
+// One directory and several who use it at once: writers who share the lease, or take it from each other; readers; and a program that knows
+// nothing of us. Each write of a file is a token, all over the file. No read finds two of them in one file; and none that somebody wrote is gone, unless somebody who had
 // it before his eyes has replaced or removed it.
 import fs from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -23,6 +23,8 @@ const SEED = Number(process.env.SEED ?? freshSeed())
 const ROUNDS = long ? 60 : 4
 const STEPS = 150
 const ROUND_MS = 30_000
+/** How often one writer is followed by another in one round. */
+const HANDS = 10
 const ROOT = 1
 const FILE = { mode: 0o100644, uid: 0, gid: 0, rdev: 0 }
 const DIRECTORY = { mode: 0o40755, uid: 0, gid: 0, rdev: 0 }
@@ -139,7 +141,7 @@ class Side {
   }
 
   /** kill -9: what it had here is there for the next process, and nothing more of it comes to the remote. */
-  async kill(): Promise<void> {
+  async die(): Promise<void> {
     this.isUp = false
     this.#link.isCut = true
     living.delete(this.#start)
@@ -149,7 +151,19 @@ class Side {
     this.#cacheDir = left
     this.world.tell(`${this.name} is killed`)
     await killed.close()
+  }
+
+  async kill(): Promise<void> {
+    await this.die()
     await this.open()
+  }
+
+  /** What it had not sent is for the next process. */
+  async close(): Promise<void> {
+    this.isUp = false
+    this.world.tell(`${this.name} ends`)
+    await this.cache.close()
+    living.delete(this.#start)
   }
 
   async path(): Promise<{ parent: Ino; name: string; shown: string } | null> {
@@ -204,8 +218,8 @@ class Side {
         .pick([this.#read, this.#replace, this.#replace, this.#overwrite, this.#remove, this.#move])
         .call(this, where)
     } catch (error) {
-      // Nobody has those pages any more, or a name went while it was used.
-      if (!isFerryError(error, 'STALE', 'NOT_FOUND')) throw error
+      // Nobody has those pages any more, a name went while it was used, or somebody took the lease.
+      if (!isFerryError(error, 'STALE', 'NOT_FOUND', 'READ_ONLY')) throw error
       this.world.tell(`${this.name}: ${(error as FerryError).message}`)
     }
   }
@@ -218,7 +232,10 @@ class Side {
     const { cache, world } = this
     const { token, bytes } = world.write()
     const temporary = `new-${token}`
+    // Until something has it.
+    world.gone.add(token)
     const { ino } = await settled(cache.make(where.parent, temporary, FILE))
+    world.gone.delete(token)
     cache.remember(ino)
     await cache.write(ino, 0, bytes)
     await this.held(where, async there => {
@@ -318,6 +335,90 @@ async function until(isSo: () => boolean, told: () => string): Promise<void> {
     if (Date.now() > giveUpMs) throw new Error(`waited in vain: ${told()}`)
 }
 
+async function reads(reader: Side, count: number): Promise<void> {
+  for (let n = 0; n < count; n++) {
+    await reader.picture().catch(error => {
+      if (!isFerryError(error, 'STALE', 'NOT_FOUND')) throw error
+    })
+    await sleep(reader.world.random.below(20))
+  }
+}
+
+/** One writes alone, until it ends, is killed, or is overtaken in the middle of its work; two read. */
+async function passedOn(seed: number, remote: Tree | Objects): Promise<void> {
+  const world = new World(randomOf(seed))
+  const { random } = world
+  const writing = { takeOver: true, leaseMs: 60, flushIntervalMs: random.pick([1, 20, 100]) }
+  const writers = ['one', 'other'].map(name => new Side(name, world, remote, writing))
+  try {
+    let [now, next] = writers
+    await now.open()
+    for (const directory of DIRECTORIES) await settled(now.cache.make(ROOT, directory, DIRECTORY))
+    await now.cache.sync()
+    const readers: Side[] = []
+    for (const name of ['reader', 'another'])
+      readers.push(await new Side(name, world, remote, { readOnly: true }).open())
+    const isIdle = () => writers.some(({ isUp, cache }) => isUp && cache.status().batches.inFlight === null)
+    const pass = async () => {
+      for (let n = 0; n < HANDS; n++) {
+        let isOver = false
+        const work = async () => {
+          while (!isOver) {
+            await now.step()
+            await sleep(random.below(8))
+            if (random.chance(0.03)) await now.cache.sync().catch(error => refused(error))
+          }
+        }
+        const working = work()
+        await sleep(random.below(300))
+        const how = random.pick(['sent', 'ended', 'killed', 'overtaken', 'overtaken'] as const)
+        if (how === 'overtaken') {
+          world.tell(`${next.name} takes it over`)
+          await next.open()
+          await sleep(random.below(60))
+        }
+        isOver = true
+        await working
+        if (how === 'sent') await now.cache.sync()
+        await (how === 'killed' ? now.die() : now.close())
+        if (how !== 'overtaken') await next.open()
+        ;[now, next] = [next, now]
+      }
+    }
+    const others = remote.shape === 'tree' && random.chance(0.5) ? [plain(world, remote, isIdle)] : []
+    await Promise.all([pass(), ...readers.map(reader => reads(reader, STEPS / 4)), ...others])
+    const tokens = new Set<number | null>()
+    // What one had left comes to the remote when it has its turn again.
+    for (let n = 0; n < 3; n++) {
+      await now.cache.sync()
+      if (now.cache.status().quarantine.length > 0)
+        for (const token of (await now.picture()).values()) tokens.add(token)
+      await now.close()
+      await next.open()
+      ;[now, next] = [next, now]
+    }
+    await now.cache.sync()
+    const fresh = await new Side('fresh', world, remote, { readOnly: true }).open()
+    const there = await fresh.picture()
+    for (const token of there.values()) tokens.add(token)
+    for (const side of readers) expect([side.name, await side.picture()]).toEqual([side.name, there])
+    expect(world.living.filter(token => !tokens.has(token))).toEqual([])
+  } catch (error) {
+    throw told(error, { seed, world, writers })
+  }
+}
+
+function refused(error: unknown) {
+  if (!isFerryError(error, 'LEASE_LOST', 'CLOSED')) throw error
+}
+
+function told(error: unknown, { seed, world, writers }: { seed: number; world: World; writers: Side[] }): unknown {
+  for (const { name, said } of writers) world.tell(`${name}: ${said}`)
+  if (error instanceof Error)
+    error.message = `SEED=${seed}\n${world.log.slice(process.env.TELL ? 0 : -60).join('\n')}\n${error.message}`
+  return error
+}
+
 async function round(seed: number, remote: Tree | Objects): Promise<void> {
   const world = new World(randomOf(seed))
   const { random } = world
@@ -337,17 +438,9 @@ async function round(seed: number, remote: Tree | Objects): Promise<void> {
         if (random.chance(0.01)) await side.kill()
       }
     }
-    const reads = async () => {
-      for (let n = 0; n < STEPS / 4; n++) {
-        await reader.picture().catch(error => {
-          if (!isFerryError(error, 'STALE', 'NOT_FOUND')) throw error
-        })
-        await sleep(random.below(20))
-      }
-    }
     const isIdle = () => writers.every(({ isUp, cache }) => isUp && cache.status().batches.inFlight === null)
     const others = remote.shape === 'tree' && random.chance(0.5) ? [plain(world, remote, isIdle)] : []
-    await Promise.all([...writers.map(side => run(side, STEPS)), reads(), ...others])
+    await Promise.all([...writers.map(side => run(side, STEPS)), reads(reader, STEPS / 4), ...others])
     for (let n = 0; n < 2; n++) for (const { cache } of writers) await cache.sync()
     const isRefused = ({ cache }: Side) => cache.status().quarantine.length > 0
     const isAllSent = () => writers.every(side => side.cache.status().lag.operations === 0 || isRefused(side))
@@ -362,21 +455,23 @@ async function round(seed: number, remote: Tree | Objects): Promise<void> {
     }
     expect(world.living.filter(token => !tokens.has(token))).toEqual([])
   } catch (error) {
-    for (const { name, said } of writers) world.tell(`${name}: ${said}`)
-    if (error instanceof Error)
-      error.message = `SEED=${seed}\n${world.log.slice(process.env.TELL ? 0 : -60).join('\n')}\n${error.message}`
-    throw error
+    throw told(error, { seed, world, writers })
   }
 }
 
+const directory = () => memTree()
+const bucket = () => memObjects({ capabilities: { partBytesMin: 4_096 } })
+
 test.each([
-  ['a directory', () => memTree()],
-  ['a bucket', () => memObjects({ capabilities: { partBytesMin: 4_096 } })],
-])(
-  `two who write by turns to %s lose nothing and mix nothing (SEED=${SEED})`,
-  async (_, open) => {
+  ['two who write by turns', 'a directory', directory, round],
+  ['two who write by turns', 'a bucket', bucket, round],
+  ['writers who follow each other, or overtake', 'a directory', directory, passedOn],
+  ['writers who follow each other, or overtake', 'a bucket', bucket, passedOn],
+] as const)(
+  `%s: to %s; nothing is lost, and nothing is mixed (SEED=${SEED})`,
+  async (_how, _what, open, walk) => {
     for (let n = 0; n < ROUNDS; n++) {
-      await round(SEED + n, open())
+      await walk(SEED + n, open())
       for (const undo of undone.splice(0).reverse()) await undo()
     }
   },
