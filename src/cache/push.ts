@@ -1,6 +1,7 @@
 // Changes to the remote: cuts, staging, commits, one batch at a time and in order, under the writer's lease; tried again for ever.
 import PQueue from 'p-queue'
 import { type Deferred, deferred, lasting } from '../base/async.js'
+import { giveBack, takeBytes } from '../base/buffers.js'
 import { FerryError, isFerryError, isPermanent, toFerryError } from '../base/errors.js'
 import type { MemoryBudget } from '../base/memory-budget.js'
 import type { Claim, Claimed, CopySource, Outcome } from '../remote/commits.js'
@@ -469,13 +470,14 @@ export class Push {
     const { state } = this
     await this.memory.take(length, false)
     try {
-      const buffer = new Uint8Array(length)
+      const buffer = takeBytes(length)
       let at = 0
       for (const run of runs) {
         await state.slots.read(run.slot, run.offset, buffer.subarray(at, at + run.length))
         at += run.length
       }
       await this.remote.stage(state.flightBatch, id, runs[0].at, buffer, this.#abort.signal)
+      giveBack(buffer)
     } finally {
       this.memory.give(length)
     }

@@ -107,6 +107,8 @@ export class Connection {
   readonly #intake: Intake<void>
   #requests = 0
   #heldBytes = 0
+  /** For the reply to a read. */
+  #room = new Uint8Array(0)
   #isDone = false
   #isEnding = false
   /** What it has; null: nothing has been agreed. */
@@ -205,10 +207,8 @@ export class Connection {
       if (cursor.magic !== magic) throw new FerryError('PROTOCOL', { detail: 'no request where one belongs' })
       const { cookieHigh, cookieLow, offsetHigh, offsetLow, flags, length } = cursor
       const at = offsetHigh * 2 ** 32 + offsetLow
-      const request: AskedRequest = {
-        ...{ cookieHigh, cookieLow, offsetHigh, offsetLow },
-        ...{ type: cursor.type, flags, at, length },
-      }
+      const asked = cursor.type
+      const request: AskedRequest = { cookieHigh, cookieLow, offsetHigh, offsetLow, type: asked, flags, at, length }
       const hasPayload = isExtended ? (flags & CommandFlag.PAYLOAD_LEN) !== 0 : request.type === Command.WRITE
       if (request.type === Command.DISC) return
       if (!hasPayload) this.#answer(region, agreed, request, null)
@@ -243,7 +243,8 @@ export class Connection {
     let reply: Maybe<Uint8Array>
     try {
       this.#check(region, agreed, request, payload)
-      reply = perform(region, agreed, request, payload)
+      reply =
+        request.type === Command.READ ? this.#read(region, agreed, request) : perform(region, agreed, request, payload)
     } catch (error) {
       this.#transport.send(refusal(agreed.style, request, error))
       return
@@ -261,6 +262,20 @@ export class Connection {
       this.#transport.send(reply)
       if (payload) giveBack(payload)
     }
+  }
+
+  /** The reply lies in the connection's own room while it is copied from there at once. */
+  #read(region: RegionDoor, { style }: Agreed, request: AskedRequest): Maybe<Uint8Array> {
+    const { at, length } = request
+    // Of nothing there is no chunk of data.
+    if (length === 0 && style !== 'simple') return done(style, request)
+    if (this.#room.length !== this.#transport.gatheredBytesMax)
+      this.#room = new Uint8Array(this.#transport.gatheredBytesMax)
+    const { bytes, into } = data(style, request, at, length, this.#room)
+    const read = region.read(at, into)
+    if (!(read instanceof Promise)) return bytes
+    if (bytes.buffer === this.#room.buffer) this.#room = new Uint8Array(this.#room.length)
+    return read.then(() => bytes)
   }
 
   async #answerLater(agreed: Agreed, request: AskedRequest, reply: Promise<Uint8Array>, heldBytes: number) {
@@ -323,7 +338,7 @@ function refusal(style: ReplyStyle, request: AskedRequest, error: unknown): Uint
   return failed(style, request, code, (error as FerryError).message)
 }
 
-/** @returns the reply */
+/** Anything but a read. @returns the reply */
 function perform(
   region: RegionDoor,
   { style, contextId }: Agreed,
@@ -337,12 +352,6 @@ function perform(
     return after(flushed, ok)
   }
   switch (type) {
-    case Command.READ: {
-      // Of nothing there is no chunk of data.
-      if (length === 0 && style !== 'simple') return ok()
-      const { bytes, into } = data(style, request, at, length)
-      return after(region.read(at, into), () => bytes)
-    }
     case Command.WRITE:
       return durably(region.write(at, payload!))
     case Command.FLUSH:

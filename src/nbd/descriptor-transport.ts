@@ -16,6 +16,7 @@ const GATHERED_BYTES_MAX = 32 * 1024
 const READS_PER_TURN = 16
 
 export class DescriptorTransport implements Transport {
+  readonly gatheredBytesMax = GATHERED_BYTES_MAX
   readonly #fd: number
   readonly #events: TransportEvents
   readonly #watcher: Watcher

@@ -20,6 +20,8 @@ export interface TransportEvents {
 export interface Transport {
   /** Handed over and not sent yet. */
   readonly backlogBytes: number
+  /** Up to so many bytes are copied by `send`, and may change afterwards. */
+  readonly gatheredBytesMax: number
   /** They must not change any more; a buffer that was taken for them is given back when they are sent. */
   send(bytes: Uint8Array): void
   /** Stops and goes on reading. */
@@ -32,6 +34,7 @@ export interface Transport {
 
 /** A socket of node's, or one with TLS on it. */
 export class SocketTransport implements Transport {
+  readonly gatheredBytesMax = 0
   readonly #socket: Socket
   readonly #unlisten: () => void
   #isCorked = false

@@ -44,6 +44,14 @@ export class Packer {
   ): Promise<void> {
     const staged: Staged = this.#batches.get(batch) ?? { pieces: new Map(), packs: [] }
     this.#batches.set(batch, staged)
+    const key = `${id} ${at} ${from.byteLength}`
+    if (from.byteLength >= PACK_BYTES) {
+      const name = packName(epoch, batch, staged.packs.length)
+      staged.packs.unshift({ name, parts: [], bytes: from.byteLength, put: Promise.resolve() })
+      await this.#store.put(name, from, undefined, signal)
+      staged.pieces.set(key, [id, at, from.byteLength, name, 0])
+      return
+    }
     let pack = staged.packs.at(-1)
     if (!pack || pack.put || pack.bytes + from.byteLength > PACK_BYTES) {
       const full = pack
@@ -51,7 +59,7 @@ export class Packer {
       staged.packs.push(pack)
       if (full) await this.#put(full, signal)
     }
-    staged.pieces.set(`${id} ${at} ${from.byteLength}`, [id, at, from.byteLength, pack.name, pack.bytes])
+    staged.pieces.set(key, [id, at, from.byteLength, pack.name, pack.bytes])
     pack.parts.push(from.slice())
     pack.bytes += from.byteLength
     if (pack.bytes >= PACK_BYTES) await this.#put(pack, signal)

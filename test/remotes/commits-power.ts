@@ -3,7 +3,7 @@
 import type { Random } from '../../src/base/random.js'
 import type { MemTree } from '../../src/remote/mem-tree.js'
 import type { Store } from '../../src/remote/store.js'
-import type { Tree } from '../../src/remote/tree.js'
+import type { CopyRange, Tree } from '../../src/remote/tree.js'
 
 interface Operation {
   method: string
@@ -62,6 +62,12 @@ export function powered(base: MemTree): Powered {
           const inos = new Set(await Promise.all(paths.map(inoOf)))
           for (const one of operations) if (one.bytes && inos.has(one.ino)) one.durable = true
           commitNames()
+        }
+      // Bytes as they were then, wherever they came from.
+      if (method === 'copy')
+        return async (source: string, { at, length, to }: CopyRange, target: string) => {
+          const bytes = await base.read(source, { at, length })
+          await record('write', [target, to, bytes], () => base.write(target, to, bytes))
         }
       if (!NAMES.has(method) && !BYTES.has(method)) return value
       return (...args: unknown[]) =>

@@ -376,7 +376,7 @@ const alive = ({ pid }: Claim) => pid !== DEAD
 const unfenced = (step: string, fencedDirectories: boolean) =>
   fencedDirectories ? /^set(Attributes|Xattrs) $/.test(step) : /^set(Attributes|Xattrs) (?!\.pageferry\/)/.test(step)
 /** Without hard links, files are changed in place by their names. */
-const unfencedBytes = (step: string) => /^(write|truncate|punch) (?!\.pageferry\/)/.test(step)
+const unfencedBytes = (step: string) => /^(write|truncate|punch|copy \S+) (?!\.pageferry\/)/.test(step)
 
 async function overtaken(scene: Scene, sleepAt: number, fencedDirectories: boolean): Promise<boolean> {
   const { fixture, before, after, net, number, random } = scene

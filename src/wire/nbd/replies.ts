@@ -47,16 +47,21 @@ const LARGE_BYTES = 128 * 1024
 const scratch = new Uint8Array(64)
 const view = viewOf(scratch)
 
-/** `length` bytes that begin with what is in the scratch. */
-function begun(headBytes: number, length: number): Uint8Array {
-  const bytes = length < LARGE_BYTES ? Buffer.allocUnsafe(length) : takeBytes(length)
+/** `length` bytes, of `room` if they fit, that begin with what is in the scratch. */
+function begun(headBytes: number, length: number, room?: Uint8Array): Uint8Array {
+  const bytes =
+    room && length <= room.length
+      ? room.subarray(0, length)
+      : length < LARGE_BYTES
+        ? Buffer.allocUnsafe(length)
+        : takeBytes(length)
   bytes.set(headBytes === scratch.length ? scratch : scratch.subarray(0, headBytes))
   return bytes
 }
 
-function simple({ cookieHigh, cookieLow }: Asked, error: number, length = 0): Uint8Array {
+function simple({ cookieHigh, cookieLow }: Asked, error: number, length = 0, room?: Uint8Array): Uint8Array {
   SimpleReply.encode(view, 0, { magic: SIMPLE_REPLY_MAGIC, error, cookieHigh, cookieLow })
-  return begun(SimpleReply.size, SimpleReply.size + length)
+  return begun(SimpleReply.size, SimpleReply.size + length, room)
 }
 
 /** A chunk, the last one of its reply, with `length` bytes behind its header: the scratch has the first `headBytes` of them. */
@@ -65,7 +70,7 @@ function chunk(
   asked: Asked,
   type: number,
   length: number,
-  headBytes = 0,
+  { headBytes = 0, room }: { headBytes?: number; room?: Uint8Array } = {},
 ): Uint8Array {
   const { cookieHigh, cookieLow, offsetHigh, offsetLow } = asked
   const flags = ChunkFlag.DONE
@@ -75,7 +80,7 @@ function chunk(
     const magic = EXTENDED_CHUNK_MAGIC
     ExtendedChunkHeader.encode(view, 0, { magic, flags, type, cookieHigh, cookieLow, offsetHigh, offsetLow, length })
   }
-  return begun(headerBytes[style] + headBytes, headerBytes[style] + length)
+  return begun(headerBytes[style] + headBytes, headerBytes[style] + length, room)
 }
 
 /** It is done. */
@@ -87,20 +92,25 @@ export function failed(style: ReplyStyle, asked: Asked, error: number, message: 
   const text = Buffer.from(message).subarray(0, STRING_BYTES_MAX)
   const at = headerBytes[style]
   ErrorPayload.encode(view, at, { error, messageLength: text.length })
-  const bytes = chunk(style, asked, ChunkType.ERROR, ErrorPayload.size + text.length, ErrorPayload.size)
+  const bytes = chunk(style, asked, ChunkType.ERROR, ErrorPayload.size + text.length, {
+    headBytes: ErrorPayload.size,
+  })
   bytes.set(text, at + ErrorPayload.size)
   return bytes
 }
 
-/** The reply to a READ, and where in it the `length` bytes are to be put. */
-export function data(style: ReplyStyle, asked: Asked, offset: number, length: number) {
+/** The reply to a READ, and where in it the `length` bytes are to be put. It lies in `room`, if it fits there. */
+export function data(style: ReplyStyle, asked: Asked, offset: number, length: number, room?: Uint8Array) {
   if (style === 'simple') {
-    const bytes = simple(asked, 0, length)
+    const bytes = simple(asked, 0, length, room)
     return { bytes, into: bytes.subarray(SimpleReply.size) }
   }
   const at = headerBytes[style]
   DataOffset.encode(view, at, { offset })
-  const bytes = chunk(style, asked, ChunkType.OFFSET_DATA, DataOffset.size + length, DataOffset.size)
+  const bytes = chunk(style, asked, ChunkType.OFFSET_DATA, DataOffset.size + length, {
+    headBytes: DataOffset.size,
+    room,
+  })
   return { bytes, into: bytes.subarray(at + DataOffset.size) }
 }
 
@@ -113,7 +123,7 @@ export function blockStatus(style: 'structured' | 'extended', asked: Asked, cont
   if (isExtended) ExtendedBlockStatus.encode(view, at, { context, count: extents.length })
   else BlockStatus.encode(view, at, { context })
   const type = isExtended ? ChunkType.BLOCK_STATUS_EXT : ChunkType.BLOCK_STATUS
-  const bytes = chunk(style, asked, type, head.size + extents.length * block.size, head.size)
+  const bytes = chunk(style, asked, type, head.size + extents.length * block.size, { headBytes: head.size })
   const blocks = viewOf(bytes)
   for (const [n, extent] of extents.entries()) block.encode(blocks, at + head.size + n * block.size, extent)
   return bytes
