@@ -172,6 +172,56 @@ async function copied(one: World, contestant: Contestant, bytes: number): Promis
   return [took, (await one.counters()).upBytes - before]
 }
 
+type Figures = Record<Contestant['name'], number>
+type Sending = (one: World, contestant: Contestant, bytes: number) => Promise<[seconds: number, sent: number]>
+
+/** Each of them has a fresh file of so many bytes before it. */
+async function sending(
+  one: World,
+  { prefix, bytes, work }: { prefix: string; bytes: number; work: Sending },
+): Promise<{ took: Figures; sent: Figures }> {
+  const sent = { pageferry: 0, rclone: 0, s3fs: 0 }
+  const took = { ...sent }
+  for (const name of ['pageferry', 'rclone', 's3fs'] as const) {
+    await put(one, `${prefix}/file`, bytes)
+    await one.s3.deleteObject({ Bucket: one.bucket, Key: `${prefix}/copy` })
+    const measured = async (contestant: Contestant) => {
+      const [secs, up] = await work(one, contestant, bytes)
+      took[name] = secs
+      sent[name] = up
+      return secs
+    }
+    await each(one, prefix, measured, [name])
+  }
+  return { took, sent }
+}
+
+const lessRow = (
+  work: string,
+  {
+    figures,
+    beside,
+    unit,
+    wanted,
+  }: { figures: Figures; beside: string; unit: string; wanted: Omit<Figures, 'pageferry'> },
+): Result => ({
+  ...{ work, beside, ours: shown(figures.pageferry, unit), theirs: listed(figures, unit) },
+  figure: lead(1 / figures.pageferry, [
+    [1 / figures.rclone, wanted.rclone],
+    [1 / figures.s3fs, wanted.s3fs],
+  ]),
+  ...{ target: 1, moreIsBetter: true, unit: 'ratio' },
+})
+
+const tookRow = (work: string, took: Figures): Result =>
+  lessRow(work, { figures: took, beside: '', unit: 's', wanted: { rclone: 1, s3fs: 1 } })
+
+function sentRow(work: string, beside: string, sent: Figures, wanted: Omit<Figures, 'pageferry'>): Result {
+  const { pageferry, rclone, s3fs } = sent
+  const figures = { pageferry: pageferry / MiB, rclone: rclone / MiB, s3fs: s3fs / MiB }
+  return lessRow(work, { figures, beside, unit: 'MiB', wanted })
+}
+
 async function movie(one: World): Promise<{ key: string; bytes: number; seconds: number }> {
   const made = path.join(directory('movie'), 'film.mp4')
   const frames = counted(2000)
@@ -229,97 +279,27 @@ const measured: Record<string, () => Promise<Result[]>> = {
   's3-change': async () => {
     const one = await here()
     const bytes = sized(1024 * MiB)
-    const sent = { pageferry: 0, rclone: 0, s3fs: 0 }
-    const took = { ...sent }
-    for (const name of ['pageferry', 'rclone', 's3fs'] as const) {
-      await put(one, 'change/file', bytes)
-      await each(
-        one,
-        'change',
-        async contestant => {
-          const [secs, up] = await changed(one, contestant, bytes)
-          took[name] = secs
-          sent[name] = up
-          return secs
-        },
-        [name],
-      )
-    }
+    const { took, sent } = await sending(one, { prefix: 'change', bytes, work: changed })
     return [
-      {
-        work: `4 KiB changed in ${bytes / MiB} MiB, until the bucket has it: bytes sent`,
-        beside: 'wanted: a tenth of rclone’s, no more than s3fs’s',
-        ours: shown(sent.pageferry / MiB, 'MiB'),
-        theirs: listed({ rclone: sent.rclone / MiB, s3fs: sent.s3fs / MiB }, 'MiB'),
-        figure: lead(1 / sent.pageferry, [
-          [1 / sent.rclone, 10],
-          [1 / sent.s3fs, 1],
-        ]),
-        target: 1,
-        moreIsBetter: true,
-        unit: 'ratio',
-      },
-      {
-        work: 'the same: time',
-        beside: '',
-        ours: shown(took.pageferry, 's'),
-        theirs: listed(took, 's'),
-        figure: lead(1 / took.pageferry, [
-          [1 / took.rclone, 1],
-          [1 / took.s3fs, 1],
-        ]),
-        target: 1,
-        moreIsBetter: true,
-        unit: 'ratio',
-      },
+      sentRow(
+        `4 KiB changed in ${bytes / MiB} MiB, until the bucket has it: bytes sent`,
+        'wanted: a tenth of rclone’s, no more than s3fs’s',
+        sent,
+        { rclone: 10, s3fs: 1 },
+      ),
+      tookRow('the same: time', took),
     ]
   },
 
   's3-copy': async () => {
     const one = await here()
     const bytes = sized(256 * MiB)
-    const sent = { pageferry: 0, rclone: 0, s3fs: 0 }
     await one.line({ upPerSecond: 200e6 / 8 })
-    const took = { ...sent }
-    for (const name of ['pageferry', 'rclone', 's3fs'] as const) {
-      await put(one, 'copy/file', bytes)
-      await one.s3.deleteObject({ Bucket: one.bucket, Key: 'copy/copy' })
-      const copying = async (contestant: Contestant) => {
-        const [secs, up] = await copied(one, contestant, bytes)
-        took[name] = secs
-        sent[name] = up
-        return secs
-      }
-      await each(one, 'copy', copying, [name])
-    }
+    const { took, sent } = await sending(one, { prefix: 'copy', bytes, work: copied })
     await one.line({})
     return [
-      {
-        work: `cp of ${bytes / MiB} MiB that were read before, until the bucket has it, 200 Mbit/s up: time`,
-        beside: '',
-        ours: shown(took.pageferry, 's'),
-        theirs: listed(took, 's'),
-        figure: lead(1 / took.pageferry, [
-          [1 / took.rclone, 1],
-          [1 / took.s3fs, 1],
-        ]),
-        target: 1,
-        moreIsBetter: true,
-        unit: 'ratio',
-      },
-      {
-        work: 'the same: bytes sent',
-        beside: '',
-        ours: shown(sent.pageferry / MiB, 'MiB'),
-        theirs: listed({ rclone: sent.rclone / MiB, s3fs: sent.s3fs / MiB }, 'MiB'),
-        figure: lead(1 / sent.pageferry, [
-          [1 / sent.rclone, 1],
-          [1 / sent.s3fs, 1],
-        ]),
-        target: 1,
-        moreIsBetter: true,
-        unit: 'ratio',
-      },
+      tookRow(`cp of ${bytes / MiB} MiB that were read before, until the bucket has it, 200 Mbit/s up: time`, took),
+      sentRow('the same: bytes sent', '', sent, { rclone: 1, s3fs: 1 }),
     ]
   },
 

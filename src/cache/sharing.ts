@@ -43,7 +43,7 @@ export class Sharing {
     readonly content: Content,
   ) {}
 
-  /** How many bytes from the start of the range are in chunks that can be shared: whole, clean, and here. Of a reader's eye: they may be damaged. */
+  /** How many bytes from the start of the range are in chunks that can be shared: whole, clean, and here, unless they are damaged. */
   bytes(range: CopyRange): number {
     let bytes = 0
     for (const { length } of this.#chunks(range)) bytes += length
