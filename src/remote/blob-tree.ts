@@ -49,19 +49,14 @@ export function blobTree(
     return version
   }
 
-  const entry = async (signal?: AbortSignal): Promise<Entry> => ({
-    ...{
-      name: BLOB_FILE,
-      mode: MODE.file,
-      ...owner,
-      ...times,
-      size: blob.size,
-      allocated: blob.size,
-      rdev: 0,
-      nlink: 1,
-    },
-    version: await look(signal),
-  })
+  const entry = async (signal?: AbortSignal): Promise<Entry> => {
+    const version = await look(signal)
+    // As it is by then.
+    const { size } = blob
+    return {
+      ...{ name: BLOB_FILE, mode: MODE.file, ...owner, ...times, size, allocated: size, rdev: 0, nlink: 1, version },
+    }
+  }
 
   const root: Entry = {
     ...{ name: '', mode: MODE.directory, ...owner, ...times, size: 0, allocated: 0, rdev: 0, nlink: 2, version: '' },

@@ -1,8 +1,9 @@
 // What a blob that is kept chunk by chunk has in its store: what it is, its heads, its runs.
 //
 //   region            size and chunk size, put once
-//   heads/EPOCH.BATCH for each epoch of which there are runs its last batch: what is newer is not committed. The newest head counts,
-//                     and since none is ever changed, one that an overtaken writer puts late counts for nothing
+//   heads/EPOCH.BATCH for each epoch of which there are runs its last batch: what is newer is not committed; and the size, if it is another
+//                     by now. The newest head counts, and since none is ever changed, one that an overtaken writer puts late counts
+//                     for nothing
 //   runs/...          see chunk-runs.ts
 //   .pageferry/       the chain
 
@@ -22,6 +23,12 @@ const GETS_AT_ONCE = 16
 /** Of one request. */
 const REMOVES_MAX = 1_000
 
+/** Runs, and how many bytes of the blob they have: the last of them may be of a time when it was shorter. */
+export interface Layer {
+  index: RunIndex
+  end: number
+}
+
 /** As of one head. */
 export interface ChunkState {
   /** Its name; '' before the first batch. */
@@ -29,7 +36,11 @@ export interface ChunkState {
   /** The last committed batch of each epoch that counts. */
   epochs: Map<number, number>
   index: RunIndex
+  /** Of the whole blob, in bytes. */
+  size: number
 }
+
+type HeadRecord = [epoch: number, batch: number][] | { size: number; epochs: [epoch: number, batch: number][] }
 
 export interface ChunkOptions {
   /** In bytes. It is made with so many; INVALID if it has another size. Default: it has to be there. */
@@ -44,9 +55,12 @@ const RUN_BYTES = 4 * 1024 * 1024
 export class ChunkStore {
   constructor(
     readonly store: Store,
+    /** As it was made: a head may say another size. */
     readonly geometry: ChunkGeometry,
     /** Of one run: neighbours are packed up to it. */
     readonly runBytes = RUN_BYTES,
+    /** When it was opened. */
+    readonly sizeThen = geometry.size,
   ) {}
 
   /** Chunks of one run, at most. */
@@ -61,21 +75,22 @@ export class ChunkStore {
       if (size === undefined || !isFerryError(error, 'NOT_FOUND')) throw error
       return null
     })
-    if (there) return new ChunkStore(store, checked(there, size, store.url))
+    if (there) return ChunkStore.#of(store, there, size)
     const made = { size: size!, chunkBytes }
     try {
       await store.put(REGION, encode(made), { ifAbsent: true })
     } catch (error) {
       if (!isFerryError(error, 'CONFLICT')) throw error
-      return new ChunkStore(store, checked(await read(), size, store.url))
+      return ChunkStore.#of(store, await read(), size)
     }
     return new ChunkStore(store, made)
   }
 
-  /** Bytes of these chunks: the last one of the blob may be short. */
-  bytesOf(first: number, count: number): number {
-    const { size, chunkBytes } = this.geometry
-    return Math.min((first + count) * chunkBytes, size) - first * chunkBytes
+  static async #of(store: Store, geometry: ChunkGeometry, wanted: number | undefined): Promise<ChunkStore> {
+    const { size } = await new ChunkStore(store, geometry).#newest()
+    if (wanted !== undefined && wanted !== size)
+      throw new FerryError('INVALID', { detail: `${store.url} has ${size} bytes, not ${wanted}` })
+    return new ChunkStore(store, geometry, RUN_BYTES, size)
   }
 
   /** The newest head. */
@@ -86,10 +101,7 @@ export class ChunkStore {
   async load(signal?: AbortSignal): Promise<ChunkState> {
     for (let tries = 0; tries < LOADS_MAX; tries++) {
       try {
-        const head = await this.head(signal)
-        const epochs = new Map(
-          head ? decode<[number, number][]>(await this.store.get(head, undefined, signal), head) : [],
-        )
+        const { head, epochs, size } = await this.#newest(signal)
         const runs: Run[] = []
         for (let page = await this.store.list(RUNS, undefined, signal); page.length > 0; ) {
           for (const { name } of page) {
@@ -99,7 +111,7 @@ export class ChunkStore {
           page = await this.store.list(RUNS, page.at(-1)!.name, signal)
         }
         // What a later batch replaced may have gone in between.
-        if ((await this.head(signal)) === head) return { head, epochs, index: RunIndex.of(runs) }
+        if ((await this.head(signal)) === head) return { head, epochs, index: RunIndex.of(runs), size }
       } catch (error) {
         if (!isFerryError(error, 'NOT_FOUND')) throw error
       }
@@ -107,10 +119,22 @@ export class ChunkStore {
     throw new FerryError('STALE', { detail: `${this.store.url} changes faster than it is listed` })
   }
 
+  async #newest(signal?: AbortSignal): Promise<Omit<ChunkState, 'index'>> {
+    const head = await this.head(signal)
+    const record = head ? decode<HeadRecord>(await this.store.get(head, undefined, signal), head) : []
+    const { size, epochs } = Array.isArray(record) ? { size: this.geometry.size, epochs: record } : record
+    return { head, epochs: new Map(epochs), size }
+  }
+
   /** A batch is committed and applied. @returns the new head's name */
-  async putHead(epoch: number, batch: number, epochs: Map<number, number>, signal?: AbortSignal): Promise<string> {
+  async putHead(
+    { epoch, batch }: { epoch: number; batch: number },
+    { epochs, size }: Pick<ChunkState, 'epochs' | 'size'>,
+    signal?: AbortSignal,
+  ): Promise<string> {
     const name = headName(epoch, batch)
-    await this.store.put(name, encode([...epochs]), undefined, signal)
+    const record: HeadRecord = size === this.geometry.size ? [...epochs] : { size, epochs: [...epochs] }
+    await this.store.put(name, encode(record), undefined, signal)
     return name
   }
 
@@ -128,23 +152,22 @@ export class ChunkStore {
     else await inParallel(names, GETS_AT_ONCE, name => store.remove(name, undefined, signal))
   }
 
-  /** Bytes as the first of these indexes that has a run for them says; zeros where none has. */
-  async read(indexes: RunIndex[], at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
+  /** Bytes as the first of these says that has a run for them, before its `end`; zeros where none has. */
+  async read(layers: Layer[], at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
     const { chunkBytes } = this.geometry
     const into = new Uint8Array(length)
     const gets: { run: Run; from: number; to: number }[] = []
-    const end = at + length
-    const visit = (first: number, count: number, [index, ...under]: RunIndex[]) => {
+    const visit = (first: number, count: number, [{ index, end }, ...under]: Layer[]) => {
       for (const piece of index.pieces(first, count)) {
         if (!piece.run && under.length > 0) visit(piece.first, piece.count, under)
         if (!piece.run || piece.run.zeros) continue
         const from = Math.max(at, piece.first * chunkBytes)
-        const to = Math.min(end, (piece.first + piece.count) * chunkBytes)
-        gets.push({ run: piece.run, from, to })
+        const to = Math.min(at + length, (piece.first + piece.count) * chunkBytes, end)
+        if (from < to) gets.push({ run: piece.run, from, to })
       }
     }
     const first = Math.floor(at / chunkBytes)
-    if (length > 0) visit(first, Math.ceil(end / chunkBytes) - first, indexes)
+    if (length > 0) visit(first, Math.ceil((at + length) / chunkBytes) - first, layers)
     await inParallel(gets, GETS_AT_ONCE, async ({ run, from, to }) => {
       const range = { at: from - run.first * chunkBytes, length: to - from, what: run.name }
       const get = (start: number, count: number) => this.store.get(run.name, { at: start, length: count }, signal)
@@ -174,10 +197,4 @@ function compareHeads(one: string, other: string): number {
   const [epoch, batch] = orderOf(one) ?? [-1, -1]
   const [otherEpoch, otherBatch] = orderOf(other) ?? [-1, -1]
   return epoch - otherEpoch || batch - otherBatch
-}
-
-function checked(geometry: ChunkGeometry, size: number | undefined, url: string): ChunkGeometry {
-  if (size !== undefined && size !== geometry.size)
-    throw new FerryError('INVALID', { detail: `${url} has ${geometry.size} bytes, not ${size}` })
-  return geometry
 }

@@ -5,7 +5,7 @@ import { FerryError, isFerryError } from '../base/errors.js'
 import { Intervals } from '../chunk/intervals.js'
 import type { Blob, BlobCapabilities, BlobChange } from './blob.js'
 import { compareRuns, neighbours, packedOf, parseRun, RUNS, type Run, RunIndex, runOf, runsOf } from './chunk-runs.js'
-import { type ChunkState, type ChunkStore, isCommitted } from './chunk-store.js'
+import { type ChunkState, type ChunkStore, isCommitted, type Layer } from './chunk-store.js'
 import type { Batch, Commits, Outcome } from './commits.js'
 import type { IntentRecord } from './intent.js'
 import { checkRange } from './path.js'
@@ -35,7 +35,7 @@ export const rollforwardChunks = (
 class RollforwardChunks extends Committing<BlobChange> implements Blob {
   readonly shape = 'blob'
   readonly url: string
-  readonly size: number
+  size: number
   readonly capabilities: BlobCapabilities
   readonly #chunks: ChunkStore
   readonly #shape: ChunkShape
@@ -54,7 +54,7 @@ class RollforwardChunks extends Committing<BlobChange> implements Blob {
     this.#shape = shape
     this.#options = options
     this.url = `${store.url}${store.url.includes('?') ? '&' : '?'}layout=chunks`
-    this.size = geometry.size
+    this.size = chunks.sizeThen
     this.capabilities = {
       ...{ write: true, trim: false },
       alignment: geometry.chunkBytes,
@@ -69,13 +69,14 @@ class RollforwardChunks extends Committing<BlobChange> implements Blob {
 
   async read(at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
     checkRange({ at, length })
-    if (at + length > this.size) throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${this.size}` })
     if (length > REQUEST_BYTES_MAX) throw new FerryError('TOO_LARGE', { detail: `${length} bytes at once` })
     return this.#views.read(async (view, number) => {
       for (let tries = 0; ; tries++) {
-        const { index } = await this.#state(number, signal)
+        const { index, size } = await this.#state(number, signal)
+        if (at + length > size) throw new FerryError('INVALID', { detail: `${length} bytes at ${at} of ${size}` })
+        const layer = { index, end: size }
         try {
-          return await (view ? view.read(index, at, length, signal) : this.#chunks.read([index], at, length, signal))
+          return await (view ? view.read(layer, at, length, signal) : this.#chunks.read([layer], at, length, signal))
         } catch (error) {
           if (!isFerryError(error, 'NOT_FOUND')) throw error
           // A run that was replaced by now: by ourselves, or by who has the lease.
@@ -97,6 +98,17 @@ class RollforwardChunks extends Committing<BlobChange> implements Blob {
   /** There is nothing to be flushed: what takes changes are batches. */
   async flush(): Promise<void> {}
 
+  /** With a batch: here it only says that there may be another size. */
+  async resize(): Promise<never> {
+    return this.write()
+  }
+
+  override async settle(signal?: AbortSignal): Promise<Outcome> {
+    const outcome = await super.settle(signal)
+    await this.#state(null, signal)
+    return outcome
+  }
+
   async write(): Promise<never> {
     throw new FerryError('UNSUPPORTED', { detail: `${this.url} is changed by batches only` })
   }
@@ -107,6 +119,12 @@ class RollforwardChunks extends Committing<BlobChange> implements Blob {
 
   /** Who holds the lease knows by itself; everybody else looks now and then, and when another intent is looked through. */
   async #state(number: number | null, signal?: AbortSignal): Promise<ChunkState> {
+    const state = await this.#stateNow(number, signal)
+    this.size = state.size
+    return state
+  }
+
+  async #stateNow(number: number | null, signal?: AbortSignal): Promise<ChunkState> {
     if (this.commits.lease.held) {
       this.#seen = null
       return this.#shape.state()
@@ -236,7 +254,7 @@ class ChunkShape implements Shape<BlobChange> {
     if (all.every(([at, end]) => named.covers(at, end))) return
     if (!staging.touched.has(chunk) && !named.overlaps(from, to)) return this.#taken(staging, chunk)
     const staged = await this.#content(staging, chunk, signal)
-    const bytes = await this.#base(from, to - from, signal)
+    const bytes = await this.#baseOf(from, to, signal)
     for (const [at, end] of named.within(from, to)) overlay(bytes, from, staged.subarray(at - from, end - from), at)
     this.#taken(staging, chunk)
     const have = new Intervals()
@@ -253,9 +271,17 @@ class ChunkShape implements Shape<BlobChange> {
     const bytes = isWhole
       ? new Uint8Array(to - from)
       : staging.index.at(chunk)
-        ? await this.#chunks.read([staging.index], from, to - from, signal)
-        : await this.#base(from, to - from, signal)
+        ? await this.#chunks.read([{ index: staging.index, end: to }], from, to - from, signal)
+        : await this.#baseOf(from, to, signal)
     for (const piece of part?.pieces ?? []) overlay(bytes, from, piece.bytes, piece.at)
+    return bytes
+  }
+
+  /** With zeros beyond its end: the batch may have another size. */
+  async #baseOf(from: number, to: number, signal?: AbortSignal): Promise<Uint8Array> {
+    const { size } = await this.state()
+    const bytes = new Uint8Array(to - from)
+    if (from < size) bytes.set(await this.#base(from, Math.min(to, size) - from, signal))
     return bytes
   }
 
@@ -287,14 +313,15 @@ class ChunkShape implements Shape<BlobChange> {
     const state = await this.state()
     if (!isCommitted(intent, state.epochs)) {
       const runs = runsOf(intent.packed)
-      const made = await new RunsOfIntent(this.#chunks, intent, runs, state.index).put(turn)
+      const made = await new RunsOfIntent(this.#chunks, intent, runs, state).put(turn)
       const alive = state.index.epochs()
       const epochs = new Map([...state.epochs].filter(([one]) => alive.has(one))).set(epoch, batch)
       await turn.guard()
-      const head = await this.#chunks.putHead(epoch, batch, epochs, signal)
+      const size = sizeAfter(intent.changes, state.size)
+      const head = await this.#chunks.putHead(intent, { epochs, size }, signal)
       if (state.head) this.#formerHeads.push(state.head)
       for (const run of [...runs, ...made].sort(compareRuns)) state.index.lay(run)
-      this.#state = Promise.resolve({ head, epochs, index: state.index })
+      this.#state = Promise.resolve({ head, epochs, index: state.index, size })
     }
     return { versions: [], conflicts: [], refused: [] }
   }
@@ -306,9 +333,10 @@ class ChunkShape implements Shape<BlobChange> {
     await this.#chunks.removeAll(left, signal)
   }
 
+  /** The last chunk is put whole, with zeros beyond the end. */
   #rangeOf(chunk: number): [from: number, to: number] {
-    const from = chunk * this.#chunks.geometry.chunkBytes
-    return [from, from + this.#chunks.bytesOf(chunk, 1)]
+    const { chunkBytes } = this.#chunks.geometry
+    return [chunk * chunkBytes, (chunk + 1) * chunkBytes]
   }
 
   /** Bytes cut where chunks end. */
@@ -330,22 +358,25 @@ function* cutAtChunks(
   }
 }
 
+const sizeAfter = (changes: BlobChange[], before: number): number =>
+  changes.reduce((size, change) => (change.do === 'resize' ? change.size : size), before)
+
 /** What an intent brings besides the runs that were staged: the same runs, with the same names, whoever puts them, and however often. */
 class RunsOfIntent {
   readonly #chunks: ChunkStore
   readonly #intent: IntentRecord<BlobChange>
   readonly #staged: Run[]
-  readonly #over: RunIndex
-  readonly #under: RunIndex
+  readonly #over: Layer
+  readonly #under: Layer
   readonly #made: Run[] = []
   #number: number
 
-  constructor(chunks: ChunkStore, intent: IntentRecord<BlobChange>, staged: Run[], under: RunIndex) {
+  constructor(chunks: ChunkStore, intent: IntentRecord<BlobChange>, staged: Run[], { index, size }: ChunkState) {
     this.#chunks = chunks
     this.#intent = intent
     this.#staged = staged
-    this.#over = RunIndex.of(staged)
-    this.#under = under
+    this.#over = { index: RunIndex.of(staged), end: sizeAfter(intent.changes, size) }
+    this.#under = { index, end: size }
     this.#number = 1 + Math.max(-1, ...staged.map(run => run.number))
   }
 
@@ -376,7 +407,8 @@ class RunsOfIntent {
 
   /** Bytes that the intent has, by chunk; and whole chunks that are zeros. */
   #small() {
-    const { size, chunkBytes } = this.#chunks.geometry
+    const { chunkBytes } = this.#chunks.geometry
+    const [before, size] = [this.#under.end, this.#over.end]
     const pieces = new Map<number, { at: number; bytes: Uint8Array }[]>()
     const zeros = new Intervals()
     const add = (at: number, bytes: Uint8Array) => {
@@ -386,6 +418,11 @@ class RunsOfIntent {
         else pieces.set(chunk, [{ at: pieceAt, bytes: piece }])
       }
     }
+    // What is cut off must not come back; where it ended, the run may end as well.
+    if (size < before) {
+      zeros.add(Math.ceil(size / chunkBytes), Math.ceil(before / chunkBytes))
+      if (size % chunkBytes) add(size, new Uint8Array(chunkBytes - (size % chunkBytes)))
+    } else if (size > before && before % chunkBytes) pieces.set(Math.floor(before / chunkBytes), [])
     for (const change of this.#intent.changes) {
       if ('bytes' in change) add(change.at, change.bytes)
       if (change.do !== 'trim') continue
@@ -398,6 +435,8 @@ class RunsOfIntent {
         if (end > last * chunkBytes) add(last * chunkBytes, new Uint8Array(end - last * chunkBytes))
       } else add(change.at, new Uint8Array(change.length))
     }
+    // Up to the end it is trimmed, and there is nothing behind that.
+    for (const chunk of pieces.keys()) if (zeros.covers(chunk, chunk + 1)) pieces.delete(chunk)
     return { pieces, zeros }
   }
 
@@ -408,13 +447,13 @@ class RunsOfIntent {
     /** Of each run that is read from now: how many of its chunks are read from it afterwards. */
     const live = new Map<Run, number>()
     for (const [from, to] of replaced)
-      for (const { run, first, count } of this.#under.pieces(from, to - from))
-        if (run) live.set(run, (live.get(run) ?? this.#under.liveAt(first)) - count)
+      for (const { run, first, count } of this.#under.index.pieces(from, to - from))
+        if (run) live.set(run, (live.get(run) ?? this.#under.index.liveAt(first)) - count)
     const left: number[] = []
     for (const [run, count] of live) {
       if (run.zeros || count === 0 || count > run.count * LIVE_SHARE_MIN) continue
       for (const [from, to] of replaced.gaps(run.first, run.first + run.count))
-        for (const piece of this.#under.pieces(from, to - from))
+        for (const piece of this.#under.index.pieces(from, to - from))
           if (piece.run === run) for (let n = 0; n < piece.count; n++) left.push(piece.first + n)
     }
     return left
@@ -433,13 +472,10 @@ class RunsOfIntent {
     this.#made.push(run)
   }
 
-  #read(indexes: RunIndex[], first: number, count: number, signal?: AbortSignal): Promise<Uint8Array> {
-    return this.#chunks.read(
-      indexes,
-      first * this.#chunks.geometry.chunkBytes,
-      this.#chunks.bytesOf(first, count),
-      signal,
-    )
+  /** Whole chunks, with zeros beyond the end. */
+  #read(layers: Layer[], first: number, count: number, signal?: AbortSignal): Promise<Uint8Array> {
+    const { chunkBytes } = this.#chunks.geometry
+    return this.#chunks.read(layers, first * chunkBytes, count * chunkBytes, signal)
   }
 
   #grouped(chunks: number[]) {
@@ -466,8 +502,9 @@ class ThroughChunks {
     this.#stillPending = stillPending
   }
 
-  async read(under: RunIndex, at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
-    const into = await this.#chunks.read([this.#over, under], at, length, signal).catch(async error => {
+  async read(under: Layer, at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
+    const over = { index: this.#over, end: at + length }
+    const into = await this.#chunks.read([over, under], at, length, signal).catch(async error => {
       // What was staged goes only when a later batch replaces it.
       if (isFerryError(error, 'NOT_FOUND')) await this.#stillPending(signal)
       throw error

@@ -38,8 +38,15 @@ const insist = async <T>(work: () => Promise<T>): Promise<T> => {
 }
 
 /** One batch, with what is staged and not named. */
-async function batch(remote: Blob & Commits<BlobChange>, number: number, model: Uint8Array, random: Random) {
-  const changes: BlobChange[] = []
+async function batch(
+  remote: Blob & Commits<BlobChange>,
+  number: number,
+  before: Uint8Array,
+  random: Random,
+): Promise<Uint8Array> {
+  const model = random.chance(0.3) ? new Uint8Array(random.below(2 * geometry.size)) : before
+  const changes: BlobChange[] = model === before ? [] : [{ do: 'resize', size: model.length }]
+  if (model !== before) model.set(before.subarray(0, model.length))
   const pieces: [number, Uint8Array][] = []
   for (let page = random.below(10); page * PAGE < model.length; page += 1 + random.below(20)) {
     const at = page * PAGE
@@ -56,6 +63,7 @@ async function batch(remote: Blob & Commits<BlobChange>, number: number, model: 
   for (const [at, bytes] of pieces) await insist(() => remote.stage(number, 'f', at, bytes))
   await insist(() => remote.commit({ writer: 'w', number, cutAtMs: 0, changes }))
   await insist(() => remote.settle())
+  return model
 }
 
 const runsIn = async (store: Store): Promise<Run[]> => (await store.list('runs/')).map(({ name }) => parseRun(name)!)
@@ -64,7 +72,7 @@ describe('chunks', () => {
   test(`a long history is as its model, for whoever reads it, with puts that fail (SEED=${SEED})`, async () => {
     for (let round = 0; round < 12; round++) {
       const random = randomOf(SEED + round)
-      const model = new Uint8Array(geometry.size)
+      let model: Uint8Array = new Uint8Array(geometry.size)
       const store = memStore()
       await ChunkStore.open(store, geometry)
       let failing = 0
@@ -88,23 +96,28 @@ describe('chunks', () => {
           writer = open()
           await insist(() => writer.claim(claimOf('w')))
         }
-        await batch(writer, number, model, random)
-        for (const one of [writer, reader]) expect(Buffer.compare(await one.read(0, geometry.size), model)).toBe(0)
-        const at = random.below(geometry.size)
-        const length = random.below(geometry.size - at)
+        model = await batch(writer, number, model, random)
+        await reader.version!()
+        for (const one of [writer, reader]) {
+          expect(one.size).toBe(model.length)
+          expect(Buffer.compare(await one.read(0, one.size), model)).toBe(0)
+        }
+        const at = random.below(model.length + 1)
+        const length = random.below(model.length - at + 1)
         expect(Buffer.compare(await reader.read(at, length), model.subarray(at, at + length))).toBe(0)
         expect(await reader.version!()).toBe(await writer.version!())
       }
       failing = 0
-      await batch(writer, 26, model, random)
+      model = await batch(writer, 26, model, random)
       await writer.release()
       const heir = open()
       await heir.claim(claimOf('w'))
       await heir.settle()
-      expect(Buffer.compare(await heir.read(0, geometry.size), model)).toBe(0)
+      expect(Buffer.compare(await heir.read(0, model.length), model)).toBe(0)
+      expect((await ChunkStore.open(store, { size: model.length })).sizeThen).toBe(model.length)
       // Nothing is left of which nothing is read, and little of which little is.
       const bytes = (await store.list('runs/')).reduce((sum, { size }) => sum + size, 0)
-      expect(bytes).toBeLessThanOrEqual(geometry.size * 5)
+      expect(bytes).toBeLessThanOrEqual((model.length + geometry.chunkBytes) * 5)
       const index = RunIndex.of(await runsIn(store))
       expect(index.takeDead().map(run => run.name)).toEqual([])
       expect((await store.list('heads/')).length).toBe(1)
