@@ -461,6 +461,29 @@ test(
 )
 
 test(
+  'a copy in a directory of another host is made there',
+  async () => {
+    const place = await makePlace()
+    const socket = join(place.folder, 'socket')
+    const { child } = await startServer([place.remote, '--listen', `unix:${socket}`], place.env)
+    place.url = `grpc+unix:///?socket=${socket}`
+    const mount = await place.mount()
+    await run('sh', ['-c', 'head -c 20000000 /dev/urandom > a'], { cwd: place.mountpoint })
+    await mount.sync()
+    const { bytesWritten } = (await mount.status()).remote
+    await run('sh', ['-c', 'cp a b; echo more >> b'], { cwd: place.mountpoint })
+    await mount.sync()
+    const { remote, batches } = await mount.status()
+    expect(batches.copiedBytes).toBeGreaterThan(19_800_000)
+    expect(remote.bytesWritten - bytesWritten).toBeLessThan(MiB)
+    await run('sh', ['-c', 'cmp -n 20000000 a b; tail -c 5 b | grep -qx more'], { cwd: place.remote })
+    await mount.unmount()
+    await kill(child, 'SIGTERM')
+  },
+  TEST_MS,
+)
+
+test(
   'a region of another host commits whole batches, for one writer at a time',
   async () => {
     const path = join(directory, 'disk')

@@ -153,6 +153,31 @@ rgw.describe('a bucket', () => {
   )
 
   rgw.test(
+    'makes the copy of a file by itself, and another file of it at once',
+    async () => {
+      place = await placeOf()
+      const daemon = await place.mount()
+      await inside('head -c 41000000 /dev/urandom > a')
+      await daemon.sync()
+      const { bytesWritten } = (await daemon.status()).remote
+      await inside('cp a b; printf changed | dd of=a conv=notrunc status=none; cmp b a | grep -q "byte 1,"')
+      await daemon.sync()
+      const { remote, batches } = await daemon.status()
+      expect(batches.copiedBytes).toBe(41_000_000)
+      // The first part of what was changed.
+      expect(remote.bytesWritten - bytesWritten).toBeLessThan(6 * MiB)
+      await daemon.kill()
+      place.loseCache()
+      const again = await place.mount('--take-over')
+      expect(
+        await inside('stat -c %s b; printf changed | cmp -n 7 - a; tail -c +8 a > c; tail -c +8 b | cmp - c'),
+      ).toBe('41000000\n')
+      expect(await again.unmount()).toBe(0)
+    },
+    TEST_MS,
+  )
+
+  rgw.test(
     'holds databases of SQLite',
     async () => {
       place = await placeOf()
