@@ -127,9 +127,9 @@ export interface Watching {
 }
 
 function hereOf(region: RegionCache, { cacheDir, remote, release }: RegionParts): RegionPlace {
-  const { readOnly, fileSystem } = region
+  const { readOnly, fixedSize, fileSystem } = region
   return {
-    ...{ readOnly, fileSystem },
+    ...{ readOnly, fixedSize, fileSystem },
     get size() {
       return region.size
     },
@@ -175,6 +175,8 @@ export let moveRegion: (region: Region, open: (origin: RegionOrigin) => Promise<
 /** A region that is open. `close` ends it: locally durable, then released, not sent (call `sync` first). */
 export class Region implements RegionDoor, AsyncDisposable {
   readonly readOnly: boolean
+  /** What it stands on keeps its size. */
+  readonly fixedSize: boolean
   readonly #origin: RegionOrigin
   #place: RegionPlace
   /** Calls that have not been answered. */
@@ -187,6 +189,7 @@ export class Region implements RegionDoor, AsyncDisposable {
 
   constructor(place: RegionPlace, origin: RegionOrigin) {
     this.readOnly = place.readOnly
+    this.fixedSize = place.fixedSize ?? false
     this.#place = place
     this.#origin = origin
   }
@@ -261,7 +264,7 @@ export class Region implements RegionDoor, AsyncDisposable {
   }
 
   /**
-   * Cut, or extended with zeros, to so many bytes: here at once, at the remote with the next batch. For files, memory, and objects of S3.
+   * Cut, or extended with zeros, to so many bytes: here at once, at the remote with the next batch. Not where `fixedSize`.
    * @throws UNSUPPORTED: what it stands on has one size; BUSY: it is attached or mapped; INVALID, READ_ONLY, TOO_LARGE
    */
   async resize(size: number): Promise<void> {

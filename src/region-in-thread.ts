@@ -27,6 +27,7 @@ interface Pending {
 export class RegionInThread implements RegionPlace {
   size = 0
   readOnly = true
+  fixedSize = false
   readonly #worker: Worker
   readonly #port: MessagePort
   readonly #answered = new Int32Array(new SharedArrayBuffer(4))

@@ -12,7 +12,7 @@ export type RegionRequest =
   | { id: number; cancel: true }
 
 export type RegionReply =
-  | { opened: { size: number; readOnly: boolean } }
+  | { opened: { size: number; readOnly: boolean; fixedSize: boolean } }
   | { failed: ErrorMessage }
   | { log: LogRecord }
   | { id: number; result: unknown }

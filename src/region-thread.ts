@@ -129,7 +129,7 @@ try {
     else if (request.isSync) callNow(table, request)
     else void call(table, request)
   })
-  post({ opened: { size: region.size, readOnly: region.readOnly } })
+  post({ opened: { size: region.size, readOnly: region.readOnly, fixedSize: region.fixedSize } })
 } catch (error) {
   await endWatches()
   post({ failed: packError(error) })

@@ -15,6 +15,8 @@ export interface RegionDoor {
   /** In bytes. */
   readonly size: number
   readonly readOnly: boolean
+  /** What it stands on keeps its size: `resize` is UNSUPPORTED. Default false. */
+  readonly fixedSize?: boolean
   /** Fills `into` with the bytes from `at` on. */
   read(at: number, into: Uint8Array): Maybe<void>
   /** `from` is not used after the call has returned or its promise has resolved. */

@@ -32,12 +32,12 @@ export interface RegionCacheOptions {
  */
 export class RegionCache implements RegionDoor {
   readonly readOnly: boolean
+  readonly fixedSize: boolean
   #size: number
   readonly #cache: TreeCache
   readonly #ino: Ino
   readonly #name: string
   readonly #unversioned: boolean
-  readonly #fixedSize: boolean
   #closing: Promise<void> | undefined
   #last: RegionCacheStatus | undefined
 
@@ -48,7 +48,7 @@ export class RegionCache implements RegionDoor {
     { readOnly, unversioned = false, fixedSize = false }: RegionCacheOptions,
   ) {
     this.#unversioned = unversioned
-    this.#fixedSize = fixedSize
+    this.fixedSize = fixedSize
     this.#cache = cache
     this.#ino = ino
     this.#name = name
@@ -122,7 +122,7 @@ export class RegionCache implements RegionDoor {
     if (!Number.isSafeInteger(size) || size < 0) throw new FerryError('INVALID', { detail: `a size of ${size} bytes` })
     if (this.readOnly) throw new FerryError('READ_ONLY')
     if (size === this.#size) return
-    if (this.#fixedSize)
+    if (this.fixedSize)
       throw new FerryError('UNSUPPORTED', { detail: `what has ${this.#size} bytes at the remote keeps that size` })
     const former = this.#size
     // Nobody comes to what is about to go.

@@ -90,7 +90,7 @@ function exportsOf(regions: readonly NamedRegion[], resizable: boolean): Export[
     const { HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, SEND_FAST_ZERO } =
       TransmissionFlag
     const { SEND_CACHE, CAN_MULTI_CONN, SEND_RESIZE } = TransmissionFlag
-    const resize = resizable && region.resize ? SEND_RESIZE : 0
+    const resize = resizable && region.resize && !region.fixedSize ? SEND_RESIZE : 0
     const changes = SEND_FUA | SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO | resize
     const flags = HAS_FLAGS | SEND_FLUSH | SEND_CACHE | CAN_MULTI_CONN | (readOnly ? READ_ONLY : changes)
     const details = {

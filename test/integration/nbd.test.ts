@@ -521,9 +521,11 @@ describe('RESIZE', () => {
     client.socket.destroy()
   })
 
-  test('is offered where it was said that clients may, and the region is to be written', async () => {
+  test('is offered where it was said that clients may, and the region is to be written, and may have another size', async () => {
     const path = file('disk', Buffer.alloc(MiB))
-    const regions = [await region(path), await region(`mem:read?size=1M`, { readOnly: true })]
+    const upstream = await serving(await region('mem:?size=1M'))
+    const fixed = `nbd+unix:///?socket=${upstream.path}`
+    const regions = [await region(path), await region(`mem:read?size=1M`, { readOnly: true }), await region(fixed)]
     const flagsOf = async (options: Partial<ServeNbdOptions>) => {
       const named = regions.map((each, n) => ({ name: `${n}`, region: each }))
       const { path: socket } = await serving(named, options)
@@ -535,8 +537,8 @@ describe('RESIZE', () => {
         }),
       )
     }
-    expect(await flagsOf({})).toEqual([0, 0])
-    expect(await flagsOf({ resizable: true })).toEqual([OFFERED, 0])
+    expect(await flagsOf({})).toEqual([0, 0, 0])
+    expect(await flagsOf({ resizable: true })).toEqual([OFFERED, 0, 0])
     const { path: socket } = await serving(regions[1], { resizable: true })
     expect(await says(await Client.open(socket), golden.grow)).toBe(EPERM)
   })
