@@ -93,11 +93,13 @@ export class Ahead {
   /** Chunks that are wholly dirty, from `index` on, but for the last one, which is still written. */
   #rows(ino: Ino, index: number, bytesMax: number): Row[] {
     const { chunks } = this.state
+    const copies = this.state.copies.get(ino)
     const whole = Math.floor((this.state.inodes.get(ino)?.size ?? 0) / CHUNK_BYTES) - 1
     const rows: Row[] = []
     for (let at = index; at < whole && rows.length * CHUNK_BYTES < bytesMax; at++) {
       const row = chunks.find(ino, at)
-      if (!row || chunks.dirty[row] !== FULL_MASK) break
+      // What the remote has need not be sent.
+      if (!row || chunks.dirty[row] !== FULL_MASK || copies?.has(at)) break
       rows.push(row)
     }
     return rows
