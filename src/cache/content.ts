@@ -616,10 +616,12 @@ export const nowNs = (state: TreeState): bigint => state.now.ns()
 
 export const halves = (sum: bigint) => ({ low: Number(sum & 0xffffffffn), high: Number((sum >> 32n) & 0xffffffffn) })
 
+const scratch = new Uint8Array(CHUNK_BYTES)
+
 /** The checksum of a clean chunk: of its valid pages, in order. */
 export function sumOf(state: TreeState, row: Row): { low: number; high: number } {
   const valid = state.chunks.valid[row]
-  const bytes = new Uint8Array(popcount(valid) * PAGE_BYTES)
+  const bytes = scratch.subarray(0, popcount(valid) * PAGE_BYTES)
   let at = 0
   for (let run = firstRun(valid, 0); run >= 0; run = firstRun(valid, runEnd(run))) {
     const length = runLength(run) * PAGE_BYTES

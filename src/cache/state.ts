@@ -46,6 +46,9 @@ export interface Quarantined {
   detail: string
 }
 
+/** Of a chunk that is copied aside: a new one each time is a page fault for every 4 KiB, and work for the collector. */
+const scratch = new Uint8Array(CHUNK_BYTES)
+
 export const nameKey = (parent: Ino, name: string) => `${parent}/${name}`
 
 /** Persisted with room to spare, so that an inode number is never used twice though the last ones were not persisted. */
@@ -337,9 +340,8 @@ export class TreeState {
     const old = chunks.slot[row]
     if (old === slot) return
     if (copy && old && chunks.valid[row]) {
-      const bytes = new Uint8Array(CHUNK_BYTES)
-      slots.readSync(old, 0, bytes)
-      slots.writeSync(slot, 0, bytes)
+      slots.readSync(old, 0, scratch)
+      slots.writeSync(slot, 0, scratch)
     }
     const pages = popcount(chunks.written[row])
     chunks.slot[row] = slot
