@@ -100,30 +100,38 @@ export class ChunkStore {
 
   async load(signal?: AbortSignal): Promise<ChunkState> {
     for (let tries = 0; tries < LOADS_MAX; tries++) {
-      try {
-        const { head, epochs, size } = await this.#newest(signal)
-        const runs: Run[] = []
-        for (let page = await this.store.list(RUNS, undefined, signal); page.length > 0; ) {
-          for (const { name } of page) {
-            const run = parseRun(name)
-            if (run && isCommitted(run, epochs)) runs.push(run)
-          }
-          page = await this.store.list(RUNS, page.at(-1)!.name, signal)
+      const { head, epochs, size } = await this.#newest(signal)
+      const runs: Run[] = []
+      for (let page = await this.store.list(RUNS, undefined, signal); page.length > 0; ) {
+        for (const { name } of page) {
+          const run = parseRun(name)
+          if (run && isCommitted(run, epochs)) runs.push(run)
         }
-        // What a later batch replaced may have gone in between.
-        if ((await this.head(signal)) === head) return { head, epochs, index: RunIndex.of(runs), size }
+        page = await this.store.list(RUNS, page.at(-1)!.name, signal)
+      }
+      // What a later batch replaced may have gone in between.
+      if ((await this.head(signal)) === head) return { head, epochs, index: RunIndex.of(runs), size }
+    }
+    throw this.#tooFast()
+  }
+
+  /** What the newest head says: one that is gone when it is asked for has been followed by another. */
+  async #newest(signal?: AbortSignal): Promise<Omit<ChunkState, 'index'>> {
+    for (let tries = 0; tries < LOADS_MAX; tries++) {
+      const head = await this.head(signal)
+      try {
+        const record = head ? decode<HeadRecord>(await this.store.get(head, undefined, signal), head) : []
+        const { size, epochs } = Array.isArray(record) ? { size: this.geometry.size, epochs: record } : record
+        return { head, epochs: new Map(epochs), size }
       } catch (error) {
         if (!isFerryError(error, 'NOT_FOUND')) throw error
       }
     }
-    throw new FerryError('STALE', { detail: `${this.store.url} changes faster than it is listed` })
+    throw this.#tooFast()
   }
 
-  async #newest(signal?: AbortSignal): Promise<Omit<ChunkState, 'index'>> {
-    const head = await this.head(signal)
-    const record = head ? decode<HeadRecord>(await this.store.get(head, undefined, signal), head) : []
-    const { size, epochs } = Array.isArray(record) ? { size: this.geometry.size, epochs: record } : record
-    return { head, epochs: new Map(epochs), size }
+  #tooFast(): FerryError {
+    return new FerryError('STALE', { detail: `${this.store.url} changes faster than it is listed` })
   }
 
   /** A batch is committed and applied. @returns the new head's name */

@@ -182,6 +182,24 @@ describe('chunks', () => {
     await expect(rollforwardChunks(one).write(0, new Uint8Array(1))).rejects.toMatchObject({ code: 'UNSUPPORTED' })
   })
 
+  test('is opened while a batch is applied: the head that was listed is gone when it is asked for', async () => {
+    const store = memStore()
+    const writer = rollforwardChunks(await ChunkStore.open(store, geometry))
+    await writer.claim(claimOf('w'))
+    const batch = async (number: number) => {
+      const changes: BlobChange[] = [{ do: 'resize', size: number * PAGE }]
+      await writer.commit({ writer: 'w', number, cutAtMs: 0, changes })
+      await writer.settle()
+    }
+    await batch(1)
+    let gets = 0
+    const moving = wrap(store as Store, async (call, next) => {
+      if (call.method === 'get' && String(call.args[0]).startsWith('heads/') && gets++ === 0) await batch(2)
+      return next()
+    })
+    expect([(await ChunkStore.open(moving, {})).sizeThen, gets]).toEqual([2 * PAGE, 2])
+  })
+
   test('a run that is gone is damage, not zeros', async () => {
     const store = memStore()
     const remote = rollforwardChunks(await ChunkStore.open(store, geometry))
