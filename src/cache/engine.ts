@@ -4,7 +4,7 @@ import path from 'node:path'
 import { lasting, throwIfAborted } from '../base/async.js'
 import { FerryError, isFerryError, toFerryError } from '../base/errors.js'
 import { MemoryBudget } from '../base/memory-budget.js'
-import { CHUNK_BYTES, PAGE_BYTES, popcount } from '../chunk/geometry.js'
+import { PAGE_BYTES, popcount } from '../chunk/geometry.js'
 import { ACCESS_ACL, DEFAULT_ACL, HIDDEN, HIDDEN_BESIDE, isAcl, isCarried, type Usage } from '../remote/tree.js'
 import { aclWithMode, inheritAcl, setAcl } from './acl.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
@@ -54,8 +54,6 @@ const CHECKPOINT_JOURNAL_BYTES = 64 * 1024 * 1024
 const INODES_MAX = 100_000
 /** Bytes that one copy_file_range answers at once, if it cannot share them. */
 const COPY_BYTES_MAX = 1024 * 1024
-/** Copies that share chunks fit the dirty limit so often. */
-const SHARES_MIN = 4
 const USAGE_TTL_MS = 10_000
 const CLAIM_RETRY_MS = 2_000
 /** With nothing at hand to go on with, a remote that fails is tried until the deadline, with so long between the tries at most. */
@@ -207,7 +205,7 @@ class Engine implements TreeCache {
       this.#durability,
       Math.min(FILE_BYTES_MAX, remote.capabilities.fileBytesMax),
     )
-    this.#sharing = new Sharing(this.state, this.content)
+    this.#sharing = new Sharing(this.state, this.content, options.dirtyBytesMax)
     this.push = new Push(
       remote,
       this.state,
@@ -1045,14 +1043,12 @@ class Engine implements TreeCache {
 
   /** Chunks at the start of the range that are clean change hands without being read. 0: there is none. */
   #share(range: CopyRange, stamped?: Stamped): Maybe<number> {
-    const most = Math.max(CHUNK_BYTES, Math.floor(this.options.dirtyBytesMax / SHARES_MIN / CHUNK_BYTES) * CHUNK_BYTES)
-    const some = { ...range, length: Math.min(range.length, most) }
-    const bytes = this.#sharing.bytes(some)
+    const bytes = this.#sharing.bytes(range)
     if (bytes === 0) return 0
     const share = (): Maybe<number> => {
       let shared = 0
       const done = this.#untilRoom(() => {
-        shared = this.#sharing.share(some, stamped)
+        shared = this.#sharing.share(range, stamped)
         return this.#done(undefined)
       })
       return done instanceof Promise ? done.then(() => shared) : shared

@@ -438,8 +438,8 @@ export class Push {
       const runs = nextRuns(stage.runs)
       const bytes = runs.reduce((sum, { length }) => sum + length, 0)
       try {
-        if (runs[0].copy && !(await this.#stageCopy(stage.id, runs, bytes))) continue
         if (!runs[0].copy) await this.#stageBytes(stage.id, runs, bytes)
+        else if (!(await this.#stageCopy(stage.id, runs, bytes))) continue
       } catch (error) {
         if (!isPermanent(error)) throw error
         const path = [...plan.inodes].find(([, ino]) => ino === stage.ino)?.[0] ?? ''

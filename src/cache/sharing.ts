@@ -8,7 +8,10 @@ import type { Piece } from './records.js'
 import { type TreeState, UNKNOWN_VERSION } from './state.js'
 
 /** Of one call: as many pieces go into one record. */
-export const SHARED_BYTES_MAX = 64 * 1024 * 1024
+const SHARED_BYTES_MAX = 64 * 1024 * 1024
+
+/** Such calls fit the dirty limit so often. */
+const SHARES_MIN = 4
 
 /** Where the remote has the bytes of a chunk that was copied, as long as it still has this slot. */
 export interface Copied {
@@ -38,10 +41,16 @@ export function unshared({ at, to, length }: CopyRange): number {
 }
 
 export class Sharing {
+  readonly #bytesMax: number
+
   constructor(
     readonly state: TreeState,
     readonly content: Content,
-  ) {}
+    dirtyBytesMax: number,
+  ) {
+    const chunksMax = Math.floor(Math.min(SHARED_BYTES_MAX, dirtyBytesMax / SHARES_MIN) / CHUNK_BYTES)
+    this.#bytesMax = Math.max(1, chunksMax) * CHUNK_BYTES
+  }
 
   /** How many bytes from the start of the range are in chunks that can be shared: whole, clean, and here, unless they are damaged. */
   bytes(range: CopyRange): number {
@@ -72,7 +81,7 @@ export class Sharing {
 
   *#chunks({ source, at, target, to, length }: CopyRange): Iterable<{ row: Row; length: number }> {
     const { chunks } = this.state
-    const end = Math.min(at + Math.min(length, SHARED_BYTES_MAX), source.size)
+    const end = Math.min(at + Math.min(length, this.#bytesMax), source.size)
     if (to % CHUNK_BYTES !== 0 || at % CHUNK_BYTES !== 0) return
     for (let from = at; from < end; from += CHUNK_BYTES) {
       const part = Math.min(CHUNK_BYTES, end - from)

@@ -350,12 +350,24 @@ export function readFile(
   path: Buffer,
   { at, length, version }: { at: number; length: number; version?: string },
 ): Promise<Uint8Array> {
+  return useVersion(files, path, version, (fd, { size }) =>
+    readUpTo(fd, at, Math.max(0, Math.min(length, Number(size) - at))),
+  )
+}
+
+/** `work` on an open file; with `version`, all of it is done while the file is of that version, else STALE. */
+export function useVersion<T>(
+  files: OpenFiles,
+  path: Buffer,
+  version: string | undefined,
+  work: (fd: number, stats: BigIntStats) => Promise<T>,
+): Promise<T> {
   return files.use(path, async (fd, before) => {
     const stale = () => new FerryError('STALE', { detail: printable(path.toString('latin1')) })
     if (version !== undefined && versionOf(before) !== version) throw stale()
-    const bytes = await readUpTo(fd, at, Math.max(0, Math.min(length, Number(before.size) - at)))
+    const result = await work(fd, before)
     // The kernel changes mtime before it changes bytes: what is the same afterwards was the same meanwhile.
     if (version !== undefined && versionOf(await fstat(fd)) !== version) throw stale()
-    return bytes
+    return result
   })
 }

@@ -11,7 +11,6 @@ import {
   close,
   errnoName,
   FileRoot,
-  fstat,
   fsync,
   ftruncate,
   link,
@@ -26,6 +25,7 @@ import {
   rmdir,
   syncNearest,
   unlink,
+  useVersion,
   versionOf,
   writeAll,
 } from './file-io.js'
@@ -157,14 +157,10 @@ export async function fileTree(directory: string | Buffer): Promise<Tree> {
       checkRange({ at, length })
       checkRange({ at: to, length })
       await root.change(source, signal, from =>
-        readers.use(from, async (fd, before) => {
-          const stale = () => new FerryError('STALE', { detail: printable(source) })
-          if (version !== undefined && versionOf(before) !== version) throw stale()
+        useVersion(readers, from, version, async fd => {
           const copied = await root.reach(target, whole =>
             writers.use(whole, into => copyRange({ source: fd, sourceAt: at, target: into, targetAt: to, length })),
           )
-          // As for what is read: mtime changes before the bytes do.
-          if (version !== undefined && versionOf(await fstat(fd)) !== version) throw stale()
           if (copied < length) throw new FerryError('SHORT_READ', { detail: `${copied} of ${length} bytes` })
         }),
       )

@@ -113,10 +113,7 @@ class Application {
         // A request for one that failed may still be on its way: none has the name of another.
         key: () => this.#key(`join-${turn.epoch}-${options.ledger.nextNumber()}`),
         // Without a note: should we die, whoever comes next aborts what it finds in the stage of a former epoch.
-        onUpload: async (key, upload) => {
-          options.ledger.add(key, intent, { key, upload })
-          return () => options.ledger.ended(key)
-        },
+        onUpload: async (key, upload) => options.ledger.begun(key, intent, upload),
       },
       signal: turn.signal,
     })

@@ -26,6 +26,12 @@ export class StageLedger {
     this.#keys.set(key, { epoch, batch, upload })
   }
 
+  /** An upload that makes an object of the stage has begun, without a note. @returns what is to be called when it has ended */
+  begun(key: Key, attempt: Attempt, upload: string): () => void {
+    this.add(key, attempt, { key, upload })
+    return () => this.ended(key)
+  }
+
   /** The upload of this key was completed or aborted. */
   ended(key: Key): void {
     const entry = this.#keys.get(key)

@@ -98,10 +98,7 @@ export class ObjectsShape implements Shape<TreeChange> {
     if (length < COPY_PARTS_MIN * this.#files.objects.capabilities.partBytesMin)
       throw new FerryError('UNSUPPORTED', { detail: `${length} bytes` })
     const name = (what: string) => stageKey(epoch, batch, `${what}-${this.#ledger.nextNumber()}`)
-    const onUpload = async (made: Key, upload: string) => {
-      this.#ledger.add(made, { epoch, batch }, { key: made, upload })
-      return () => this.#ledger.ended(made)
-    }
+    const onUpload = async (made: Key, upload: string) => this.#ledger.begun(made, { epoch, batch }, upload)
     const key = name('copy')
     const joins = { key: () => name('join'), onUpload }
     const content = new ObjectContent({ objects: this.#files.objects, guard: async () => {}, onUpload, joins, signal })

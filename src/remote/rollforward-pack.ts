@@ -20,7 +20,10 @@ interface Pack {
 
 interface Staged {
   pieces: Map<string, Packed>
+  /** Of several pieces each. */
   packs: Pack[]
+  /** Names that were given. */
+  count: number
 }
 
 const packName = (epoch: number, batch: number, number: number) => `${PREFIX}${epoch}/${batch}.pack-${number}`
@@ -42,12 +45,11 @@ export class Packer {
     from: Uint8Array,
     signal?: AbortSignal,
   ): Promise<void> {
-    const staged: Staged = this.#batches.get(batch) ?? { pieces: new Map(), packs: [] }
+    const staged: Staged = this.#batches.get(batch) ?? { pieces: new Map(), packs: [], count: 0 }
     this.#batches.set(batch, staged)
     const key = `${id} ${at} ${from.byteLength}`
     if (from.byteLength >= PACK_BYTES) {
-      const name = packName(epoch, batch, staged.packs.length)
-      staged.packs.unshift({ name, parts: [], bytes: from.byteLength, put: Promise.resolve() })
+      const name = packName(epoch, batch, staged.count++)
       await this.#store.put(name, from, undefined, signal)
       staged.pieces.set(key, [id, at, from.byteLength, name, 0])
       return
@@ -55,7 +57,7 @@ export class Packer {
     let pack = staged.packs.at(-1)
     if (!pack || pack.put || pack.bytes + from.byteLength > PACK_BYTES) {
       const full = pack
-      pack = { name: packName(epoch, batch, staged.packs.length), parts: [], bytes: 0, put: null }
+      pack = { name: packName(epoch, batch, staged.count++), parts: [], bytes: 0, put: null }
       staged.packs.push(pack)
       if (full) await this.#put(full, signal)
     }
