@@ -79,7 +79,7 @@ export function blobTree(
     async read(path, { at, length, version: wanted }, signal) {
       isThere(path)
       if (isOld(wanted)) throw new FerryError('STALE', { detail: blob.url })
-      return blob.read(at, Math.min(length, Math.max(0, blob.size - at)), signal)
+      return readOf(blob, at, Math.min(length, Math.max(0, blob.size - at)), signal)
     },
     close: () => blob.close(),
   })
@@ -117,6 +117,20 @@ export function blobTree(
     },
     settle: async signal => told(await blob.settle(signal), signal),
   }
+}
+
+/** Of any length: in as many requests as the blob needs for it, at once. */
+async function readOf(blob: Blob, at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
+  const { requestBytesMax } = blob.capabilities
+  if (length <= requestBytesMax) return blob.read(at, length, signal)
+  const whole = new Uint8Array(length)
+  const parts: Promise<void>[] = []
+  for (let from = 0; from < length; from += requestBytesMax) {
+    const part = blob.read(at + from, Math.min(requestBytesMax, length - from), signal)
+    parts.push(part.then(bytes => whole.set(bytes, from)))
+  }
+  await Promise.all(parts)
+  return whole
 }
 
 /** Of the file's bytes: everything else is the engine's own. UNSUPPORTED for what a file alone has not. */

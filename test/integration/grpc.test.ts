@@ -562,6 +562,12 @@ python.test(
     await region.sync()
     const blob = closing(await openRemote(`${url}?size=4M`, { shape: 'blob' }))
     expect(Buffer.from(await blob.read(1000, MiB)).equals(model.subarray(0, MiB))).toBe(true)
+    // What is fetched at once is more than such a server takes in one request.
+    const cold = { cacheDir: join(directory, 'cold'), readOnly: true, fetchSize: '4M', pull: 'all' } as const
+    const again = closing(await openRegion(`${url}?size=4M`, cold))
+    const into = new Uint8Array(model.length)
+    await again.read(1000, into)
+    expect(Buffer.from(into).equals(model)).toBe(true)
     await fails(blob.read(0, blob.capabilities.requestBytesMax + 1), 'TOO_LARGE')
     await fails(blob.read(4 * MiB, 1), 'INVALID')
   },
