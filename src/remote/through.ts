@@ -10,7 +10,7 @@ import type { IntentRecord } from './intent.js'
 import { type Ready, readyName } from './rollforward-apply.js'
 import { readWhole } from './rollforward-content.js'
 import { above, goneName, ownName, stagedName, untoldBy, waitsAt } from './rollforward-plan.js'
-import { attributesOf, findStage, isDirectory, orIf, unpackNote } from './rollforward-stage.js'
+import { attributesOf, findStage, isDirectory, unpackNote } from './rollforward-stage.js'
 import { Passed, type StillPending } from './rollforward-view.js'
 import { overlay } from './through-bytes.js'
 import type { Entry, NewNode, Path, Tree, TreeChange, Version, Xattrs } from './tree.js'
@@ -196,9 +196,9 @@ export class Through {
       const { change } = found.line
       if (change.xattrs || change.do === 'make') return change.xattrs ?? new Map()
       // Those of what it replaces, which has them still, or was replaced by what has them now.
-      const replaced = this.#replaced.get(path)
-      const old = replaced === undefined ? null : await this.#findOld(path, replaced, signal)
-      return this.#tree.xattrs(old?.kind === 'old' ? old.at : path, signal).catch(orIf(new Map(), 'NOT_FOUND'))
+      const replaced = this.#replacedAt(path)
+      const old = replaced === null ? null : await this.#findOld(path, replaced, signal)
+      return old?.kind === 'old' ? this.#tree.xattrs(old.at, signal) : new Map()
     })
   }
 
@@ -227,6 +227,16 @@ export class Through {
     if (prefix !== path) return null
     if (change.do === 'link') return { kind: 'link', line: { index, change } }
     return { kind: 'new', line: { index, change } }
+  }
+
+  /** What would be there if nothing were put there, by its committed name; null: nothing would. */
+  #replacedAt(path: Path): Path | null {
+    const replaced = this.#replaced.get(path)
+    if (replaced !== undefined) return replaced
+    const directory = [...above(path)].find(one => this.#comes.has(one))
+    if (directory === undefined) return path
+    const { change } = this.#comes.get(directory)!
+    return change.do === 'move' ? change.from + path.slice(directory.length) : null
   }
 
   /** What was named `committed` before the batch, if it is `path` after it. */

@@ -71,6 +71,42 @@ describe('looking through a batch that is not applied', () => {
     expect(a!.id).toBe(b!.id)
   })
 
+  test('who does not tell attributes keeps those of what is replaced, wherever that is so far', async () => {
+    const tree = memTree()
+    const xattrs = new Map([['user.k', Buffer.from('kept')]])
+    const { remote, commit, versions } = await writer(
+      tree,
+      ...[
+        make('d'),
+        put('d/b', 'old', { xattrs }),
+        put('e', 'a file'),
+        put('a', 'old', { xattrs }),
+        put('f', 'a file'),
+      ],
+    )
+    await commit(
+      ...([
+        { do: 'move', from: 'd', to: 'e', otherwise: 'x' },
+        { do: 'move', from: 'e', to: 'd', otherwise: 'x' },
+        put('e/b', 'new', { expect: versions.get('d/b') }),
+        { do: 'move', from: 'a', to: 'z', otherwise: 'x' },
+        put('a', 'new'),
+        { do: 'remove', path: 'f', expect: versions.get('f') },
+        make('f'),
+        put('f/x', 'new'),
+      ] as TreeChange[]),
+    )
+    const see = async (one: Tree) => {
+      for (const [path, kept] of Object.entries({ 'e/b': 'kept', z: 'kept', a: undefined, 'f/x': undefined })) {
+        const found = (await one.xattrs(path)).get('user.k')
+        expect([path, found && Buffer.from(found).toString()]).toEqual([path, kept])
+      }
+    }
+    for (const one of [remote, opener(tree)]) await see(one)
+    await remote.settle()
+    await see(remote)
+  })
+
   test('what is read of another version is stale; what the writer has not changed it may read by the old one', async () => {
     const tree = memTree()
     const { remote, commit, versions } = await writer(tree, put('a', '0123'), put('p', 'old'))
