@@ -34,6 +34,27 @@ export interface Result {
 
 const MiB = 1024 * 1024
 
+/** What is done with many files, here and at `at`. */
+function metadataBeside(ours: string, { at, name, target }: { at: string; name: string; target: number }): Result[] {
+  const phases = ['create + write 1 KiB + close', 'stat, uncached', 'unlink'] as const
+  const figures: { ours: number; theirs: number }[][] = [[], [], []]
+  for (let n = 0; n < 3; n++) {
+    const a = python(METADATA, ours, '10000') as number[]
+    const b = python(METADATA, at, '10000') as number[]
+    for (const phase of phases.keys()) figures[phase].push({ ours: a[phase], theirs: b[phase] })
+  }
+  return phases.map((phase, n) => {
+    const ratios = figures[n].map(each => each.ours / each.theirs)
+    const pair = {
+      ours: median(figures[n].map(each => each.ours)),
+      theirs: median(figures[n].map(each => each.theirs)),
+      ratio: median(ratios),
+      ratios,
+    }
+    return ratioResult(`10,000 files: ${phase}`, name, '/s', target, pair)
+  })
+}
+
 const ratioResult = (
   work: string,
   beside: string,
@@ -245,25 +266,51 @@ export const rows: Record<string, () => Promise<Result[]> | Result[]> = {
     const ours = mount('metadata', directory('metadata.remote'))
     const native = passthrough()
     if (!native) return []
-    const phases = ['create + write 1 KiB + close', 'stat, uncached', 'unlink'] as const
-    const figures: { ours: number; theirs: number }[][] = [[], [], []]
-    for (let n = 0; n < 3; n++) {
-      const a = python(METADATA, ours.at, '10000') as number[]
-      const b = python(METADATA, native.at, '10000') as number[]
-      for (const phase of phases.keys()) figures[phase].push({ ours: a[phase], theirs: b[phase] })
-    }
+    const results = metadataBeside(ours.at, {
+      at: native.at,
+      name: 'libfuse passthrough_ll in C on tmpfs',
+      target: 0.7,
+    })
     ours.unmount()
     native.unmount()
-    return phases.map((phase, n) => {
-      const ratios = figures[n].map(each => each.ours / each.theirs)
-      const pair = {
-        ours: median(figures[n].map(each => each.ours)),
-        theirs: median(figures[n].map(each => each.theirs)),
-        ratio: median(ratios),
-        ratios,
-      }
-      return ratioResult(`10,000 files: ${phase}`, 'libfuse passthrough_ll in C on tmpfs', '/s', 0.7, pair)
-    })
+    return results
+  },
+
+  'fuse-native': () => {
+    const remote = directory('drivers.remote')
+    run('dd', ['if=/dev/urandom', `of=${remote}/file`, 'bs=1M', 'count=256', 'status=none'])
+    const ours = mount('kernel', remote, ['--read-only'])
+    const theirs = mount('fuse-native', remote, ['--read-only', '--driver', 'fuse-native'])
+    const files = [ours, theirs].map(({ at }) => path.join(at, 'file'))
+    for (const file of files) run('cat', [file], { stdio: ['ignore', 'ignore', 'inherit'] })
+    const beside = 'the same mount by --driver fuse-native'
+    const [random, sequential] = [
+      (file: string) => randomReads(file, 1, 3),
+      (file: string) => {
+        dropCaches()
+        const began = performance.now()
+        run('dd', [`if=${file}`, 'of=/dev/null', 'bs=1M', 'status=none'])
+        return 256 / ((performance.now() - began) / 1000)
+      },
+    ].map(work =>
+      pairs(
+        3,
+        () => work(files[0]),
+        () => work(files[1]),
+      ),
+    )
+    ours.unmount()
+    theirs.unmount()
+    const written = mount('kernel-written', directory('kernel-written.remote'))
+    const other = mount('native-written', directory('native-written.remote'), ['--driver', 'fuse-native'])
+    const metadata = metadataBeside(written.at, { at: other.at, name: beside, target: 1 })
+    written.unmount()
+    other.unmount()
+    return [
+      ratioResult('4 KiB random O_DIRECT reads of a complete file, 1 job', beside, '/s', 1, random),
+      ratioResult('1 MiB sequential reads of it', beside, 'MiB/s', 1, sequential),
+      ...metadata,
+    ]
   },
 
   'mount-time': () => {

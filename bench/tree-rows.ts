@@ -1,6 +1,7 @@
 // Whole trees of many files: looked through again, and unpacked; beside ext4 on the same disk, and rclone.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { directory, dropCaches, mount, pairs, run, work } from './harness.js'
 import type { Result } from './rows.js'
@@ -90,15 +91,18 @@ export const treeRows: Record<string, () => Result[]> = {
     ours.kill()
     const pair = (other: number) => ({ ours: own, theirs: other, ratio: own / other, ratios: [own / other] })
     const results = [faster('tar -x of 70,000 files, fsync at the end', 'the same on ext4', 0.5, pair(theirs))]
-    const peer = rclone()
-    if (!peer) return results
-    // It takes as long for each of them.
-    const scaled = unpack(archiveOf(70_000 / SCALE), peer.at) * SCALE
-    peer.unmount()
-    return [
-      ...results,
-      faster('the same', `rclone mount --vfs-cache-mode full (a ${SCALE}th of them, times ${SCALE})`, 3, pair(scaled)),
-    ]
+    // It takes them as long for each file.
+    const some = archiveOf(70_000 / SCALE)
+    for (const [name, wanted, peer] of [
+      ['rclone mount --vfs-cache-mode full', 3, rclone()],
+      ['sshfs of this host', 10, sshfs()],
+    ] as const) {
+      if (!peer) continue
+      const scaled = unpack(some, peer.at) * SCALE
+      peer.unmount()
+      results.push(faster('the same', `${name} (a ${SCALE}th of them, times ${SCALE})`, wanted, pair(scaled)))
+    }
+    return results
   },
 }
 
@@ -125,6 +129,33 @@ function rclone(): { at: string; unmount(): void } | null {
   const options = ['--vfs-cache-mode', 'full', '--cache-dir', cache, '--daemon', '--config', '/dev/null']
   const done = spawnSync('rclone', ['mount', directory('rclone.remote'), at, ...options], { encoding: 'utf8' })
   if (done.status !== 0) return null
+  dropCaches()
+  return { at, unmount: () => void spawnSync('umount', [at]) }
+}
+
+/** The same of a directory of this disk, by an sshd of its own that listens nowhere: ssh runs it on a pipe. */
+function sshfs(): { at: string; unmount(): void } | null {
+  const [at, folder] = [directory('sshfs.mount'), directory('sshfs')]
+  const [key, settings] = [path.join(folder, 'key'), path.join(folder, 'sshd_config')]
+  const made = spawnSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', key], { encoding: 'utf8' })
+  if (made.error) return null
+  const lines = [`HostKey ${key}`, `AuthorizedKeysFile ${key}.pub`, 'StrictModes no', 'UsePAM no']
+  fs.writeFileSync(settings, `${[...lines, 'Subsystem sftp internal-sftp'].join('\n')}\n`)
+  fs.mkdirSync('/run/sshd', { recursive: true })
+  const proxy = `ProxyCommand=/usr/sbin/sshd -i -f ${settings}`
+  const options = [
+    '-o',
+    proxy,
+    '-o',
+    `IdentityFile=${key}`,
+    '-o',
+    'StrictHostKeyChecking=no',
+    '-o',
+    'UserKnownHostsFile=/dev/null',
+  ]
+  const there = `${os.userInfo().username}@pageferry.invalid:${directory('sshfs.remote')}`
+  const done = spawnSync('sshfs', [there, at, ...options], { encoding: 'utf8' })
+  if (done.status !== 0) throw new Error(`sshfs: ${done.stderr || done.error}`)
   dropCaches()
   return { at, unmount: () => void spawnSync('umount', [at]) }
 }

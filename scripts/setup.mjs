@@ -46,6 +46,8 @@ const debian = [
   { name: 'awscli', has: () => program('aws'), goals: ['test'] },
   { name: 'rclone', has: () => program('rclone'), goals: ['test', 'bench'] },
   { name: 's3fs', has: () => program('s3fs'), goals: ['test', 'bench'] },
+  { name: 'sshfs', has: () => program('sshfs') && program('ssh-keygen'), goals: ['bench'] },
+  { name: 'openssh-server', has: () => system('sshd'), goals: ['bench'] },
   // A guest whose kernel has an NBD client.
   { name: 'qemu-system-x86', has: () => program('qemu-system-x86_64'), goals: ['test'] },
   { name: 'busybox-static', has: () => program('busybox'), goals: ['test'] },
