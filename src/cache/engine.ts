@@ -8,6 +8,7 @@ import { PAGE_BYTES, popcount } from '../chunk/geometry.js'
 import { ACCESS_ACL, DEFAULT_ACL, HIDDEN, HIDDEN_BESIDE, isAcl, isCarried, type Usage } from '../remote/tree.js'
 import { aclWithMode, inheritAcl, setAcl } from './acl.js'
 import { checkpoint, checkpointDue, restore } from './checkpoint.js'
+import { Claiming } from './claiming.js'
 import { Completion } from './completion.js'
 import { Content, FILE_BYTES_MAX, nowNs, type Write } from './content.js'
 import { Database, damageOf, type Meta } from './database.js'
@@ -55,9 +56,6 @@ const INODES_MAX = 100_000
 /** Bytes that one copy_file_range answers at once, if it cannot share them. */
 const COPY_BYTES_MAX = 1024 * 1024
 const USAGE_TTL_MS = 10_000
-const CLAIM_RETRY_MS = 2_000
-/** With nothing at hand to go on with, a remote that fails is tried until the deadline, with so long between the tries at most. */
-const CLAIM_PAUSE_MS_MAX = 1_000
 const XATTR_NAME_BYTES_MAX = 255
 const LISTINGS_OPEN_MAX = 64
 /** Directory of the database, in the cache directory. */
@@ -123,13 +121,12 @@ class Engine implements TreeCache {
   readonly #room: Room
   readonly #completion: Completion
   readonly #subtrees: Subtrees
+  readonly #claiming: Claiming
   readonly backing: Wholes | undefined
   replayed: Promise<void> = Promise.resolve()
   #isReplayed = false
   #timers: NodeJS.Timeout[] = []
   #checkpointing: Promise<void> | null = null
-  #claiming: AbortController | null = null
-  #claimProblem: FerryError | null = null
   #usage: { at: number; usage: Usage | null } = { at: -Infinity, usage: null }
   #usageLooking: Promise<void> | null = null
   /** The last records, up to the first of these, set nothing but times; the other is what came before them. */
@@ -257,6 +254,17 @@ class Engine implements TreeCache {
     )
     this.#completion = new Completion(remote, this.state, this.listing, this.#stop.signal)
     this.#subtrees = new Subtrees(this.state, this.listing, this.pullQueue, options, this.backing)
+    this.#claiming = new Claiming(
+      { ...options, host: options.identity.host },
+      {
+        claim: signal => this.push.claim(signal),
+        holder: signal => remote.holder(signal),
+        canGoOn: async () => {
+          await this.replayed
+          return this.#hasSomething
+        },
+      },
+    )
     this.#profile = options.record ? new Profile(options.record) : null
   }
 
@@ -308,7 +316,7 @@ class Engine implements TreeCache {
     this.replayed.catch(() => {}) // whoever goes on with us asks for it
     const root = this.#lookAtRoot()
     if (this.readOnly) await root
-    else await Promise.all([root, this.#claim().finally(() => this.push.opened())])
+    else await Promise.all([root, this.#claiming.claim().finally(() => this.push.opened())])
     this.#background = this.replayed.then(() => this.#subtrees.pullAhead()).catch(error => this.#problem('pull', error))
   }
 
@@ -385,64 +393,6 @@ class Engine implements TreeCache {
     }
   }
 
-  /** The lease now, or in the background while the remote is out of reach and there is something to go on with. */
-  async #claim(): Promise<void> {
-    const begunMs = performance.now()
-    const until = begunMs + this.options.leaseMs * 1.2
-    for (let failures = 0; ; ) {
-      try {
-        await this.push.claim(this.#stop.signal)
-        return
-      } catch (caught) {
-        const error = toFerryError(caught)
-        if (error.code === 'LEASE_HELD') {
-          const holder = await this.remote.holder(this.#stop.signal)
-          // Each batch takes its turn.
-          if (holder?.shared && this.options.shared) return
-          if (!holder || (holder.host !== this.options.identity.host && performance.now() < until)) {
-            await new Promise(resolve => setTimeout(resolve, Math.min(1_000, this.options.leaseMs / 4)))
-            continue
-          }
-          throw new FerryError('LEASE_HELD', {
-            detail: `by pid ${holder.pid} on ${holder.host}; --take-over takes it`,
-            cause: error,
-          })
-        }
-        await this.replayed
-        const isLate = performance.now() - begunMs > this.options.deadlineMs
-        if (!this.#hasSomething && error.code === 'UNREACHABLE' && !isLate) {
-          await new Promise(resolve => setTimeout(resolve, Math.min(CLAIM_PAUSE_MS_MAX, 100 * ++failures)))
-          continue
-        }
-        if (
-          !this.#hasSomething ||
-          !['UNREACHABLE', 'DEADLINE', 'IO', 'NO_SPACE', 'READ_ONLY', 'FORBIDDEN'].includes(error.code)
-        )
-          throw error
-        if (this.options.shared) return
-        this.#claimProblem = error
-        this.#claimLater()
-        return
-      }
-    }
-  }
-
-  #claimLater() {
-    this.#claiming = new AbortController()
-    const retry = setInterval(() => {
-      this.push.claim(this.#claiming?.signal).then(
-        () => {
-          this.#claimProblem = null
-          clearInterval(retry)
-        },
-        error => {
-          this.#claimProblem = toFerryError(error)
-        },
-      )
-    }, CLAIM_RETRY_MS)
-    this.#timers.push(retry.unref())
-  }
-
   close(): Promise<void> {
     this.#closing ??= this.#close()
     return this.#closing
@@ -451,7 +401,7 @@ class Engine implements TreeCache {
   async #close(): Promise<void> {
     this.#closed = true
     for (const timer of this.#timers) clearInterval(timer)
-    this.#claiming?.abort()
+    this.#claiming.close()
     this.#stop.abort()
     this.#room.close()
     this.#subtrees.close()
@@ -1126,7 +1076,7 @@ class Engine implements TreeCache {
       problems.push(`writing has stopped: ${push.lease.why}; the journal keeps what was not sent`)
     if (!push.exclusive)
       problems.push('the remote has no conditional puts: two hosts that mount it at the same moment may both write')
-    if (this.#claimProblem) problems.push(`the lease could not be taken yet: ${this.#claimProblem.message}`)
+    if (this.#claiming.problem) problems.push(`the lease could not be taken yet: ${this.#claiming.problem.message}`)
     if (push.lastError && push.lastError.code !== 'LEASE_LOST')
       problems.push(`changes cannot be sent: ${push.lastError.message}`)
     if (this.listing.unreachable) problems.push(`the remote cannot be listed: ${this.listing.unreachable.message}`)
