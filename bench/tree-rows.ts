@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { directory, dropCaches, mount, pairs, run, work } from './harness.js'
+import { directory, dropCaches, mount, pairs, passthrough, run, work } from './harness.js'
 import type { Result } from './rows.js'
 
 const ROUNDS = 3
@@ -96,6 +96,7 @@ export const treeRows: Record<string, () => Result[]> = {
     for (const [name, wanted, peer] of [
       ['rclone mount --vfs-cache-mode full', 3, rclone()],
       ['sshfs of this host', 10, sshfs()],
+      ['libfuse passthrough_ll in C on tmpfs', 0.7, passthrough()],
     ] as const) {
       if (!peer) continue
       const scaled = unpack(some, peer.at) * SCALE
