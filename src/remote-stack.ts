@@ -31,6 +31,7 @@ export async function openStack(
         module: import.meta.url.replace(/remote-stack(\.[jt]s)$/, 'remote-layers$1'),
         name: 'openLayers',
         args: [kind, url, settings, memory],
+        givesBack: true,
       })
   const status = (): RemoteStatus => {
     const { requests, bytesRead, bytesWritten, errors, reachable } = meter

@@ -6,9 +6,19 @@ const BYTES_MIN = 128 * 1024
 /** Kept for later, at most. */
 const KEPT_BYTES_MAX = 64 * 1024 * 1024
 
-const kept = new Map<number, ArrayBuffer[]>()
+const kept = new Map<number, ArrayBufferLike[]>()
 let keptBytes = 0
+let areShared = false
 const ours = new WeakSet<ArrayBufferLike>()
+
+/**
+ * From now on what this thread takes is memory that others see, too: for those who hand it to another thread and get it back. V8 counts
+ * what is transferred to a thread as allocated there, and collects the whole heap for some megabytes of it, however soon they leave again;
+ * shared memory it does not count, and so it does not hurry to be rid of it either.
+ */
+export function shareBytes(): void {
+  areShared = true
+}
 
 /** At the beginning of a buffer that may be larger. What is in them is whatever was there before. */
 export function takeBytes(length: number): Uint8Array {
@@ -16,7 +26,7 @@ export function takeBytes(length: number): Uint8Array {
   const size = 2 ** Math.ceil(Math.log2(length))
   const known = kept.get(size)?.pop()
   if (known) keptBytes -= size
-  const buffer = known ?? new ArrayBuffer(size)
+  const buffer = known ?? (areShared ? new SharedArrayBuffer(size) : new ArrayBuffer(size))
   ours.add(buffer)
   return new Uint8Array(buffer, 0, length)
 }
@@ -26,11 +36,11 @@ export const isTaken = ({ buffer }: Uint8Array): boolean => ours.has(buffer)
 
 /** Nobody needs these bytes any more: what was taken for them is kept for later. */
 export function giveBack({ buffer }: Uint8Array): void {
-  if (ours.has(buffer)) giveBytes(buffer as ArrayBuffer)
+  if (ours.has(buffer)) giveBytes(buffer)
 }
 
 /** Nobody has a view of it any more. The oldest sizes go when there are too many. */
-export function giveBytes(buffer: ArrayBuffer): void {
+export function giveBytes(buffer: ArrayBufferLike): void {
   const size = buffer.byteLength
   if (size < BYTES_MIN || size > KEPT_BYTES_MAX || 2 ** Math.floor(Math.log2(size)) !== size) return
   const same = kept.get(size) ?? []

@@ -1,5 +1,6 @@
 // A blob as a tree of one file, so that one engine keeps both: the same journal, budgets, batches and restart.
 import { randomUUID } from 'node:crypto'
+import { takeBytes } from '../base/buffers.js'
 import { FerryError } from '../base/errors.js'
 import { Intervals } from '../chunk/intervals.js'
 import type { Blob, BlobChange } from './blob.js'
@@ -123,7 +124,7 @@ export function blobTree(
 async function readOf(blob: Blob, at: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
   const { requestBytesMax } = blob.capabilities
   if (length <= requestBytesMax) return blob.read(at, length, signal)
-  const whole = new Uint8Array(length)
+  const whole = takeBytes(length)
   const parts: Promise<void>[] = []
   for (let from = 0; from < length; from += requestBytesMax) {
     const part = blob.read(at + from, Math.min(requestBytesMax, length - from), signal)

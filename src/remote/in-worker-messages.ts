@@ -10,6 +10,11 @@ export interface Opener {
   module: string
   name: string
   args: unknown[]
+  /**
+   * Of a tree: whoever reads gives back what he has read (`giveBack`), so large reads may cross over in memory that both threads see.
+   * Default false.
+   */
+  givesBack?: boolean
 }
 
 /** What of a remote the other thread has to know. */
@@ -27,7 +32,7 @@ export type Request =
   | { id: number; hidden: boolean; method: string; args: unknown[] }
   | { id: number; cancel: true }
   | { id: number; close: true }
-  | { give: ArrayBuffer }
+  | { give: SharedArrayBuffer }
 
 export type Reply =
   | { log: LogRecord }

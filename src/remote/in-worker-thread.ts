@@ -2,7 +2,7 @@
 
 import { parentPort, workerData } from 'node:worker_threads'
 import { lasting } from '../base/async.js'
-import { giveBytes } from '../base/buffers.js'
+import { giveBytes, shareBytes } from '../base/buffers.js'
 import { FerryError } from '../base/errors.js'
 import { onLog } from '../base/log.js'
 import { describe, type Opener, pack, packError, packLog, type Reply, type Request } from './in-worker-messages.js'
@@ -10,10 +10,11 @@ import { methods, type Remote } from './wrap.js'
 
 if (!parentPort) throw new Error('this module is the entry of a worker')
 const port = parentPort
-const { module, name, args } = workerData as Opener
+const { module, name, args, givesBack } = workerData as Opener
 
 const post = (reply: Reply, transfer: ArrayBuffer[] = []) => port.postMessage(reply, transfer)
 onLog(record => post({ log: packLog(record) }))
+if (givesBack) shareBytes()
 const running = new Map<number, AbortController>()
 
 async function call(remote: Remote, { id, method, args }: Extract<Request, { method: string }>): Promise<void> {

@@ -1,4 +1,5 @@
 // A remote in a thread of its own, so that what it computes (checksums, TLS, compression) or waits for does not hold up this one.
+import { types } from 'node:util'
 import { Worker, type WorkerOptions } from 'node:worker_threads'
 import { abortReason, type Deferred, deferred } from '../base/async.js'
 import { FerryError } from '../base/errors.js'
@@ -21,7 +22,7 @@ export async function inWorker<S extends Shape>(shape: S, opener: Opener): Promi
     workerData: { ...opener, module: compiled(new URL(opener.module)).href },
     name: opener.name,
   })
-  const line = new Line(worker)
+  const line = new Line(worker, opener.givesBack)
   const described = await line.opened
   if (described.shape !== shape) throw new TypeError(`${opener.name} made a ${described.shape}, not a ${shape}`)
   return line.remote(described) as Shapes[S]
@@ -45,9 +46,6 @@ interface Pending {
   cleanUp: () => void
 }
 
-/** To give back less is not worth a message. */
-const BYTES_KEPT_MIN = 128 * 1024
-
 /** The calls that are on their way to one worker. */
 class Line {
   readonly #opened = deferred<Described>()
@@ -56,7 +54,10 @@ class Line {
   #dead: FerryError | undefined
   #closing: Promise<void> | undefined
 
-  constructor(readonly worker: Worker) {
+  constructor(
+    readonly worker: Worker,
+    readonly givesBack = false,
+  ) {
     worker.on('message', (reply: Reply) => this.#heard(reply))
     worker.on('error', error => {
       log.error('the thread of a remote failed', { error })
@@ -87,7 +88,7 @@ class Line {
     const remote = {
       ...properties,
       ...Object.fromEntries(calls),
-      ...(described.shape === 'tree' && { giveBack: (bytes: Uint8Array) => this.#giveBack(bytes) }),
+      ...(this.givesBack && { giveBack: (bytes: Uint8Array) => this.#giveBack(bytes) }),
       ...(described.hidden && { hidden: this.remote(described.hidden, true) }),
       ...(resize && {
         async resize(size: number, signal?: AbortSignal) {
@@ -131,9 +132,7 @@ class Line {
   }
 
   #giveBack({ buffer }: Uint8Array): void {
-    // What came over from the other thread came with all of its memory.
-    if (this.#dead || !(buffer instanceof ArrayBuffer) || buffer.byteLength < BYTES_KEPT_MIN) return
-    this.#post({ give: buffer }, [buffer])
+    if (!this.#dead && types.isSharedArrayBuffer(buffer)) this.#post({ give: buffer })
   }
 
   #post(request: Request, transfer: ArrayBuffer[] = []): void {

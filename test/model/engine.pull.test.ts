@@ -1,15 +1,20 @@
 // What reads cost: requests to the remote are counted and held, on a remote in memory.
 import fs from 'node:fs'
+import { join } from 'node:path'
 import { afterEach, describe, expect, test } from '@jest/globals'
 import { FerryError } from '../../src/base/errors.js'
+import { openTreeCache } from '../../src/cache/engine.js'
+import type { Storage } from '../../src/cache/storage.js'
 import type { TreeCache } from '../../src/cache/tree-cache.js'
 import { EIO, errnoOf } from '../../src/fs/errno.js'
+import { diskStorage } from '../../src/linux/storage.js'
 import { memObjects } from '../../src/remote/mem-objects.js'
 import { memTree } from '../../src/remote/mem-tree.js'
 import type { Objects } from '../../src/remote/objects.js'
+import { rollforward } from '../../src/remote/rollforward.js'
 import type { Tree } from '../../src/remote/tree.js'
 import { wrap } from '../../src/remote/wrap.js'
-import { openEngine, temporaryDirectory } from './engine-harness.js'
+import { engineOptions, openEngine, temporaryDirectory } from './engine-harness.js'
 
 const KiB = 1024
 const MiB = 1024 * KiB
@@ -55,9 +60,13 @@ afterEach(async () => {
   for (const directory of directories.splice(0)) fs.rmSync(directory, { recursive: true, force: true })
 })
 
-async function cacheOf(remote: Tree, changes: Parameters<typeof openEngine>[2] = {}) {
+function newDirectory() {
   const directory = temporaryDirectory()
   directories.push(directory)
+  return directory
+}
+
+async function cacheOf(remote: Tree, changes: Parameters<typeof openEngine>[2] = {}, directory = newDirectory()) {
   const cache = await openEngine(remote, directory, changes)
   opened.push(cache)
   const found = await cache.lookup(1, 'file')
@@ -74,8 +83,7 @@ test('in a bucket one name costs no listing, until several were asked for', asyn
     if (call.method === 'list' || call.method === 'head') counts[call.method]++
     return next()
   })
-  const directory = temporaryDirectory()
-  directories.push(directory)
+  const directory = newDirectory()
   const cache = await openEngine(counted, directory)
   opened.push(cache)
   Object.assign(counts, { list: 0, head: 0 })
@@ -100,8 +108,7 @@ test('an archived file cannot be read, and status says so until it was restored'
       throw new FerryError('ARCHIVED', { detail: 'cold' })
     return next()
   })
-  const directory = temporaryDirectory()
-  directories.push(directory)
+  const directory = newDirectory()
   const cache = await openEngine(remote, directory)
   opened.push(cache)
   const into = Buffer.alloc(4)
@@ -139,8 +146,7 @@ test('a subtree is listed, pulled and looked at again many at a time; what fails
     if (method === 'read' && args[0] === broken) throw new FerryError('IO', { detail: broken })
     return next()
   })
-  const directory = temporaryDirectory()
-  directories.push(directory)
+  const directory = newDirectory()
   const cache = await openEngine(remote, directory)
   opened.push(cache)
   broken = 'd7/a'
@@ -298,7 +304,7 @@ describe('reads', () => {
       return sizes
     }
     const pulled = await watched(cache => cache.pull(''))
-    expect([...pulled].sort((a, b) => a - b)).toEqual(Array.from({ length: 17 }, (_, n) => (n * MiB) / 4))
+    expect([...pulled].sort((a, b) => a - b)).toEqual(Array.from({ length: 33 }, (_, n) => n * 128 * KiB))
     const read = await watched((cache, ino) => cache.read(ino, 0, Buffer.alloc(4 * MiB)))
     expect([...read]).toEqual([0, 4 * MiB])
     // The file was replaced in the middle: nothing of the old one is left.
@@ -315,6 +321,137 @@ describe('reads', () => {
     const into = Buffer.alloc(4 * MiB)
     await cache.read(ino, 0, into)
     expect(into.every((byte, at) => byte === (bytes[at] ^ 0xff))).toBe(true)
+  })
+
+  describe('a chunk that nobody reads yet is written by another thread', () => {
+    /** The first chunk of `chunks` is pulled; its bytes are in no slot of the file's yet. */
+    async function pullHeld(chunks = 1) {
+      const bytes = pattern(chunks * 128 * KiB)
+      const far = await countedRemote(bytes)
+      const directory = newDirectory()
+      const disk = diskStorage(directory)
+      const held = { writes: 0, error: undefined as Error | undefined, release: () => {} }
+      const gate = new Promise<void>(resolve => {
+        held.release = resolve
+      })
+      const open: Storage['open'] = (name, options) => {
+        const file = disk.open(name, options)
+        if (name !== 'data') return file
+        const write = file.write.bind(file)
+        file.write = async (from, at) => {
+          held.writes++
+          await gate
+          const { error } = held
+          held.error = undefined
+          if (error) throw error
+          await write(from, at)
+        }
+        return file
+      }
+      const storage = new Proxy<Storage>(disk, {
+        get(target, name) {
+          if (name === 'open') return open
+          const value = Reflect.get(target, name)
+          return typeof value === 'function' ? value.bind(target) : value
+        },
+      })
+      const { cache, ino } = await cacheOf(far.remote, { storage, prefetch: 'off', fetchBytesMax: MiB }, directory)
+      const pulling = cache.pull('')
+      while (held.writes === 0) await new Promise(setImmediate)
+      /** Of the disk, but for what the header of the data file takes. */
+      const placed = () => fs.statSync(join(directory, 'data')).blocks * 512 - 4 * KiB
+      return { bytes, far, cache, ino, held, pulling, placed }
+    }
+    const contents = async (cache: TreeCache, ino: number, length: number) => {
+      const into = Buffer.alloc(length)
+      expect(await cache.read(ino, 0, into)).toBe(length)
+      return into
+    }
+
+    test('what is written meanwhile stays', async () => {
+      const { bytes, cache, ino, held, pulling, placed } = await pullHeld(2)
+      await cache.write(ino, 4_096, Buffer.alloc(8_192, 7))
+      held.release()
+      await pulling
+      bytes.fill(7, 4_096, 12_288)
+      expect((await contents(cache, ino, bytes.length)).equals(bytes)).toBe(true)
+      expect([held.writes, placed()]).toEqual([2, 2 * 128 * KiB])
+      await cache.sync()
+      expect((await contents(cache, ino, bytes.length)).equals(bytes)).toBe(true)
+    })
+
+    test('who reads it now has it from what was fetched', async () => {
+      const { bytes, far, cache, ino, held, pulling } = await pullHeld()
+      const reading = contents(cache, ino, bytes.length)
+      held.release()
+      expect((await reading).equals(bytes)).toBe(true)
+      await pulling
+      expect(far.reads).toHaveLength(1)
+    })
+
+    test('what is cut off meanwhile does not come back', async () => {
+      const { bytes, cache, ino, held, pulling } = await pullHeld()
+      await cache.setAttributes(ino, { size: 5_000 })
+      await cache.setAttributes(ino, { size: bytes.length })
+      held.release()
+      await pulling
+      bytes.fill(0, 5_000)
+      expect((await contents(cache, ino, bytes.length)).equals(bytes)).toBe(true)
+    })
+
+    test('a disk that is full for a moment is asked again', async () => {
+      const { bytes, far, cache, ino, held, pulling } = await pullHeld()
+      held.error = new FerryError('NO_SPACE', { detail: 'for a moment' })
+      held.release()
+      await pulling
+      expect(held.writes).toBe(2)
+      expect((await contents(cache, ino, bytes.length)).equals(bytes)).toBe(true)
+      expect(far.reads).toHaveLength(1)
+    })
+
+    test('of a file that is removed meanwhile nothing is kept, nor is its place', async () => {
+      const { cache, held, pulling, placed } = await pullHeld()
+      await cache.unlink(1, 'file')
+      held.release()
+      await pulling.catch(() => {})
+      await cache.sync()
+      expect([cache.status().cache.bytes, placed()]).toEqual([0, 0])
+    })
+  })
+
+  test('the memory of what was read is given back, whether it was kept or had become another version', async () => {
+    const far = await countedRemote(pattern(4 * MiB))
+    const given: Uint8Array[] = []
+    const answered: unknown[] = []
+    let hold: Promise<void> | undefined
+    const late = wrap(far.remote, async (call, next) => {
+      const answer = await next()
+      if (call.method !== 'read') return answer
+      answered.push(answer)
+      await hold
+      return answer
+    })
+    const remote = Object.assign(rollforward(late), { giveBack: (bytes: Uint8Array) => given.push(bytes) })
+    const directory = newDirectory()
+    const options = engineOptions(directory, { fetchBytesMax: MiB, readOnly: true, prefetch: 'off' })
+    const cache = await openTreeCache(remote, options)
+    opened.push(cache)
+    const { ino } = (await cache.lookup(1, 'file'))!
+    await cache.read(ino, 0, Buffer.alloc(MiB))
+    expect(given).toHaveLength(1)
+    let release = () => {}
+    hold = new Promise(resolve => {
+      release = resolve
+    })
+    const reading = cache.read(ino, 2 * MiB, Buffer.alloc(MiB))
+    while (answered.length < 2) await new Promise(setImmediate)
+    await far.tree.write('file', 0, Buffer.alloc(4096, 7))
+    await far.tree.setAttributes('file', { mtimeNs: 1_000_000_001n })
+    await cache.refresh('')
+    release()
+    await reading
+    expect([answered.length, given.length]).toEqual([3, 3])
+    for (const [n, bytes] of given.entries()) expect(bytes === answered[n]).toBe(true)
   })
 
   test('what was guessed for a reader who reads elsewhere now is forgotten, if it is not on its way yet', async () => {
@@ -362,8 +499,7 @@ describe('reads', () => {
 
   test('a recorded profile is fetched ahead in the next run', async () => {
     const { remote, tree } = await countedRemote(pattern(8 * MiB))
-    const directory = temporaryDirectory()
-    directories.push(directory)
+    const directory = newDirectory()
     const record = `${directory}/profile`
     const first = await cacheOf(remote, { record, prefetch: 'off' })
     await first.cache.read(first.ino, 5 * MiB, Buffer.alloc(64 * KiB))

@@ -1,10 +1,14 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { types } from 'node:util'
 import { beforeAll, describe, expect, test } from '@jest/globals'
 import { FerryError } from '../../src/base/errors.js'
 import { type LogRecord, onLog } from '../../src/base/log.js'
 import { inWorker } from '../../src/remote/in-worker.js'
 import { pack, packError, unpackError } from '../../src/remote/in-worker-messages.js'
+import type { Tree } from '../../src/remote/tree.js'
 import { compileOnce } from '../remotes/compiled.js'
 
 beforeAll(compileOnce)
@@ -16,6 +20,7 @@ const node = { mode: 0o100644, uid: 0, gid: 0, atimeNs: 0n, mtimeNs: 0n, rdev: 0
 const opener = (body: string, ...args: unknown[]) => {
   const dist = pathToFileURL(join(import.meta.dirname, '..', '..', 'dist', 'src', 'remote')).href
   const source = `
+    import { fileTree } from '${dist}/file-tree.js'
     import { memTree } from '${dist}/mem-tree.js'
     import { memStore } from '${dist}/mem-store.js'
     import { faulty } from '${dist}/faulty.js'
@@ -39,6 +44,31 @@ describe('a remote in a worker', () => {
     await tree.close()
     await tree.close()
     await expect(tree.stat('f')).rejects.toMatchObject({ code: 'CLOSED' })
+  })
+
+  test('memory of large reads that are given back is used again, and seen by both threads, if that was said', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'pageferry-test-'))
+    try {
+      writeFileSync(join(folder, 'f'), Buffer.concat([1, 2].map(n => Buffer.alloc(512 * 1024, n))))
+      const opens = opener('return fileTree(args[0])', folder)
+      const half = (tree: Tree, at: number) => tree.read('f', { at: at * 512 * 1024, length: 512 * 1024 })
+
+      const sharing = await inWorker('tree', { ...opens, givesBack: true })
+      const first = await half(sharing, 0)
+      expect([types.isSharedArrayBuffer(first.buffer), first[0]]).toEqual([true, 1])
+      const kept = await half(sharing, 1)
+      expect([first[0], kept[0]]).toEqual([1, 2])
+      sharing.giveBack!(first)
+      await half(sharing, 1)
+      expect(first[0]).toBe(2)
+      await sharing.close()
+
+      const plain = await inWorker('tree', opens)
+      expect([types.isSharedArrayBuffer((await half(plain, 0)).buffer), plain.giveBack]).toEqual([false, undefined])
+      await plain.close()
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
   })
 
   test('errors come back as they are', async () => {
