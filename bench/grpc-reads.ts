@@ -2,7 +2,7 @@
 //
 //   node grpc-reads.js blob|bare SOCKET BYTES      prints seconds
 import { Client, credentials } from '@grpc/grpc-js'
-import { giveBytes } from '../src/base/buffers.js'
+import { giveBack } from '../src/base/buffers.js'
 import { openRemote } from '../src/open.js'
 import { procedure, service } from '../src/remote/grpc-proto.js'
 
@@ -17,7 +17,7 @@ interface Reader {
 async function blob(): Promise<Reader> {
   const opened = await openRemote(`grpc+unix:///?socket=${socket}`, { shape: 'blob' })
   // As the engine does, when it has kept them.
-  const read = async (at: number) => giveBytes((await opened.read(at, REQUEST_BYTES)).buffer as ArrayBuffer)
+  const read = async (at: number) => giveBack(await opened.read(at, REQUEST_BYTES))
   return { read, close: () => opened.close() }
 }
 

@@ -2,7 +2,7 @@
 //
 //   node redis-reads.js blob|bare PORT BYTES      prints seconds
 import { Redis } from 'ioredis'
-import { giveBytes } from '../src/base/buffers.js'
+import { giveBack } from '../src/base/buffers.js'
 import { redisBlob } from '../src/remote/redis-blob.js'
 
 const CHUNK_BYTES = 128 * 1024
@@ -18,7 +18,7 @@ interface Reader {
 async function blob(): Promise<Reader> {
   const opened = await redisBlob(place)
   // As the engine does, when it has kept them.
-  const read = async (at: number) => giveBytes((await opened.read(at, REQUEST_BYTES)).buffer as ArrayBuffer)
+  const read = async (at: number) => giveBack(await opened.read(at, REQUEST_BYTES))
   return { read, close: () => opened.close() }
 }
 

@@ -2,7 +2,7 @@
 
 import { parentPort, workerData } from 'node:worker_threads'
 import { lasting } from '../base/async.js'
-import { giveBytes, shareBytes } from '../base/buffers.js'
+import { giveShared, sharedCopy } from '../base/buffers.js'
 import { FerryError } from '../base/errors.js'
 import { onLog } from '../base/log.js'
 import { describe, type Opener, pack, packError, packLog, type Reply, type Request } from './in-worker-messages.js'
@@ -14,7 +14,6 @@ const { module, name, args, givesBack } = workerData as Opener
 
 const post = (reply: Reply, transfer: ArrayBuffer[] = []) => port.postMessage(reply, transfer)
 onLog(record => post({ log: packLog(record) }))
-if (givesBack) shareBytes()
 const running = new Map<number, AbortController>()
 
 async function call(remote: Remote, { id, method, args }: Extract<Request, { method: string }>): Promise<void> {
@@ -24,7 +23,9 @@ async function call(remote: Remote, { id, method, args }: Extract<Request, { met
     const made = Reflect.get(remote, method) as (...all: unknown[]) => Promise<unknown>
     const all = [...args]
     all[methods[remote.shape][method].signalAt] = canceller.signal
-    const { value, transfer } = pack(await made.apply(remote, all), { copy: false })
+    const result = await made.apply(remote, all)
+    const isGivenBack = givesBack && method === 'read'
+    const { value, transfer } = pack(isGivenBack ? sharedCopy(result as Uint8Array) : result, { copy: false })
     post({ id, result: value }, transfer)
   } catch (error) {
     post({ id, error: packError(error) })
@@ -48,7 +49,7 @@ try {
   const exported = (await import(module)) as Record<string, (...args: unknown[]) => Promise<Remote>>
   const remote = await exported[name](...args)
   port.on('message', (request: Request) => {
-    if ('give' in request) giveBytes(request.give)
+    if ('give' in request) giveShared(request.give)
     else if ('cancel' in request) running.get(request.id)?.abort()
     else if ('close' in request) void close(remote, request.id)
     else void call(request.hidden && remote.shape === 'tree' ? remote.hidden : remote, request)

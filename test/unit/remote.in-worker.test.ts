@@ -50,7 +50,15 @@ describe('a remote in a worker', () => {
     const folder = mkdtempSync(join(tmpdir(), 'pageferry-test-'))
     try {
       writeFileSync(join(folder, 'f'), Buffer.concat([1, 2].map(n => Buffer.alloc(512 * 1024, n))))
-      const opens = opener('return fileTree(args[0])', folder)
+      // What the remote reads for itself is not shared: its stat tells.
+      const body = `
+        const tree = await fileTree(args[0])
+        return wrap(tree, async (call, next) => {
+          if (call.method !== 'stat') return next()
+          const { buffer } = await tree.read('f', { at: 0, length: 512 * 1024 })
+          return { ...(await next()), size: buffer instanceof SharedArrayBuffer ? 1 : 0 }
+        })`
+      const opens = opener(body, folder)
       const half = (tree: Tree, at: number) => tree.read('f', { at: at * 512 * 1024, length: 512 * 1024 })
 
       const sharing = await inWorker('tree', { ...opens, givesBack: true })
@@ -61,6 +69,7 @@ describe('a remote in a worker', () => {
       sharing.giveBack!(first)
       await half(sharing, 1)
       expect(first[0]).toBe(2)
+      expect((await sharing.stat('f'))?.size).toBe(0)
       await sharing.close()
 
       const plain = await inWorker('tree', opens)
