@@ -1,9 +1,9 @@
 // The remote as the engine gets it, every layer in its order: made worse on request, counted, in time, tried again, not too fast,
 // able to commit.
-import { getPriority, setPriority } from 'node:os'
 import { isMainThread } from 'node:worker_threads'
 import { FerryError, isFerryError } from './base/errors.js'
 import type { CommittingTree } from './cache/tree-cache.js'
+import { giveWay } from './linux/priority.js'
 import { setIoFlusher } from './linux/process.js'
 import { attributesOfUrl, chunksOfUrl, objectOfUrl, openBeside, openRemote, redact, shapeOfMount } from './open.js'
 import { blobTree } from './remote/blob-tree.js'
@@ -23,9 +23,6 @@ import type { StackKind, StackSettings } from './remote-stack.js'
 
 /** What one attempt may take of the deadline of its call: a remote that went silent is asked once more. */
 const ATTEMPT_SHARE = 0.45
-/** Nicer than the rest of the process by this: a third of the processor's time against those who want all of it. */
-const NICER = 5
-const NICE_MAX = 19
 
 /** In the thread that calls it, which should be one of its own. `counters`: the memory of a `sharedMeter`. */
 export async function openLayers(
@@ -35,7 +32,7 @@ export async function openLayers(
   counters: SharedArrayBuffer,
 ): Promise<CommittingTree> {
   if (!isMainThread) {
-    setPriority(Math.min(NICE_MAX, getPriority() + NICER))
+    giveWay()
     setIoFlusher()
   }
   const around = <R extends Remote>(remote: R): R => {

@@ -5,6 +5,7 @@ import { logger } from '../base/log.js'
 import { type ControlServer, serveControl } from '../control.js'
 import { Daemon, type Ending } from '../daemon.js'
 import type { Holder } from '../holder.js'
+import { othersGiveWay } from '../linux/priority.js'
 import type { MetricsServer } from '../metrics.js'
 import { mountWith } from '../mount-tree.js'
 import type { MountedTree } from '../mounted-tree.js'
@@ -47,10 +48,12 @@ export const serve = (
   })
 
 /**
- * Who answers the kernel comes before the threads that send and fetch, and what the kernel does for these, where this user may say so
- * (root): with two processors, of reads beside a pull of 300 MB/s one in a thousand waited 1.2 ms, and waits 0.6.
+ * Programs that use the mount, and who answers them, come before the threads that send, fetch and store: of reads beside a pull, with two
+ * processors, one in a thousand waited 0.7 ms, and waits 0.55. Who answers comes before what the kernel does for these, too, where this
+ * user may say so (root): 1.2 ms without.
  */
 function preferAnswers(): void {
+  othersGiveWay()
   try {
     setPriority(ANSWERS_NICE)
   } catch (error) {
