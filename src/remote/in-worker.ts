@@ -13,9 +13,9 @@ export type { Opener } from './in-worker-messages.js'
 
 /**
  * The remote that `opener` makes in a new worker. Bytes that are given to it are copied once, bytes that come from it are handed
- * over without a copy; an aborted call rejects at once, and is cancelled over there. Errors are those of the remote; UNREACHABLE
- * for every call if the worker dies. Snapshots and whatever else is not of the interface stays behind. (What is named `mem:NAME`
- * there is named so in that thread only.) What it logs is logged here.
+ * over without a copy (or copied over there, where they are given back: `givesBack`); an aborted call rejects at once, and is
+ * cancelled over there. Errors are those of the remote; UNREACHABLE for every call if the worker dies. Snapshots and whatever else
+ * is not of the interface stays behind. (What is named `mem:NAME` there is named so in that thread only.) What it logs is logged here.
  */
 export async function inWorker<S extends Shape>(shape: S, opener: Opener): Promise<Shapes[S]> {
   const worker = startWorker(import.meta.url.replace(/in-worker(\.[jt]s)$/, 'in-worker-thread$1'), {
