@@ -433,14 +433,15 @@ export class Pull {
 
   /** What of it is stored next, and up to where that was. */
   async #keepSome(inode: Inode, fetch: Fetch, bytes: Uint8Array, from: number): Promise<number> {
-    // Who reads it has all of it at once, before any of it can leave again.
-    const isAside = !fetch.isUrgent && this.#isAbsentChunk(inode, from, fetch.to)
-    const to = isAside ? from + CHUNK_BYTES : fetch.isUrgent ? fetch.to : Math.min(nextStored(from), fetch.to)
-    if (isAside) await this.#storeAside(inode, fetch, bytes, { from, to })
-    else {
-      this.#store(inode, fetch, bytes, { from, to })
-      if (to < fetch.to) await this.#turn()
+    if (!fetch.isUrgent && this.#isAbsentChunk(inode, from, fetch.to)) {
+      const part = { from, to: from + CHUNK_BYTES }
+      await this.#storeAside(inode, fetch, bytes, part)
+      return part.to
     }
+    // Who reads it has all of it at once, before any of it can leave again.
+    const to = fetch.isUrgent ? fetch.to : Math.min(nextStored(from), fetch.to)
+    this.#store(inode, fetch, bytes, { from, to })
+    if (to < fetch.to) await this.#turn()
     return to
   }
 

@@ -2,6 +2,7 @@
 import fs from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, describe, expect, test } from '@jest/globals'
+import { deferred } from '../../src/base/async.js'
 import { FerryError } from '../../src/base/errors.js'
 import { openTreeCache } from '../../src/cache/engine.js'
 import type { Storage } from '../../src/cache/storage.js'
@@ -330,17 +331,15 @@ describe('reads', () => {
       const far = await countedRemote(bytes)
       const directory = newDirectory()
       const disk = diskStorage(directory)
-      const held = { writes: 0, error: undefined as Error | undefined, release: () => {} }
-      const gate = new Promise<void>(resolve => {
-        held.release = resolve
-      })
+      const gate = deferred()
+      const held = { writes: 0, error: undefined as Error | undefined, release: () => gate.resolve() }
       const open: Storage['open'] = (name, options) => {
         const file = disk.open(name, options)
         if (name !== 'data') return file
         const write = file.write.bind(file)
         file.write = async (from, at) => {
           held.writes++
-          await gate
+          await gate.promise
           const { error } = held
           held.error = undefined
           if (error) throw error
@@ -439,16 +438,14 @@ describe('reads', () => {
     const { ino } = (await cache.lookup(1, 'file'))!
     await cache.read(ino, 0, Buffer.alloc(MiB))
     expect(given).toHaveLength(1)
-    let release = () => {}
-    hold = new Promise(resolve => {
-      release = resolve
-    })
+    const gate = deferred()
+    hold = gate.promise
     const reading = cache.read(ino, 2 * MiB, Buffer.alloc(MiB))
     while (answered.length < 2) await new Promise(setImmediate)
     await far.tree.write('file', 0, Buffer.alloc(4096, 7))
     await far.tree.setAttributes('file', { mtimeNs: 1_000_000_001n })
     await cache.refresh('')
-    release()
+    gate.resolve()
     await reading
     expect([answered.length, given.length]).toEqual([3, 3])
     for (const [n, bytes] of given.entries()) expect(bytes === answered[n]).toBe(true)
