@@ -27,6 +27,7 @@ import {
   PIECES_MAX,
   type Piece,
   packWrite,
+  type ReserveRecord,
   type TruncateRecord,
   unpackWrite,
   writeRecordBytes,
@@ -367,6 +368,7 @@ export class Content {
       inode.allocate(piece.pages, popcount(mask & ~state.chunks.valid[row]))
       const from = piece.index * CHUNK_BYTES + piece.firstPage * PAGE_BYTES
       inode.zeros?.remove(from, from + piece.pages * PAGE_BYTES)
+      inode.unreserve(from, from + piece.pages * PAGE_BYTES)
       state.dirty(row, mask)
     }
     this.#stamp(inode, timeNs, Changed.data)
@@ -433,8 +435,10 @@ export class Content {
     const { state } = this
     const { chunks, slots } = state
     const moves: Move[] = []
+    const end = Math.ceil(size / PAGE_BYTES) * PAGE_BYTES
+    if (size <= inode.size) inode.unreserve(end, FILE_BYTES_MAX)
     if (size >= inode.size) return moves
-    inode.zeros?.remove(Math.ceil(size / PAGE_BYTES) * PAGE_BYTES, FILE_BYTES_MAX)
+    inode.zeros?.remove(end, FILE_BYTES_MAX)
     for (const row of chunks.rowsOf(inode.ino)) {
       const start = chunks.index[row] * CHUNK_BYTES
       if (start + CHUNK_BYTES <= size) continue
@@ -446,7 +450,7 @@ export class Content {
         slots.writeSync(chunks.slot[row], keep, new Uint8Array(PAGE_BYTES - within))
         state.setValid(row, chunks.valid[row])
       }
-      state.dropPages(row, maskOf(pagesKept, CHUNK_PAGES - pagesKept))
+      this.#dropPages(inode, row, maskOf(pagesKept, CHUNK_PAGES - pagesKept))
     }
     return moves
   }
@@ -500,12 +504,48 @@ export class Content {
     for (const row of this.#rowsWithin(inode, at, end)) {
       const start = state.chunks.index[row] * CHUNK_BYTES
       const mask = maskCovering(Math.max(0, at - start), Math.min(CHUNK_BYTES, end - start))
-      const dropped = (mask & state.chunks.valid[row]) >>> 0
-      inode.allocated = Math.max(0, inode.allocated - popcount(dropped) * PAGE_BYTES)
-      state.dropPages(row, dropped)
+      this.#dropPages(inode, row, mask)
     }
     inode.zeros ??= new Zeros()
     inode.zeros.add(at, end)
+    inode.unreserve(at, end)
+  }
+
+  /** Whole pages around these bytes count as allocated from now on, as after fallocate(2). */
+  reserve(inode: Inode, at: number, length: number): void {
+    const { state } = this
+    const [from, to] = [Math.floor(at / PAGE_BYTES), Math.ceil((at + length) / PAGE_BYTES)].map(n => n * PAGE_BYTES)
+    state.ensureKnown(inode)
+    const record: ReserveRecord = [inode.ino, to - from, this.#holes(inode, from, to)]
+    state.append(Kind.reserve, record)
+    this.replayReserve(record)
+  }
+
+  replayReserve([ino, bytes, edges]: ReserveRecord): void {
+    const inode = this.state.inode(ino)
+    inode.reserve(bytes, edges)
+    this.state.persist(inode)
+  }
+
+  /** Edges of the runs of pages from `at` on of which nothing is here, nor at the remote. */
+  #holes(inode: Inode, at: number, end: number): number[] {
+    const { chunks } = this.state
+    const base = Math.ceil(inode.baseSize / PAGE_BYTES) * PAGE_BYTES
+    const holes = new Intervals()
+    for (const [from, to] of inode.zeros?.within(at, end) ?? []) holes.add(from, to)
+    holes.add(Math.max(at, base), end)
+    for (const row of this.#rowsWithin(inode, at, end)) {
+      const start = chunks.index[row] * CHUNK_BYTES
+      for (let run = firstRun(chunks.valid[row], 0); run >= 0; run = firstRun(chunks.valid[row], runEnd(run)))
+        holes.remove(start + runStart(run) * PAGE_BYTES, start + runEnd(run) * PAGE_BYTES)
+    }
+    return [...holes].flat()
+  }
+
+  #dropPages(inode: Inode, row: Row, mask: number) {
+    const dropped = (mask & this.state.chunks.valid[row]) >>> 0
+    inode.allocated = Math.max(0, inode.allocated - popcount(dropped) * PAGE_BYTES)
+    this.state.dropPages(row, dropped)
   }
 
   /** Rows of chunks that have bytes of [from, to). */

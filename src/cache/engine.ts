@@ -922,13 +922,17 @@ class Engine implements TreeCache {
         this.#room.check()
         if (end - inode.size > space.blocksFree * space.blockBytes)
           throw new FerryError('NO_SPACE', { detail: 'the remote has not so much' })
-        if (sizeAfter > inode.size) this.#done(this.content.truncate(inode, sizeAfter, nowNs(this.state), how.stamped))
+        if (sizeAfter > inode.size) this.content.truncate(inode, sizeAfter, nowNs(this.state), how.stamped)
+        this.#done(this.content.reserve(inode, at, length))
       }
       // A remote that is away is not waited for.
       const space = this.listing.unreachable ? this.#space() : this.space()
       return space instanceof Promise ? space.then(allocate) : allocate(space)
     }
-    return this.#zero(inode, at, Math.min(end, inode.size), sizeAfter, how.stamped)
+    const zeroed = this.#zero(inode, at, Math.min(end, inode.size), sizeAfter, how.stamped)
+    if (how.kind === 'punch') return zeroed
+    const reserve = () => this.content.reserve(inode, at, length)
+    return zeroed instanceof Promise ? zeroed.then(reserve) : reserve()
   }
 
   /** The pages at the edges are written, those between them are dropped. */

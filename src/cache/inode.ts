@@ -1,6 +1,7 @@
 // One inode: what it is now, what the remote has of it, and which of its changes are on their way.
 import type { Attributes, Entry, Xattrs } from '../remote/tree.js'
 import type { Ino, InodeAttributes } from './filesystem.js'
+import { Reserved, type ReservedRecord } from './reserved.js'
 import { Zeros, type ZerosRecord } from './zeros.js'
 
 export const S_IFMT = 0o170000
@@ -51,6 +52,7 @@ export type InodeRecord = [
   guessed: boolean,
   zeros: ZerosRecord | null,
   btimeNs: bigint | null,
+  reserved: ReservedRecord | null,
 ]
 
 /** Longer ones are no targets of symlinks (PATH_MAX). */
@@ -68,6 +70,8 @@ export class Inode implements InodeAttributes {
   size = 0
   /** Bytes that are not holes, as the remote said and as written since: never too few to tell a sparse file from a full one. */
   allocated = 0
+  /** Holes that count as allocated all the same. */
+  reserved: Reserved | null = null
   readonly blksize = 4096
   atimeNs = 0n
   mtimeNs = 0n
@@ -157,14 +161,43 @@ export class Inode implements InodeAttributes {
   get blocks() {
     if (this.isDirectory) return this.size / 512
     const some = this.isFile && (this.baseSize > 0 || this.writers > 0)
-    return Math.max(Math.ceil(this.allocated / 512), some ? 1 : 0)
+    const { within, beyond } = this.reserved?.bytes(this.size) ?? { within: 0, beyond: 0 }
+    const allocated = this.#grown(within) + beyond
+    return Math.max(Math.ceil(allocated / 512), some ? 1 : 0)
+  }
+
+  /** Bytes that are not holes, if so many more are none: not more than there are. */
+  #grown(bytes: number): number {
+    const most = Math.ceil(this.size / this.blksize) * this.blksize
+    return Math.max(this.allocated, Math.min(this.allocated + bytes, most))
   }
 
   /** Pages were written, some of which were not there before. `size` is the new one. */
   allocate(pages: number, pagesNew: number): void {
-    const most = Math.ceil(this.size / this.blksize) * this.blksize
-    const now = Math.max(this.allocated + pagesNew * this.blksize, pages * this.blksize)
-    this.allocated = Math.max(this.allocated, Math.min(now, most))
+    this.allocated = this.#grown(Math.max(pagesNew * this.blksize, pages * this.blksize - this.allocated))
+  }
+
+  /** So many bytes are allocated, in whole pages, of which these are holes: edges of runs. What the remote has there may be holes as well. */
+  reserve(bytes: number, edges: number[]): void {
+    const reserved = (this.reserved ??= new Reserved())
+    for (let n = 0; n < edges.length; n += 2) reserved.add(edges[n], edges[n + 1])
+    const { within, beyond } = reserved.bytes(this.size)
+    this.allocated = this.#grown(Math.max(0, bytes - within - beyond - this.allocated))
+    this.#boundReserved()
+  }
+
+  /** These pages are written, cut off, or made holes again. */
+  unreserve(from: number, to: number): void {
+    if (!this.reserved) return
+    this.reserved.remove(from, to)
+    this.#boundReserved()
+  }
+
+  /** Of one that is too large it is remembered that all of it is allocated. */
+  #boundReserved() {
+    if (!this.reserved) return
+    if (this.reserved.isFull) this.allocated = this.#grown(this.reserved.bytes(this.size).within)
+    if (this.reserved.isFull || this.reserved.isEmpty) this.reserved = null
   }
 
   /** Pages of a chunk that are known to be zeros, though nothing of them is here. */
@@ -197,6 +230,7 @@ export class Inode implements InodeAttributes {
     this.id = entry.id ?? null
     this.stale = false
     this.zeros = null
+    this.reserved = null
     this.guessed = entry.partial ?? false
     this.outdated = false
   }
@@ -231,6 +265,7 @@ export class Inode implements InodeAttributes {
       this.guessed,
       this.zeros?.toRecord() ?? null,
       this.btimeNs ?? null,
+      this.reserved?.toRecord() ?? null,
     ]
   }
 
@@ -245,6 +280,7 @@ export class Inode implements InodeAttributes {
     let flight: InodeRecord[20]
     let zeros: ZerosRecord | null
     let btimeNs: bigint | null
+    let reserved: ReservedRecord | null
     ;[
       ,
       this.mode,
@@ -274,6 +310,7 @@ export class Inode implements InodeAttributes {
       this.guessed = false,
       zeros = null,
       btimeNs = null,
+      reserved = null,
     ] = record
     this.atimeNs = BigInt(this.atimeNs)
     this.mtimeNs = BigInt(this.mtimeNs)
@@ -281,6 +318,7 @@ export class Inode implements InodeAttributes {
     this.xattrs = xattrs && new Map(xattrs)
     this.zeros = zeros && Zeros.fromRecord(zeros)
     this.btimeNs = btimeNs === null ? undefined : BigInt(btimeNs)
+    this.reserved = reserved && Reserved.fromRecord(reserved)
     ;[this.flight, this.flightParent, this.flightName, this.flightSize, this.flightFloor] = flight
   }
 }

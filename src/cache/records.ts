@@ -24,6 +24,7 @@ export const Kind = {
   part: 15,
   /** Like `write`: all pieces are named by their checksums, and their slots may be those of another file's chunks. */
   share: 16,
+  reserve: 17,
 } as const
 
 /** A chunk whose bytes are at another slot from this record on (copied aside, since a batch or a checksum needs the old ones). */
@@ -72,6 +73,8 @@ export type AttributesRecord = [
 export type TruncateRecord = [ino: Ino, size: number, timeNs: bigint, moves: Move[]]
 /** Whole pages become zeros; `size` is the file's after it. (There was a sixth field, slots, which nobody needs any more.) */
 export type ZeroRecord = [ino: Ino, at: number, length: number, size: number, timeNs: bigint]
+/** So many bytes in whole pages, and the edges of those runs of them that are holes. */
+export type ReserveRecord = [ino: Ino, bytes: number, edges: number[]]
 /** `mode`: which an access control list changes as well. */
 export type XattrRecord = [
   ino: Ino,

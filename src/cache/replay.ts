@@ -43,6 +43,9 @@ export function replayRecord(
     case Kind.zero:
       content.replayZero(unpackRecord(body))
       return true
+    case Kind.reserve:
+      content.replayReserve(unpackRecord(body))
+      return true
     case Kind.xattr:
       names.replayXattr(unpackRecord(body))
       return true
