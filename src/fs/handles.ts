@@ -7,6 +7,11 @@ const READABLE = 1
 const WRITABLE = 2
 /** The kernel reads it by itself. */
 export const PASSED = 4
+const KINDS = 8
+
+/** The same handle, which also says for which mark (see Invalidations) its opening made the kernel drop pages; 0: for none. */
+export const withMark = (handle: number, mark: number): number => handle + mark * KINDS
+export const markOf = (handle: number): number => Math.floor(handle / KINDS)
 
 /** Counts open files for the engine, and knows which inodes may have dirty pages in the kernel. */
 export class Handles {
@@ -34,9 +39,15 @@ export class Handles {
   }
 
   release(ino: Ino, handle: number) {
-    if (handle === PASSED) this.#passthrough?.release(ino)
-    else add(this.#of(handle), ino, -1)
-    this.#fs.released(ino, handle === WRITABLE)
+    const kind = handle % KINDS
+    if (kind === PASSED) this.#passthrough?.release(ino)
+    else add(this.#of(kind), ino, -1)
+    this.#fs.released(ino, kind === WRITABLE)
+  }
+
+  /** Of those that were opened here, and through us. */
+  count(ino: Ino): number {
+    return (this.#readers.get(ino) ?? 0) + (this.#writers.get(ino) ?? 0)
   }
 
   /** Through us. */

@@ -17,6 +17,7 @@ const EPOCH_MINOR = 44
 const NAMES_MAX = 10_000
 /** With more inodes than that marked, every open drops the pages: slower, and never wrong. */
 const STALE_MAX = 100_000
+const MARKS_PER_MS = 256
 
 /** Writes one message to the kernel, on the thread pool. */
 export type Notify = (message: Uint8Array) => Promise<unknown>
@@ -30,10 +31,17 @@ export class Invalidations implements KernelCache {
   readonly #fromOutside: FromOutside
   readonly #names = new Map<string, { parent: Ino; name: string }>()
   readonly #inodes = new Set<Ino>()
-  /** Inodes whose pages in the kernel are out of date: the next open drops them. */
-  readonly #stale = new Set<Ino>()
+  /**
+   * Inodes whose pages in the kernel are out of date, each with a mark of its own: every open drops them, until one has that is known to be
+   * through. (The kernel drops them after it has our answer, and meanwhile another open would find them.)
+   */
+  readonly #stale = new Map<Ino, number>()
+  /** Not one that an earlier process gave: its handles may still be there. */
+  #mark = Date.now() * MARKS_PER_MS
   /** Of those that an earlier process gave to the kernel: nobody knows any more what of them is out of date, and these were asked for. */
   readonly #opened = new Set<Ino>()
+  /** Inodes that are open and were written past the kernel's page cache, and whether pages of them were asked for since. */
+  readonly #direct = new Map<Ino, boolean>()
   #draining = false
   /** What the kernel said at INIT. */
   kernelMinor = 0
@@ -54,17 +62,53 @@ export class Invalidations implements KernelCache {
 
   invalidateInode(ino: Ino): void {
     this.#inodes.add(ino)
-    if (this.#stale.size <= STALE_MAX && !this.#isDirectory(ino)) this.#stale.add(ino)
+    if (!this.#isDirectory(ino)) this.#markStale(ino)
     this.#drain()
   }
 
-  /** Whether an open that is answered now must make the kernel drop its pages. It is asked once only. */
-  takeStale(ino: Ino): boolean {
+  #markStale(ino: Ino) {
+    if (this.#stale.size <= STALE_MAX || this.#stale.has(ino)) this.#stale.set(ino, ++this.#mark)
+  }
+
+  /** Whether an open that is answered now must make the kernel drop its pages: if not 0, its handle has this mark. */
+  staleMark(ino: Ino): number {
     if (this.#fs.isOutlived?.(ino) && !this.#opened.has(ino)) {
       if (this.#opened.size <= STALE_MAX) this.#opened.add(ino)
-      return true
+      this.#markStale(ino)
     }
-    return this.#stale.size > 0 && (this.#stale.size > STALE_MAX || this.#stale.delete(ino))
+    if (this.#stale.size === 0) return 0
+    return this.#stale.get(ino) ?? (this.#stale.size > STALE_MAX ? this.#mark : 0)
+  }
+
+  /** A handle is used, or closed: what its opening dropped is gone. */
+  used(ino: Ino, mark: number): void {
+    if (mark > 0 && this.#stale.get(ino) === mark) this.#stale.delete(ino)
+  }
+
+  /**
+   * A write past the page cache. The kernel drops the pages there before it sends an asynchronous one, and not when it is done
+   * (fs/fuse/file.c, fuse_aio_complete): who reads in between leaves old pages in its cache. Synchronous ones look the same here.
+   */
+  directWrite(ino: Ino): void {
+    if (!this.#direct.has(ino)) this.#direct.set(ino, true)
+  }
+
+  /** It has been done. Who opens the file now drops its pages; others that have it open need somebody who does. */
+  directWritten(ino: Ino): void {
+    if (this.#direct.get(ino) && this.#handles.count(ino) > 1) this.invalidateInode(ino)
+    else this.#markStale(ino)
+    this.#direct.set(ino, false)
+  }
+
+  /** The kernel asks for pages. */
+  read(ino: Ino): void {
+    if (this.#direct.size > 0 && this.#direct.has(ino)) this.#direct.set(ino, true)
+  }
+
+  /** A handle is closed. */
+  released(ino: Ino, mark: number): void {
+    this.used(ino, mark)
+    if (this.#direct.size > 0 && this.#handles.count(ino) === 0) this.#direct.delete(ino)
   }
 
   /** The kernel asks for them anew once this has resolved. It waits for nothing, whoever has the inode locked. */

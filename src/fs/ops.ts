@@ -52,7 +52,7 @@ import {
 import { putLatin1 } from '../wire/reader.js'
 import { type Answer, PAYLOAD_AT, PAYLOAD_BYTES_MAX } from './answer.js'
 import { E2BIG, EFBIG, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, ERANGE } from './errno.js'
-import { type Handles, PASSED } from './handles.js'
+import { type Handles, markOf, PASSED, withMark } from './handles.js'
 import type { Invalidations } from './invalidate.js'
 import type { Passthrough } from './passthrough.js'
 import type { Ttls } from './session.js'
@@ -305,8 +305,9 @@ function putOpen({ invalidations, passthrough }: Door, ino: Ino, fh: number, vie
     OpenOut.encode(view, at, { fh, openFlags: OpenOutFlag.PASSTHROUGH, backingId: passthrough!.idOf(ino) })
     return
   }
-  const openFlags = invalidations.takeStale(ino) ? 0 : OpenOutFlag.KEEP_CACHE
-  OpenOut.encode(view, at, { fh, openFlags, backingId: 0 })
+  const mark = invalidations.staleMark(ino)
+  const openFlags = mark > 0 ? 0 : OpenOutFlag.KEEP_CACHE
+  OpenOut.encode(view, at, { fh: withMark(fh, mark), openFlags, backingId: 0 })
 }
 
 interface Created {
@@ -358,12 +359,21 @@ function makeNameless(door: Door, { nodeid, uid, gid, args }: RequestOf<'TMPFILE
 const createdAgain = (door: Door, ino: Ino, { args }: RequestOf<'CREATE' | 'TMPFILE'>): Maybe<Created> =>
   then(door.fs.attributes(ino), attributes => ({ attributes, fh: door.handles.open(ino, args.flags) }))
 
-function read({ fs, answer }: Door, { nodeid, args }: RequestOf<'READ'>): Maybe<number> {
+function read({ fs, answer, invalidations }: Door, { nodeid, args }: RequestOf<'READ'>): Maybe<number> {
   if (args.size > PAYLOAD_BYTES_MAX) throw new FerryError('INVALID')
+  invalidations.used(nodeid, markOf(args.fh))
+  if (!(args.flags & OpenFlag.DIRECT)) invalidations.read(nodeid)
   return fs.read(nodeid, args.offset, answer.payload(args.size))
 }
 
-function write(door: Door, { nodeid, args }: RequestOf<'WRITE'>): Maybe<void> {
+function write(door: Door, request: RequestOf<'WRITE'>): Maybe<void> {
+  const { flags, writeFlags } = request.args
+  if (writeFlags & WriteFlag.CACHE || !(flags & OpenFlag.DIRECT)) return writeBytes(door, request)
+  door.invalidations.directWrite(request.nodeid)
+  return then(writeBytes(door, request), () => door.invalidations.directWritten(request.nodeid))
+}
+
+function writeBytes(door: Door, { nodeid, args }: RequestOf<'WRITE'>): Maybe<void> {
   const { offset, data, writeFlags } = args
   const stamped = writeFlags & WriteFlag.CACHE ? 'by-kernel' : 'now'
   if (!(writeFlags & WriteFlag.KILL_SUIDGID)) return door.fs.write(nodeid, offset, data, stamped)
@@ -566,7 +576,10 @@ export const handlers: { [N in Exclude<OpName, 'INIT' | 'INTERRUPT'>]: Handler<N
     return OpenOut.size
   }),
   CREATE: once(create, createdAgain, replyCreated),
-  RELEASE: row(({ handles }, { nodeid, args }) => handles.release(nodeid, args.fh)),
+  RELEASE: row(({ handles, invalidations }, { nodeid, args }) => {
+    handles.release(nodeid, args.fh)
+    invalidations.released(nodeid, markOf(args.fh))
+  }),
   TMPFILE: once(makeNameless, createdAgain, replyCreated, { errnos: { [EOPNOTSUPP]: ENOSYS } }),
   READ: row(read, (_door, bytes) => bytes, { fillsAnswer: true, abandonable: true }),
   WRITE: row(write, (_door, _value, { args }, { view }) => putWritten(view, args.size), { holdsRequest: true, answered: fs => fs.answered?.() }),

@@ -83,6 +83,61 @@ os.unlink(p)
     )
   })
 
+  test('asynchronous direct writes leave nothing old in the page cache, whoever reads meanwhile', async () => {
+    await python(
+      `
+import ctypes, mmap, os, struct, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+SETUP, GETEVENTS, SUBMIT, PWRITE, SIZE = 206, 208, 209, 1, 655360
+p = sys.argv[1] + '/cycled'
+context = ctypes.c_ulong(0)
+assert libc.syscall(SETUP, 1, ctypes.byref(context)) == 0
+patterns = [mmap.mmap(-1, SIZE) for _ in range(2)]
+for n, pattern in enumerate(patterns): pattern.write(bytes([0x55 + n]) * SIZE)
+def write(fd, pattern):
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pattern))
+    block = ctypes.create_string_buffer(struct.pack('<QIiHhIQQqQII', 0, 0, 0, PWRITE, 0, fd, address, SIZE, 0, 0, 0, 0))
+    blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
+    assert libc.syscall(SUBMIT, context, 1, blocks) == 1, ctypes.get_errno()
+    event = ctypes.create_string_buffer(32)
+    assert libc.syscall(GETEVENTS, context, 1, 1, event, None) == 1
+    assert struct.unpack('<QQqq', event.raw)[2] == SIZE
+fd = os.open(p, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
+write(fd, patterns[0])
+os.close(fd)
+def reading(read, work):
+    done = threading.Event()
+    def run():
+        while not done.is_set(): read()
+    readers = [threading.Thread(target=run) for _ in range(2)]
+    for reader in readers: reader.start()
+    try: work()
+    finally:
+        done.set()
+        for reader in readers: reader.join()
+def open_and_read():
+    with open(p, 'rb', buffering=0) as f: return f.read(SIZE)
+def open_and_write():
+    for n in range(200):
+        fd = os.open(p, os.O_RDWR | os.O_DIRECT)
+        write(fd, patterns[n % 2])
+        os.close(fd)
+        assert open_and_read() == patterns[n % 2][:], f'old pages after {n} writes'
+reading(open_and_read, open_and_write)
+staying = os.open(p, os.O_RDONLY)
+fd = os.open(p, os.O_RDWR | os.O_DIRECT)
+for n in range(20):
+    reading(lambda: os.pread(staying, SIZE, 0), lambda: [write(fd, patterns[(n + m) % 2]) for m in range(10)])
+    for _ in range(500):
+        if os.pread(staying, SIZE, 0) == patterns[(n + 9) % 2][:]: break
+        time.sleep(0.01)
+    else: raise AssertionError(f'who stays reads old pages, time {n}')
+os.unlink(p)
+`,
+      mount.path,
+    )
+  })
+
   test('a shared mapping is the file', async () => {
     await python(
       `

@@ -1,4 +1,5 @@
 // The session with a kernel that is a test: what it answers to noise, to bugs behind it, and how it treats buffers that it does not own.
+import { constants } from 'node:fs'
 import { beforeEach, describe, expect, test } from '@jest/globals'
 import { FerryError } from '../../src/base/errors.js'
 import { onLog } from '../../src/base/log.js'
@@ -243,17 +244,66 @@ describe('a session', () => {
     expect(kernel.answers.length).toBe(4)
   })
 
-  test('pages stay with the kernel, but for one open after the engine said otherwise', async () => {
-    const ino = make()
-    const keeps = () =>
-      OpenOut.decode(viewOf(kernel.answerTo(kernel.send('OPEN', { flags: 0 }, { nodeid: ino }))!.payload)).openFlags & 2
-    expect(keeps()).toBe(2)
-    fs.kernel.invalidateInode(ino)
-    expect(keeps()).toBe(0)
-    expect(keeps()).toBe(2)
-    await turn()
-    await turn()
-    expect(kernel.notices.length).toBeGreaterThan(0)
+  describe('pages stay with the kernel', () => {
+    const open = (ino: number) => {
+      const { payload } = kernel.answerTo(kernel.send('OPEN', { flags: 0 }, { nodeid: ino }))!
+      const { fh, openFlags } = OpenOut.decode(viewOf(payload))
+      return { fh, keeps: (openFlags & 2) !== 0 }
+    }
+    const close = (ino: number, fh: number) => kernel.send('RELEASE', { fh }, { nodeid: ino })
+    const read = (ino: number, fh: number) => kernel.send('READ', { fh, size: 1 }, { nodeid: ino })
+
+    test('but for the opens after the engine said otherwise, until one of them is through', async () => {
+      const ino = make()
+      expect(open(ino).keeps).toBe(true)
+      fs.kernel.invalidateInode(ino)
+      const [first, second] = [open(ino), open(ino)]
+      expect([first.keeps, second.keeps]).toEqual([false, false])
+      read(ino, second.fh)
+      expect(open(ino).keeps).toBe(true)
+      await turn()
+      await turn()
+      expect(kernel.notices.length).toBeGreaterThan(0)
+    })
+
+    test('one that is through says nothing of what changed after it was opened', () => {
+      const ino = make()
+      fs.kernel.invalidateInode(ino)
+      const before = open(ino)
+      fs.kernel.invalidateInode(ino)
+      read(ino, before.fh)
+      close(ino, before.fh)
+      const after = open(ino)
+      expect(after.keeps).toBe(false)
+      close(ino, after.fh)
+      expect(open(ino).keeps).toBe(true)
+    })
+
+    test('but for what is written past them', async () => {
+      const ino = make()
+      const writer = open(ino)
+      const data = Buffer.from('x')
+      const write = (flags: number, writeFlags = 0) =>
+        kernel.send('WRITE', { fh: writer.fh, flags, writeFlags, size: 1, data }, { nodeid: ino })
+      write(0)
+      write(constants.O_DIRECT, 1)
+      expect(open(ino).keeps).toBe(true)
+      await turn()
+      expect(kernel.notices).toEqual([])
+      // Others have it open: they are told, and again when they have read since.
+      for (const [reads, told] of [
+        [false, true],
+        [false, false],
+        [true, true],
+      ]) {
+        if (reads) read(ino, open(ino).fh)
+        kernel.notices.length = 0
+        write(constants.O_DIRECT)
+        expect(open(ino).keeps).toBe(false)
+        for (let n = 0; n < 5; n++) await turn()
+        expect(kernel.notices.length > 0).toBe(told)
+      }
+    })
   })
 
   test('other owners are shown of whatever object the engine keeps', () => {
