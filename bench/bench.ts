@@ -6,13 +6,24 @@ import { grpcRows } from './grpc-rows.js'
 import { cleanUp, machine, root } from './harness.js'
 import { memoryRows } from './memory-rows.js'
 import { nbdRows } from './nbd-rows.js'
+import { passedRows } from './passed-rows.js'
 import { pullRows } from './pull-rows.js'
 import { redisRows } from './redis-rows.js'
 import { rows as mountRows, type Result } from './rows.js'
 import { closeWorld, s3Rows } from './s3-rows.js'
 import { treeRows } from './tree-rows.js'
 
-const rows = { ...mountRows, ...grpcRows, ...redisRows, ...s3Rows, ...nbdRows, ...pullRows, ...memoryRows, ...treeRows }
+const rows = {
+  ...mountRows,
+  ...grpcRows,
+  ...redisRows,
+  ...s3Rows,
+  ...nbdRows,
+  ...pullRows,
+  ...memoryRows,
+  ...treeRows,
+  ...passedRows,
+}
 
 const wanted = process.argv.slice(2)
 const unknown = wanted.filter(name => !(name in rows))
