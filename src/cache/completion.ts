@@ -46,9 +46,7 @@ export class Completion {
       done.catch(() => {})
       return
     }
-    return done.catch(error => {
-      if (!isFerryError(error, 'UNREACHABLE', 'DEADLINE', 'IO', 'ABORTED')) throw error
-    })
+    return this.listing.whileIdle(done)
   }
 
   #begin(inode: Inode): Promise<void> {

@@ -230,6 +230,7 @@ class Engine implements TreeCache {
           copies: remote.stageCopy !== undefined,
           complete: inode => this.pullQueue.complete(inode),
         },
+        applying: () => this.listing.becomesBusy(),
         settled: conflicts => this.#settled(conflicts),
         durable: async () => this.#durability.reach(),
         replayed: () => this.replayed,

@@ -63,6 +63,7 @@ export class Listing {
   /** How many names of a directory were asked for. */
   readonly #asked = new LRUCache<Ino, number>({ max: ASKED_MAX })
   readonly #abort = lasting()
+  readonly #untilBusy = new Set<Deferred<void>>()
   /** Wall of the last failure to reach the remote; listings at hand serve meanwhile. */
   unreachable: FerryError | null = null
 
@@ -88,10 +89,25 @@ export class Listing {
       return
     }
     const looked = this.look(directory)
-    if (!directory.listed) return looked
-    return looked.catch(error => {
+    return directory.listed ? this.whileIdle(looked) : looked
+  }
+
+  /** For who can do without: neither a remote that cannot be reached is in the way, nor one that is given a batch meanwhile. */
+  async whileIdle(asked: Promise<void>): Promise<void> {
+    const busy = deferred()
+    this.#untilBusy.add(busy)
+    try {
+      await Promise.race([asked, busy.promise])
+    } catch (error) {
       if (!isFerryError(error, 'UNREACHABLE', 'DEADLINE', 'IO', 'ABORTED')) throw error
-    })
+    } finally {
+      this.#untilBusy.delete(busy)
+    }
+  }
+
+  /** A batch begins to be applied. */
+  becomesBusy(): void {
+    for (const busy of this.#untilBusy) busy.resolve()
   }
 
   /** What is known of this name is not too old; of the others only if that costs no more. */

@@ -39,6 +39,8 @@ export interface PushOptions {
 export interface PushHooks {
   claim: Claim
   plan: PlanContext
+  /** The remote is about to be given a batch: `applying` is there until it is settled. */
+  applying(): void
   /** The batch is settled: dirty pages became clean, names may have changed by conflicts. */
   settled(conflicts: { parent: Ino; name: string; keptAs: string }[]): void
   /** Everything that the journal was given so far survives power loss: the remote must never be ahead of it. */
@@ -330,6 +332,7 @@ export class Push {
     try {
       await this.#insist(async () => {
         this.applying = applied.promise
+        hooks.applying()
         await this.remote.commit(batch, this.#abort.signal)
       })
       this.#committed = this.#cuts

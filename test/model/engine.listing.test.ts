@@ -4,10 +4,11 @@ import { afterEach, expect, test } from '@jest/globals'
 import type { DirectoryEntry } from '../../src/cache/filesystem.js'
 import type { TreeCache } from '../../src/cache/tree-cache.js'
 import { memObjects } from '../../src/remote/mem-objects.js'
+import { memTree } from '../../src/remote/mem-tree.js'
 import type { Objects } from '../../src/remote/objects.js'
 import { rollforward } from '../../src/remote/rollforward.js'
 import { wrap } from '../../src/remote/wrap.js'
-import { openEngine, temporaryDirectory } from './engine-harness.js'
+import { openEngine, settled, temporaryDirectory } from './engine-harness.js'
 
 const NAMES = 3_500
 const FILE = 0o100644
@@ -152,6 +153,35 @@ test('batches that are settled meanwhile neither hold a listing up nor are undon
   ])
     expect(await cache.lookup(d, name(n))).toMatchObject({ size })
   expect(cache.conflicts()).toEqual([])
+})
+
+test('who knows a directory waits for another look at it, but not once a batch is applied', async () => {
+  const looks: (() => void)[] = []
+  let isShut = false
+  const remote = wrap(memTree(), async ({ method, args }, next) => {
+    if (isShut && method === 'list' && args[0] === 'd') await new Promise<void>(resolve => looks.push(resolve))
+    return next()
+  })
+  const directory = temporaryDirectory()
+  const cache = await openEngine(remote, directory, { dirTtlMs: 1 })
+  opened.push({ cache, directory })
+  const { ino: d } = await settled(cache.make(1, 'd', { mode: 0o040755, uid: 0, gid: 0, rdev: 0 }))
+  for (const each of ['a', 'b', 'c']) await cache.make(d, each, { mode: FILE, uid: 0, gid: 0, rdev: 0 })
+  await cache.sync()
+  await cache.lookup(d, 'a')
+  await new Promise(resolve => setTimeout(resolve, 10))
+  isShut = true
+  const removals = ['a', 'b'].map(each => settled(cache.unlink(d, each)))
+  const isRemoved = () => Promise.race([removals[0].then(() => true), new Promise(r => setTimeout(r, 50, false))])
+  expect(await isRemoved()).toBe(false)
+  expect(looks).toHaveLength(1)
+  await cache.make(1, 'other', { mode: FILE, uid: 0, gid: 0, rdev: 0 })
+  await cache.sync()
+  await Promise.all(removals)
+  isShut = false
+  looks[0]()
+  await cache.sync()
+  expect((await entriesOf(cache, d)).map(entry => entry.name)).toEqual(['c'])
 })
 
 test('what is made and removed while a directory is listed again, and settled before that ends, stays so', async () => {
