@@ -18,8 +18,8 @@ const MAJOR = 1
 const MINOR = 0
 const HEADER_BYTES = 24
 const BYTES_MAX = 16 * 1024 ** 4 - CHUNK_BYTES
-/** Holes are punched this many at a time before others have their turn: tens of microseconds each. */
-const PUNCHES_PER_TURN = 32
+/** So many slots are punched before others have their turn: tens of microseconds each, also of one hole. */
+const PUNCHED_PER_TURN = 32
 const WORD_BITS = 32
 /** A freed slot is noted as one number: `slot * FREED_PAGES + pages`. */
 const FREED_PAGES = 64
@@ -390,12 +390,17 @@ export class Slots {
 
   async #punchAll() {
     await null // so that the caller has stored this promise before it can end
-    for (let punched = 1; this.#holes.length > 0 && !this.#closed; punched++) {
-      const count = this.#holes.pop()!
+    for (let left = PUNCHED_PER_TURN; this.#holes.length > 0 && !this.#closed; ) {
+      const all = this.#holes.pop()!
       const first = this.#holes.pop()!
+      const count = Math.min(all, left)
+      if (count < all) this.#holes.push(first + count, all - count)
       this.#punch(first, count)
       for (let slot = first; slot < first + count; slot++) this.#clear(slot)
-      if (punched % PUNCHES_PER_TURN === 0) await new Promise(setImmediate)
+      left -= count
+      if (left > 0) continue
+      await new Promise(setImmediate)
+      left = PUNCHED_PER_TURN
     }
     this.#punching = undefined
   }

@@ -118,7 +118,7 @@ describe('slots', () => {
     expect(punches).toBe(3)
   })
 
-  test('by the hundred thousand, neighbours are one hole, and others have their turn', async () => {
+  test('by the hundred thousand, neighbours are one hole of up to 32, and others have their turn', async () => {
     let punches = 0
     const disk = new LossyDisk({ before: operation => void (operation === 'punch' && punches++) })
     const slots = Slots.open(disk.storage)
@@ -133,8 +133,8 @@ describe('slots', () => {
     let counting = setImmediate(count)
     await slots.finishCheckpoint(slots.beginCheckpoint())
     clearImmediate(counting)
-    expect(punches).toBe(100)
-    expect(turns).toBeGreaterThanOrEqual(3)
+    expect(punches).toBeLessThan(100_000 / 32 + 2 * 100)
+    expect(turns).toBeGreaterThanOrEqual(100_000 / 32 - 100)
     expect(slots.usedSlots).toBe(100)
     expect(slots.take()).toBe(1)
   })
