@@ -167,16 +167,20 @@ describe('a remote in a worker', () => {
 })
 
 describe('what crosses over', () => {
-  test('bytes of the caller are copied, and only those', () => {
+  test('bytes of the caller are copied, and only those, into one buffer', () => {
     const pool = new Uint8Array(1 << 20)
-    const view = pool.subarray(10, 14).fill(7)
-    const { value, transfer } = pack([view, { deep: [view] }], { copy: true }) as {
-      value: [Uint8Array]
-      transfer: ArrayBuffer[]
-    }
-    expect(value[0]).toEqual(view)
-    expect(transfer.map(one => one.byteLength)).toEqual([4, 4])
-    expect(pool.buffer.byteLength).toBe(1 << 20)
+    const [one, two, none] = [pool.subarray(10, 14).fill(7), pool.subarray(12, 17), pool.subarray(0, 0)]
+    const shared = new Uint8Array(new SharedArrayBuffer(2))
+    const given = [
+      one,
+      { deep: [two, none, shared], map: new Map([['key', one]]), bigint: 5n, not: null, absent: undefined },
+    ]
+    const { value, transfer } = pack(given, { copy: true })
+    expect(value).toEqual(given)
+    expect(transfer.map(one => one.byteLength)).toEqual([4 + 5 + 4])
+    expect(structuredClone(value, { transfer })).toEqual(given)
+    expect([...new Uint8Array(pool.buffer).subarray(10, 15)]).toEqual([7, 7, 7, 7, 0])
+    expect(pack([1, none], { copy: true }).transfer).toEqual([])
   })
 
   test('bytes of a result are handed over if they are alone in their buffer', () => {
