@@ -273,6 +273,7 @@ describe.each(['tree', 'objects'] as const)('a copy of a clean file; its remote:
     for (const name of ['source', 'target']) await cache.unlink(1, name)
     await cache.sync()
     await cache.evict('')
+    expect(cache.status().cache).toMatchObject({ chunks: 0, bytes: 0 })
     await cache.close()
     // Freed slots have their holes once nobody could use them again: so do those of a cache that was opened anew.
     const again = await open(plain, cacheDir)
