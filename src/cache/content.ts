@@ -33,6 +33,7 @@ import {
   writeRecordBytes,
   type ZeroRecord,
 } from './records.js'
+import { RESERVED_RUNS_MAX } from './reserved.js'
 import type { TreeState } from './state.js'
 import { Zeros } from './zeros.js'
 
@@ -516,7 +517,7 @@ export class Content {
     const { state } = this
     const [from, to] = [Math.floor(at / PAGE_BYTES), Math.ceil((at + length) / PAGE_BYTES)].map(n => n * PAGE_BYTES)
     state.ensureKnown(inode)
-    const record: ReserveRecord = [inode.ino, to - from, this.#holes(inode, from, to)]
+    const record: ReserveRecord = [inode.ino, to - from, [...(this.#holes(inode, from, to) ?? [])].flat()]
     state.append(Kind.reserve, record)
     this.replayReserve(record)
   }
@@ -527,8 +528,8 @@ export class Content {
     this.state.persist(inode)
   }
 
-  /** Edges of the runs of pages from `at` on of which nothing is here, nor at the remote. */
-  #holes(inode: Inode, at: number, end: number): number[] {
+  /** Runs of pages from `at` on of which nothing is here, nor at the remote; null: more than are remembered. */
+  #holes(inode: Inode, at: number, end: number): Intervals | null {
     const { chunks } = this.state
     const base = Math.ceil(inode.baseSize / PAGE_BYTES) * PAGE_BYTES
     const holes = new Intervals()
@@ -538,8 +539,9 @@ export class Content {
       const start = chunks.index[row] * CHUNK_BYTES
       for (let run = firstRun(chunks.valid[row], 0); run >= 0; run = firstRun(chunks.valid[row], runEnd(run)))
         holes.remove(start + runStart(run) * PAGE_BYTES, start + runEnd(run) * PAGE_BYTES)
+      if (holes.count > RESERVED_RUNS_MAX) return null
     }
-    return [...holes].flat()
+    return holes.count > RESERVED_RUNS_MAX ? null : holes
   }
 
   #dropPages(inode: Inode, row: Row, mask: number) {

@@ -177,12 +177,15 @@ export class Inode implements InodeAttributes {
     this.allocated = this.#grown(Math.max(pagesNew * this.blksize, pages * this.blksize - this.allocated))
   }
 
-  /** So many bytes are allocated, in whole pages, of which these are holes: edges of runs. What the remote has there may be holes as well. */
+  /** So many bytes, in whole pages, are allocated; of these it is known that they are holes: edges of runs. */
   reserve(bytes: number, edges: number[]): void {
     const reserved = (this.reserved ??= new Reserved())
-    for (let n = 0; n < edges.length; n += 2) reserved.add(edges[n], edges[n + 1])
-    const { within, beyond } = reserved.bytes(this.size)
-    this.allocated = this.#grown(Math.max(0, bytes - within - beyond - this.allocated))
+    let holes = 0
+    for (let n = 0; n < edges.length; n += 2) {
+      reserved.add(edges[n], edges[n + 1])
+      holes += edges[n + 1] - edges[n]
+    }
+    this.allocated = this.#grown(Math.max(0, bytes - holes - this.allocated))
     this.#boundReserved()
   }
 

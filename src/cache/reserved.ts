@@ -3,7 +3,7 @@ import { PAGE_BYTES } from '../chunk/geometry.js'
 import { Intervals } from '../chunk/intervals.js'
 
 /** Runs that are remembered. Of a file that has more, nobody can tell any more which of its pages were only reserved. */
-const RUNS_MAX = 1_024
+export const RESERVED_RUNS_MAX = 1_024
 
 /** As the database keeps it: edges of runs, in bytes. */
 export type ReservedRecord = number[]
@@ -13,7 +13,7 @@ export class Reserved {
   readonly #runs = new Intervals()
 
   get isFull(): boolean {
-    return this.#runs.count > RUNS_MAX
+    return this.#runs.count > RESERVED_RUNS_MAX
   }
 
   get isEmpty(): boolean {

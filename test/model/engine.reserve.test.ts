@@ -132,6 +132,15 @@ describe('what is reserved', () => {
     expect(await pagesOf(cache, ino)).toBe(4_000)
   })
 
+  test('is all that is remembered of a file that was written here and there before', async () => {
+    const cache = await open(directory())
+    const ino = await create(cache, 'f')
+    for (let page = 0; page < 4_000; page += 2) await cache.write(ino, page * PAGE, Buffer.alloc(PAGE, 1))
+    expect(await pagesOf(cache, ino)).toBe(2_000)
+    await cache.allocate(ino, { at: 0, length: 3_999 * PAGE }, { kind: 'allocate', keepSize: true })
+    expect(await pagesOf(cache, ino)).toBe(3_999)
+  })
+
   test('counts for a file of which only the remote knows where its holes are', async () => {
     const remote = memTree()
     const first = await open(directory(), remote)
@@ -145,5 +154,10 @@ describe('what is reserved', () => {
     expect(before).toBeLessThan(1)
     await cache.allocate(inode!.ino, { at: 0, length: 20 * PAGE }, { kind: 'allocate', keepSize: true })
     expect(await pagesOf(cache, inode!.ino)).toBe(20)
+    // Beyond its end are holes for certain, whatever else is reserved.
+    await cache.allocate(inode!.ino, { at: 50 * PAGE, length: 100 * PAGE }, { kind: 'allocate', keepSize: true })
+    expect(await pagesOf(cache, inode!.ino)).toBe(120)
+    await cache.allocate(inode!.ino, { at: 0, length: 30 * PAGE }, { kind: 'allocate', keepSize: true })
+    expect(await pagesOf(cache, inode!.ino)).toBe(130)
   })
 })
