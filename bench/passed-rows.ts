@@ -5,7 +5,8 @@ import path from 'node:path'
 import { digest } from '../src/chunk/digest.js'
 import { CHUNK_BYTES } from '../src/chunk/geometry.js'
 import { directory, mount, pairs, python, run, work } from './harness.js'
-import type { Result } from './rows.js'
+import { type Result, ratioResult } from './rows.js'
+import { faster } from './tree-rows.js'
 
 const MiB = 1024 * 1024
 const ROUNDS = 3
@@ -13,7 +14,7 @@ const BESIDE = 'the disk without a sync, and the least that finding what changed
 /** Nothing is sent while it is measured. */
 const QUIET = ['--flush-interval', '1h', '--max-delay', '1h', '--dirty-limit', '8G', '--no-hold']
 
-/** Finds the chunks that changed since the last time, and stores them. @returns ms */
+/** A file of which it is found out what changed. */
 class Collected {
   readonly #sums: bigint[] = []
   readonly #buffer = new Uint8Array(CHUNK_BYTES)
@@ -23,6 +24,7 @@ class Collected {
     this.again()
   }
 
+  /** Finds the chunks that changed since the last time, and stores them. @returns ms */
   again(): number {
     const began = performance.now()
     const fd = fs.openSync(this.file, 'r')
@@ -41,15 +43,6 @@ class Collected {
 
   close() {
     fs.closeSync(this.#stored)
-  }
-}
-
-const ratio = (name: string, unit: 's' | '/s', target: number, pair: ReturnType<typeof pairs>): Result => {
-  const shown = (value: number) => (unit === 's' ? `${(value / 1000).toFixed(2)} s` : `${Math.round(value)} /s`)
-  const better = (value: number) => (unit === 's' ? 1 / value : value)
-  return {
-    ...{ work: name, beside: BESIDE, ours: shown(pair.ours), theirs: shown(pair.theirs) },
-    ...{ figure: better(pair.ratio), target, moreIsBetter: true, unit: 'ratio', spread: pair.ratios.map(better) },
   }
 }
 
@@ -80,7 +73,7 @@ export const passedRows: Record<string, () => Result[]> = {
     )
     collected.close()
     ours.kill()
-    return [ratio('65,536 random writes of 4 KiB into 1 GiB, fsync at the end', 's', 1, pair)]
+    return [faster('65,536 random writes of 4 KiB into 1 GiB, fsync at the end', BESIDE, 1, pair)]
   },
 
   'passed-sqlite': () => {
@@ -104,7 +97,7 @@ export const passedRows: Record<string, () => Result[]> = {
           return 1000 / (1000 / unsynced + each)
         },
       )
-      results.push(ratio(`SQLite one-row transactions in 64 MiB, FULL, ${mode}`, '/s', 1, pair))
+      results.push(ratioResult(`SQLite one-row transactions in 64 MiB, FULL, ${mode}`, BESIDE, '/s', 1, pair))
     }
     ours.kill()
     return results
@@ -120,7 +113,7 @@ export const passedRows: Record<string, () => Result[]> = {
       () => compile(disk),
     )
     ours.kill()
-    return [{ ...ratio('make -j2 of 100 files of C', 's', 0.9, pair), beside: 'the disk itself' }]
+    return [faster('make -j2 of 100 files of C', 'the disk itself', 0.9, pair)]
   },
 }
 

@@ -55,7 +55,7 @@ function metadataBeside(ours: string, { at, name, target }: { at: string; name: 
   })
 }
 
-const ratioResult = (
+export const ratioResult = (
   work: string,
   beside: string,
   unit: string,

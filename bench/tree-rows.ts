@@ -45,7 +45,7 @@ const timed = (work: () => unknown): number => {
 
 const seconds = (ms: number) => `${(ms / 1000).toFixed(1)} s`
 
-const faster = (work: string, beside: string, target: number, pair: ReturnType<typeof pairs>): Result => ({
+export const faster = (work: string, beside: string, target: number, pair: ReturnType<typeof pairs>): Result => ({
   ...{ work, beside, ours: seconds(pair.ours), theirs: seconds(pair.theirs) },
   ...{ figure: 1 / pair.ratio, target, moreIsBetter: true, unit: 'ratio', spread: pair.ratios.map(ratio => 1 / ratio) },
 })

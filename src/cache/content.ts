@@ -19,7 +19,7 @@ import { GUESSED, NAMED, type Row, SEALED, VERIFIED } from './chunk-table.js'
 import type { RegionExtent } from './door.js'
 import type { Durability } from './durability.js'
 import type { Maybe, Stamped } from './filesystem.js'
-import { Changed, type Inode } from './inode.js'
+import { Changed, type Inode, RESERVED_RUNS_MAX } from './inode.js'
 import type { Pull } from './pull.js'
 import {
   Kind,
@@ -33,7 +33,6 @@ import {
   writeRecordBytes,
   type ZeroRecord,
 } from './records.js'
-import { RESERVED_RUNS_MAX } from './reserved.js'
 import type { TreeState } from './state.js'
 import { Zeros } from './zeros.js'
 
@@ -517,7 +516,7 @@ export class Content {
     const { state } = this
     const [from, to] = [Math.floor(at / PAGE_BYTES), Math.ceil((at + length) / PAGE_BYTES)].map(n => n * PAGE_BYTES)
     state.ensureKnown(inode)
-    const record: ReserveRecord = [inode.ino, to - from, [...(this.#holes(inode, from, to) ?? [])].flat()]
+    const record: ReserveRecord = [inode.ino, to - from, this.#holes(inode, from, to)?.edges ?? []]
     state.append(Kind.reserve, record)
     this.replayReserve(record)
   }

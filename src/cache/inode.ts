@@ -1,7 +1,7 @@
 // One inode: what it is now, what the remote has of it, and which of its changes are on their way.
+import { Intervals } from '../chunk/intervals.js'
 import type { Attributes, Entry, Xattrs } from '../remote/tree.js'
 import type { Ino, InodeAttributes } from './filesystem.js'
-import { Reserved, type ReservedRecord } from './reserved.js'
 import { Zeros, type ZerosRecord } from './zeros.js'
 
 export const S_IFMT = 0o170000
@@ -52,8 +52,11 @@ export type InodeRecord = [
   guessed: boolean,
   zeros: ZerosRecord | null,
   btimeNs: bigint | null,
-  reserved: ReservedRecord | null,
+  reserved: number[] | null,
 ]
+
+/** Runs of a file that are only reserved. Of one that has more, it is not remembered any more which of its pages they are. */
+export const RESERVED_RUNS_MAX = 1_024
 
 /** Longer ones are no targets of symlinks (PATH_MAX). */
 const LINK_BYTES_MAX = 4_096
@@ -70,8 +73,8 @@ export class Inode implements InodeAttributes {
   size = 0
   /** Bytes that are not holes, as the remote said and as written since: never too few to tell a sparse file from a full one. */
   allocated = 0
-  /** Holes that count as allocated all the same. */
-  reserved: Reserved | null = null
+  /** Holes that fallocate(2) asked for: nothing is set aside for them, but they count as allocated. Never a page that was written. */
+  reserved: Intervals | null = null
   readonly blksize = 4096
   atimeNs = 0n
   mtimeNs = 0n
@@ -161,8 +164,9 @@ export class Inode implements InodeAttributes {
   get blocks() {
     if (this.isDirectory) return this.size / 512
     const some = this.isFile && (this.baseSize > 0 || this.writers > 0)
-    const { within, beyond } = this.reserved?.bytes(this.size) ?? { within: 0, beyond: 0 }
-    const allocated = this.#grown(within) + beyond
+    // FALLOC_FL_KEEP_SIZE reserves beyond the end as well.
+    const within = this.#reservedWithin()
+    const allocated = this.#grown(within) + (this.reserved?.bytes ?? 0) - within
     return Math.max(Math.ceil(allocated / 512), some ? 1 : 0)
   }
 
@@ -172,6 +176,13 @@ export class Inode implements InodeAttributes {
     return Math.max(this.allocated, Math.min(this.allocated + bytes, most))
   }
 
+  #reservedWithin(): number {
+    let bytes = 0
+    const end = Math.ceil(this.size / this.blksize) * this.blksize
+    for (const [from, to] of this.reserved?.within(0, end) ?? []) bytes += to - from
+    return bytes
+  }
+
   /** Pages were written, some of which were not there before. `size` is the new one. */
   allocate(pages: number, pagesNew: number): void {
     this.allocated = this.#grown(Math.max(pagesNew * this.blksize, pages * this.blksize - this.allocated))
@@ -179,13 +190,10 @@ export class Inode implements InodeAttributes {
 
   /** So many bytes, in whole pages, are allocated; of these it is known that they are holes: edges of runs. */
   reserve(bytes: number, edges: number[]): void {
-    const reserved = (this.reserved ??= new Reserved())
-    let holes = 0
-    for (let n = 0; n < edges.length; n += 2) {
-      reserved.add(edges[n], edges[n + 1])
-      holes += edges[n + 1] - edges[n]
-    }
-    this.allocated = this.#grown(Math.max(0, bytes - holes - this.allocated))
+    const holes = new Intervals(edges)
+    this.reserved ??= new Intervals()
+    for (const [from, to] of holes) this.reserved.add(from, to)
+    this.allocated = this.#grown(Math.max(0, bytes - holes.bytes - this.allocated))
     this.#boundReserved()
   }
 
@@ -199,8 +207,9 @@ export class Inode implements InodeAttributes {
   /** Of one that is too large it is remembered that all of it is allocated. */
   #boundReserved() {
     if (!this.reserved) return
-    if (this.reserved.isFull) this.allocated = this.#grown(this.reserved.bytes(this.size).within)
-    if (this.reserved.isFull || this.reserved.isEmpty) this.reserved = null
+    const isTooLarge = this.reserved.count > RESERVED_RUNS_MAX
+    if (isTooLarge) this.allocated = this.#grown(this.#reservedWithin())
+    if (isTooLarge || this.reserved.isEmpty) this.reserved = null
   }
 
   /** Pages of a chunk that are known to be zeros, though nothing of them is here. */
@@ -268,7 +277,7 @@ export class Inode implements InodeAttributes {
       this.guessed,
       this.zeros?.toRecord() ?? null,
       this.btimeNs ?? null,
-      this.reserved?.toRecord() ?? null,
+      this.reserved?.edges ?? null,
     ]
   }
 
@@ -283,7 +292,7 @@ export class Inode implements InodeAttributes {
     let flight: InodeRecord[20]
     let zeros: ZerosRecord | null
     let btimeNs: bigint | null
-    let reserved: ReservedRecord | null
+    let reserved: number[] | null
     ;[
       ,
       this.mode,
@@ -321,7 +330,7 @@ export class Inode implements InodeAttributes {
     this.xattrs = xattrs && new Map(xattrs)
     this.zeros = zeros && Zeros.fromRecord(zeros)
     this.btimeNs = btimeNs === null ? undefined : BigInt(btimeNs)
-    this.reserved = reserved && Reserved.fromRecord(reserved)
+    this.reserved = reserved && new Intervals(reserved)
     ;[this.flight, this.flightParent, this.flightName, this.flightSize, this.flightFloor] = flight
   }
 }

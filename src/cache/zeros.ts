@@ -10,7 +10,7 @@ export type ZerosRecord = [known: number[], open: number[], flight: number[]]
 
 /** A page is never both in one of these and valid in the chunk table, but for those of the flight. */
 export class Zeros {
-  readonly #known = new Intervals()
+  #known = new Intervals()
   /** Made zeros since the last cut. */
   #open = new Intervals()
   /** Made zeros by the batch that is on its way. */
@@ -87,17 +87,14 @@ export class Zeros {
   }
 
   toRecord(): ZerosRecord {
-    return [[...this.#known].flat(), [...this.#open].flat(), [...this.#flight].flat()]
+    return [this.#known.edges, this.#open.edges, this.#flight.edges]
   }
 
   static fromRecord([known, open, flight]: ZerosRecord): Zeros {
     const zeros = new Zeros()
-    const fill = (into: Intervals, edges: number[]) => {
-      for (let n = 0; n < edges.length; n += 2) into.add(edges[n], edges[n + 1])
-    }
-    fill(zeros.#known, known)
-    fill(zeros.#open, open)
-    fill(zeros.#flight, flight)
+    zeros.#known = new Intervals(known)
+    zeros.#open = new Intervals(open)
+    zeros.#flight = new Intervals(flight)
     return zeros
   }
 }

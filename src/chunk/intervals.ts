@@ -3,7 +3,17 @@
 /** Changes cost O(log n) to find the place and O(n) to make room: meant for tens of intervals, not for millions. */
 export class Intervals {
   /** from, to, from, to, …: strictly ascending. */
-  readonly #edges: number[] = []
+  readonly #edges: number[]
+
+  /** `edges`: as `edges` gave them. */
+  constructor(edges: readonly number[] = []) {
+    this.#edges = [...edges]
+  }
+
+  /** from, to, from, to, …: what is kept where a record is made of it. */
+  get edges(): number[] {
+    return [...this.#edges]
+  }
 
   /** Number of separate intervals. */
   get count() {

@@ -185,12 +185,12 @@ function wrapMethod(name: string, method: Method, invoke: Function, around: Arou
   }
 }
 
-/** Bytes in arguments or results, however deep. */
-export function countBytes(value: unknown): number {
+/** Bytes in arguments or results, however deep; `counts`: only of those views. */
+export function countBytes(value: unknown, counts?: (view: ArrayBufferView) => boolean): number {
   if (typeof value !== 'object' || value === null) return 0
-  if (ArrayBuffer.isView(value)) return value.byteLength
+  if (ArrayBuffer.isView(value)) return !counts || counts(value) ? value.byteLength : 0
   let sum = 0
-  for (const one of isMap(value) ? value.values() : Object.values(value)) sum += countBytes(one)
+  for (const one of isMap(value) ? value.values() : Object.values(value)) sum += countBytes(one, counts)
   return sum
 }
 

@@ -88,7 +88,8 @@ os.unlink(p)
       `
 import ctypes, mmap, os, struct, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
-SETUP, GETEVENTS, SUBMIT, PWRITE, SIZE = 206, 208, 209, 1, 655360
+SETUP, GETEVENTS, SUBMIT = (206, 208, 209) if os.uname().machine == 'x86_64' else (0, 4, 2)
+PWRITE, SIZE = 1, 655360
 p = sys.argv[1] + '/cycled'
 context = ctypes.c_ulong(0)
 assert libc.syscall(SETUP, 1, ctypes.byref(context)) == 0
